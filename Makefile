@@ -1,0 +1,50 @@
+# `make` alone lists the targets. Needs python3, make and core tools only.
+PYTHON ?= python3
+# The torch that goes into the environment, before the project's own requirements: pip then keeps it.
+# For instance: make demo TORCH='torch==2.8.0'
+TORCH ?= torch==2.13.0
+# Test processes, and more options for pytest: make test JOBS=4 ARGS='-k lanes'
+JOBS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+# One stamp for each TORCH, so that asking for another one installs it.
+STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+venv: $(STAMP) ## make .venv with torch (TORCH=...) and the development tools
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[worker,batch,dev]'
+	rm -f .venv/.made-*
+	touch $@
+
+demo: $(STAMP) ## start a whole stack on this machine and watch it serve
+	$(BIN)/stoker demo
+
+# Ends with pytest's own summary line, after the coverage report. Fails if the tests or the coverage gate failed.
+test: $(STAMP) ## run the tests under coverage, with its gate
+	@$(BIN)/coverage erase; log=$$(mktemp); \
+	{ $(BIN)/coverage run -m pytest -n $(JOBS) $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
+	tests=$$(cat $$log.rc); \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; gate=$$?; \
+	grep -E '(passed|failed|error|skipped|deselected|no tests ran).* in [0-9.]+s' $$log | tail -n 1; \
+	rm -f $$log $$log.rc; test "$$tests" -eq 0 && test "$$gate" -eq 0
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## check the types
+	$(BIN)/mypy
+
+clean: ## remove what was made here, .venv too
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

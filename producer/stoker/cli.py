@@ -1,0 +1,45 @@
+"""The command `stoker`: a group that the packages of this project join by the entry-point group `stoker.commands`."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+import click
+
+GROUP = "stoker.commands"
+
+
+class Commands(click.Group):
+    """A group whose other commands come from entry points: a module is imported when its command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names, sorted."""
+        return sorted({*super().list_commands(ctx), *self._joined()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one command, None where there is no such."""
+        return super().get_command(ctx, cmd_name) or self._joined().get(cmd_name)
+
+    def _joined(self) -> dict[str, click.Command]:
+        found: dict[str, click.Command] = {}
+        for point in entry_points(group=GROUP):
+            for command in point.load():
+                found[command.name] = command
+        return found
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="stoker")
+def main() -> None:
+    """Stoker keeps GPUs fed: a distributed queue for model inference on Redis.
+
+    \b
+    Exit codes: 0 ok, 1 a request failed, 2 usage, 3 Redis unreachable,
+    4 no workers or out of time, 130 interrupted.
+
+    \b
+    Start a whole stack here:      stoker up
+    Ask it something:              stoker submit "The with statement"
+    """
+
+

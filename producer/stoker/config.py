@@ -1,0 +1,150 @@
+"""Every setting, in one frozen object that is passed whole.
+
+Each field can be set by an environment variable `STOKER_<FIELD>`; the unit is the last word of the name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stoker.errors import ConfigError, InvalidRequest
+
+NAME = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+"""What an id, a tenant, a queue or a worker may be called: it stands between `:` and `|` in Redis."""
+
+MIB = 1024 * 1024
+ENV_PREFIX = "STOKER_"
+LEASE_BEATS = 3.3
+LEADER_BEATS = 3
+
+
+class Config(BaseSettings):
+    """The settings that clients, scheduler and workers of one queue share.
+
+    Raises `ConfigError` with one line a problem when a value cannot work.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    redis_url: str | None = Field(
+        None, description="redis://, rediss:// or unix:// URL; unset: the stack that runs here"
+    )
+    queue: str = Field("default", description="the queue's name, [A-Za-z0-9._~-]{1,128}")
+    state: Path | None = Field(None, description="the folder of the local stack; unset: XDG_STATE_HOME/stoker")
+    redis_server: str | None = Field(None, description="the server binary of the local stack; unset: looked for")
+
+    heartbeat_ms: int = Field(1000, ge=20, le=60_000, description="H: how often a worker beats; the same for a queue")
+
+    max_waiting: int = Field(1_000_000, ge=1, description="requests that may wait in the queue")
+    max_waiting_bytes: int = Field(2048 * MIB, ge=1, description="bytes that may wait; never over half of maxmemory")
+    max_age_s: int = Field(86_400, ge=1, description="the longest time to live of any request")
+    unschedulable_s: float = Field(600, gt=0, description="how long what no worker could hold waits before it fails")
+    max_attempts: int = Field(3, ge=1, le=100, description="failures charged to a request before it is a dead letter")
+    max_losses: int = Field(10, ge=4, le=1000, description="workers lost while running a request before it fails")
+    backoff_min_ms: int = Field(500, ge=1, description="cap of the first retry's random delay; doubles each time")
+    backoff_max_ms: int = Field(30_000, ge=1, description="the longest delay of a retry")
+
+    payload_bytes: int = Field(1 * MIB, ge=1024, le=256 * MIB, description="the largest encoded request")
+    result_bytes: int = Field(4 * MIB, ge=1024, le=256 * MIB, description="the largest encoded result")
+    wakeup_bytes: int = Field(4096, ge=0, description="the largest result carried inside a wake-up")
+    result_ttl_s: float = Field(3600, ge=1, description="how long a result can be read")
+    dead_ttl_s: float = Field(7 * 86_400, ge=1, description="how long a dead letter is kept")
+    reply_ttl_s: float = Field(600, ge=1, description="how long unread wake-ups are kept")
+    reply_len: int = Field(10_000, ge=16, description="wake-ups that may lie unread for one client")
+    tokens_ttl_s: float = Field(600, ge=1, description="how long an ended token stream can be read")
+    events: bool = Field(False, description="write the history of all transitions to the stream `events`")
+    events_len: int = Field(100_000, ge=1, description="entries of the history that are kept, about")
+    group: int = Field(512, ge=1, le=512, description="requests that one script call moves at most")
+
+    window_normal_s: float = Field(60, ge=0, description="W[normal]: how long later higher classes may pass a request")
+    window_low_s: float = Field(600, ge=0, description="W[low]")
+    window_batch_s: float = Field(3600, ge=0, description="W[batch]")
+    critical_share: float = Field(
+        0.2, ge=0, le=1, description="share of the dispatched tokens that CRITICAL may take first"
+    )
+    max_queue_delay_ms: int = Field(50, ge=0, description="how long a padded batch may wait to become fuller")
+
+    breaker_faults: int = Field(5, ge=1, description="worker faults within the window that open its circuit")
+    breaker_window_s: float = Field(60, gt=0, description="the window in which worker faults are counted")
+    breaker_open_s: float = Field(30, gt=0, description="how long a circuit stays open at first; doubles each time")
+    breaker_successes: int = Field(2, ge=1, description="successes of a half-open circuit that close it")
+
+    block_ms: int = Field(1000, ge=10, le=2000, description="the longest a blocking read waits in Redis")
+    connect_timeout_s: float = Field(2, gt=0, description="deadline of one attempt to connect")
+    socket_timeout_s: float = Field(5, gt=0, description="deadline of one reply")
+    retry_timeout_s: float = Field(10, ge=0, description="how long a client repeats a call that Redis did not answer")
+    in_flight: int = Field(4096, ge=1, description="requests that map() keeps in flight")
+    flush_ms: int = Field(50, ge=1, description="the interval at which streamed tokens are published")
+    load_timeout_s: float = Field(600, gt=0, description="limit of loading and warming up a model")
+    drain_timeout_s: float = Field(30, ge=0, description="how long a stopping worker may finish what it runs")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not NAME.fullmatch(self.queue):
+            raise ValueError(f"queue: must match {NAME.pattern}, got {self.queue!r}")
+        if self.backoff_min_ms > self.backoff_max_ms:
+            raise ValueError(
+                f"backoff_min_ms: at most backoff_max_ms ({self.backoff_max_ms}), got {self.backoff_min_ms}"
+            )
+        if not self.window_normal_s <= self.window_low_s <= self.window_batch_s:
+            raise ValueError("window_normal_s <= window_low_s <= window_batch_s must hold")
+        if self.block_ms / 1000 >= self.socket_timeout_s:
+            raise ValueError(
+                f"block_ms: must be under socket_timeout_s ({self.socket_timeout_s:g} s), got {self.block_ms}"
+            )
+        return self
+
+    @property
+    def lease_us(self) -> int:
+        """T: how long a worker may be silent before its work is taken back, in microseconds."""
+        return int(self.heartbeat_ms * 1000 * LEASE_BEATS)
+
+    @property
+    def leader_lease_us(self) -> int:
+        """L: how long a leader may be silent before another takes over, in microseconds."""
+        return self.heartbeat_ms * 1000 * LEADER_BEATS
+
+
+def load_config(**overrides: object) -> Config:
+    """Return the settings of the environment with `overrides` (None means: not given) on top.
+
+    Raises `ConfigError` with one line a problem; an unknown `STOKER_` variable names the nearest known one.
+    """
+    problems = [_unknown(name) for name in os.environ if name.startswith(ENV_PREFIX) and not _known(name)]
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        config = Config(**given)  # type: ignore[arg-type]  # values of any type are what pydantic validates
+    except ValidationError as error:
+        problems += [_problem(item["loc"], item["msg"], item["input"]) for item in error.errors()]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def check_name(field: str, value: object) -> str:
+    """Return `value` when it may stand in a key; raises `InvalidRequest` naming the field otherwise."""
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise InvalidRequest(field, f"must match {NAME.pattern}", value)
+    return value
+
+
+def _known(name: str) -> bool:
+    return name.removeprefix(ENV_PREFIX).lower() in Config.model_fields
+
+
+def _unknown(name: str) -> str:
+    known = [ENV_PREFIX + field.upper() for field in Config.model_fields]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name}: unknown setting" + (f"; did you mean {near[0]}?" if near else "; see `stoker config show`")
+
+
+def _problem(location: tuple[int | str, ...], message: str, value: object) -> str:
+    text = message.removeprefix("Value error, ")
+    return f"{ENV_PREFIX}{str(location[0]).upper()}: {text}, got {value!r}" if location else text

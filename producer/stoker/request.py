@@ -1,0 +1,228 @@
+"""What a client asks for, and what it gets back."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stoker.config import check_name
+from stoker.errors import InvalidRequest, RequestError
+
+MAX_TOKENS = 1 << 24
+MAX_TOKEN_ID = 0xFFFF_FFFF
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+
+
+class RequestPriority(enum.StrEnum):
+    """The class of a request; its value is the name of its lane."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRequest:
+    """One request: exactly one of `prompt_tokens`, `prompt`, `messages` and `inputs`, and how to answer it.
+
+    `timeout` is the request's time to live in seconds from its acceptance. Raises `InvalidRequest` naming
+    the field, its limit and the value given.
+    """
+
+    request_id: str | None = None
+    prompt_tokens: Sequence[int] | None = None
+    prompt: str | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
+    inputs: Any = None
+    max_tokens: int = 16
+    priority: RequestPriority = RequestPriority.NORMAL
+    timeout: float | None = None
+    tenant: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    ignore_eos: bool = False
+    stream: bool = False
+    metadata: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_names(self)
+        _check_prompt(self)
+        _check_sampling(self)
+        _check_flags(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Times of one request by the clock of Redis, in milliseconds; None where the request never got that far.
+
+    `queue_ms`: accepted to begun. `ttft_ms`: accepted to the first token. `e2e_ms`: accepted to settled.
+    """
+
+    queue_ms: float | None = None
+    ttft_ms: float | None = None
+    e2e_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResponse:
+    """The one outcome of a request. `error` is set exactly when `status` is not `succeeded`."""
+
+    request_id: str
+    status: str
+    text: str = ""
+    token_ids: list[int] | None = None
+    output: Any = None
+    finish_reason: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    attempts: int = 0
+    worker: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    error: RequestError | InvalidRequest | None = None
+
+    def unwrap(self) -> InferenceResponse:
+        """Return this response; raises its `error` when there is one."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer: whole characters, the tokens behind them, and where they begin."""
+
+    text: str
+    token_ids: list[int]
+    attempt: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted(Chunk):
+    """The answer starts anew: forget the text seen so far (a worker was lost and another one began again)."""
+
+
+def _check_names(request: InferenceRequest) -> None:
+    if request.request_id is not None:
+        check_name("request_id", request.request_id)
+    if request.tenant is not None:
+        check_name("tenant", request.tenant)
+    try:
+        object.__setattr__(request, "priority", RequestPriority(request.priority))
+    except ValueError:
+        names = ", ".join(RequestPriority)
+        raise InvalidRequest("priority", f"must be one of {names}", request.priority) from None
+
+
+def _check_prompt(request: InferenceRequest) -> None:
+    given = [name for name in ("prompt_tokens", "prompt", "messages", "inputs") if getattr(request, name) is not None]
+    if len(given) != 1:
+        raise InvalidRequest("prompt", "give exactly one of prompt_tokens, prompt, messages and inputs", given or None)
+    if request.prompt_tokens is not None:
+        check_tokens("prompt_tokens", request.prompt_tokens)
+    if request.prompt is not None:
+        _check_text("prompt", request.prompt)
+    if request.messages is not None:
+        _check_messages(request.messages)
+
+
+def check_tokens(name: str, tokens: object) -> None:
+    """Raise `InvalidRequest` unless `tokens` is a non-empty sequence of ints that fit 32 unsigned bits."""
+    if not isinstance(tokens, Sequence) or isinstance(tokens, str | bytes) or not tokens:
+        raise InvalidRequest(name, "must be a non-empty list of token ids", tokens)
+    if set(map(type, tokens)) != {int}:
+        wrong = next(token for token in tokens if type(token) is not int)
+        raise InvalidRequest(name, "token ids must be integers", wrong)
+    for bound in (min(tokens), max(tokens)):
+        if not 0 <= bound <= MAX_TOKEN_ID:
+            raise InvalidRequest(name, f"token ids must be from 0 to {MAX_TOKEN_ID}", bound)
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str) or not text:
+        raise InvalidRequest(name, "must be a non-empty string", text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(name, "must be valid Unicode without lone surrogates", text) from None
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+        raise InvalidRequest("messages", "must be a non-empty list of {role, content}", messages)
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise InvalidRequest(f"messages[{index}]", "must have exactly role and content", message)
+        for key in ("role", "content"):
+            _check_text(f"messages[{index}].{key}", message[key])
+
+
+def _check_sampling(request: InferenceRequest) -> None:
+    _check_int("max_tokens", request.max_tokens, 1, MAX_TOKENS)
+    _check_float("temperature", request.temperature, 0, 100)
+    _check_float("top_p", request.top_p, 0, 1, open_low=True)
+    if request.top_k is not None:
+        _check_int("top_k", request.top_k, 1, MAX_TOKENS)
+    if request.seed is not None:
+        _check_int("seed", request.seed, 0, (1 << 63) - 1)
+    if request.timeout is not None:
+        _check_float("timeout", request.timeout, 0, math.inf, open_low=True)
+    if request.stop is not None:
+        object.__setattr__(request, "stop", _check_stop(request.stop))
+
+
+def _check_stop(stop: object) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Sequence) else ()
+    if not 1 <= len(stops) <= MAX_STOPS:
+        raise InvalidRequest("stop", f"must be a string or a list of 1 to {MAX_STOPS} strings", stop)
+    for text in stops:
+        _check_text("stop", text)
+        if len(text) > MAX_STOP_CHARS:
+            raise InvalidRequest("stop", f"a stop string has at most {MAX_STOP_CHARS} characters", text)
+    return stops
+
+
+def _check_flags(request: InferenceRequest) -> None:
+    for name in ("ignore_eos", "stream"):
+        if type(getattr(request, name)) is not bool:
+            raise InvalidRequest(name, "must be True or False", getattr(request, name))
+    if request.metadata is not None and not isinstance(request.metadata, Mapping):
+        raise InvalidRequest("metadata", "must be a mapping", request.metadata)
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidRequest(name, f"must be an integer from {low} to {high}", value)
+
+
+def _check_float(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # NaN fails every comparison, so it is refused here too.
+    if not number or not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):  # type: ignore[operator, arg-type]  # number narrows it
+        limit = f"over {low:g}" if open_low else f"at least {low:g}"
+        raise InvalidRequest(
+            name, f"must be a finite number {limit}" + ("" if math.isinf(high) else f" and at most {high:g}"), value
+        )

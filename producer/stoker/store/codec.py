@@ -1,0 +1,313 @@
+"""Requests and results as bytes: the header that the scripts read, the msgpack behind it, and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stoker.config import Config
+from stoker.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    RequestCancelled,
+    RequestError,
+    RequestExpired,
+    RequestFailed,
+)
+from stoker.request import InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage
+from stoker.store.pack import pack, pack_tokens, unpack, unpack_tokens
+
+VERSION = "1"
+MAX_HEADER = 496
+STAMP = 16
+BYTES_PER_TOKEN = 4.0
+"""The first guess for a text's tokens, until the queue has learned its model's own figure."""
+
+DEFAULTS: dict[str, Any] = {
+    "max_tokens": 16,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "top_k": None,
+    "seed": None,
+    "stop": None,
+    "ignore_eos": False,
+}
+PROMPTS = ("prompt_tokens", "prompt", "messages", "inputs")
+NEXT_HIGHER = {"critical": "critical", "high": "high", "normal": "high", "low": "normal", "batch": "low"}
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One request as `submit` takes it."""
+
+    id: str
+    nonce: str
+    header: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One request as a worker gets it back, not yet checked against a model."""
+
+    id: str
+    nonce: str
+    stream: bool
+    accepted_us: int
+    attempt: int
+    request: InferenceRequest
+
+
+def class_windows_us(config: Config) -> dict[str, int]:
+    """W of each class, in microseconds: how long later arrivals of the best class may pass a request."""
+    return {
+        "critical": 0,
+        "high": 0,
+        "normal": int(config.window_normal_s * 1e6),
+        "low": int(config.window_low_s * 1e6),
+        "batch": int(config.window_batch_s * 1e6),
+    }
+
+
+def class_term_us(priority: RequestPriority, timeout: float | None, config: Config, estimate: float = 0.0) -> int:
+    """What a request's score adds to its arrival: its class's W; a deadline lifts by one class at most.
+
+    `clamp(timeout - estimate, W[next higher class], W[class])`, in microseconds; `estimate` (seconds) of its service.
+    """
+    windows = class_windows_us(config)
+    if timeout is None:
+        return windows[priority]
+    return min(max(int((timeout - estimate) * 1e6), windows[NEXT_HIGHER[priority]]), windows[priority])
+
+
+def encode(
+    request: InferenceRequest,
+    *,
+    request_id: str,
+    nonce: str,
+    reply: str,
+    config: Config,
+    bytes_per_token: float = BYTES_PER_TOKEN,
+) -> Submission:
+    """Return `request` as `submit` takes it.
+
+    Raises `InvalidRequest` for a timeout over the maximum age and for what msgpack cannot hold, `PayloadTooLarge` over
+    `payload_bytes`.
+    """
+    if request.timeout is not None and request.timeout > config.max_age_s:
+        raise InvalidRequest("timeout", f"must be at most max_age_s ({config.max_age_s} s)", request.timeout)
+    core = pack(_core(request))
+    body = b"\x92" + core + pack(request.metadata, "metadata")
+    if len(body) > config.payload_bytes:
+        raise PayloadTooLarge("request", f"encoded size must be at most {config.payload_bytes} bytes", len(body))
+    prompt, exact = prompt_tokens(request, bytes_per_token)
+    fields = (
+        VERSION,
+        nonce,
+        hashlib.blake2b(core, digest_size=12).hexdigest(),
+        request.priority.value,
+        request.tenant or "",
+        str(max(1, int(request.timeout * 1e6)) if request.timeout else 0),
+        str(class_term_us(request.priority, request.timeout, config)),
+        f"{prompt}:{request.max_tokens}:{'x' if exact else 'e'}",
+        str(len(body)),
+        reply,
+        "1" if request.stream else "0",
+        "",
+        "",
+    )
+    return Submission(request_id, nonce, "|".join(fields).encode(), body)
+
+
+def prompt_tokens(request: InferenceRequest, bytes_per_token: float) -> tuple[int, bool]:
+    """Return the request's prompt tokens and whether that is exact; text is estimated from its bytes."""
+    if request.prompt_tokens is not None:
+        return len(request.prompt_tokens), True
+    if request.inputs is not None:
+        # What an input costs only the user's class knows; one token a request until its worker says more.
+        return 1, False
+    return max(1, round(text_bytes(request) / bytes_per_token)), False
+
+
+def text_bytes(request: InferenceRequest) -> int:
+    """Return the bytes of the request's text, from which its tokens are estimated; 0 where it has none."""
+    if request.prompt is not None:
+        return len(request.prompt.encode())
+    return sum(len(message["content"].encode()) for message in request.messages or ())
+
+
+def _core(request: InferenceRequest) -> dict[str, Any]:
+    """What can change the answer: prompt and sampling; the digest covers this."""
+    core: dict[str, Any] = {}
+    if request.prompt_tokens is not None:
+        core["prompt_tokens"] = pack_tokens(request.prompt_tokens)
+    elif request.prompt is not None:
+        core["prompt"] = request.prompt
+    elif request.messages is not None:
+        core["messages"] = [dict(message) for message in request.messages]
+    else:
+        core["inputs"] = request.inputs
+    for name, default in DEFAULTS.items():
+        value = getattr(request, name)
+        if value != default:
+            core[name] = list(value) if name == "stop" else value
+    return core
+
+
+def decode_payload(request_id: str, data: bytes, attempt: int) -> Payload:
+    """Return what a client submitted; raises `InvalidRequest` for anything that `encode` would not have made."""
+    try:
+        header, body = _split(data[STAMP:], 12)
+        version, nonce, _, priority, tenant, timeout, _, _, _, _, stream, _ = header
+        accepted = int(data[:STAMP])
+    except ValueError:
+        raise InvalidRequest("header", "must have the fields of version 1", len(data)) from None
+    if version != VERSION:
+        raise InvalidRequest("header", f"must be of version {VERSION}", version)
+    value = unpack(body)
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], dict):
+        raise InvalidRequest("payload", "must be [request, metadata]", type(value).__name__)
+    core, metadata = value
+    unknown = set(core) - set(DEFAULTS) - set(PROMPTS)
+    if unknown:
+        raise InvalidRequest("payload", "has an unknown field", sorted(map(str, unknown))[0])
+    if core.get("prompt_tokens") is not None:
+        core["prompt_tokens"] = unpack_tokens(core["prompt_tokens"])
+    request = InferenceRequest(
+        request_id=request_id,
+        priority=RequestPriority(priority),
+        tenant=tenant or None,
+        timeout=int(timeout) / 1e6 or None,
+        stream=stream == "1",
+        metadata=metadata,
+        **core,
+    )
+    return Payload(request_id, nonce, stream == "1", accepted, attempt, request)
+
+
+def _split(data: bytes, fields: int) -> tuple[list[str], bytes]:
+    """Return the `fields` texts before as many `|`, and the bytes behind them."""
+    *texts, body = data.split(b"|", fields)
+    if len(texts) != fields:
+        raise ValueError(f"{fields} fields expected")
+    return [text.decode() for text in texts], body
+
+
+def encode_answer(
+    *,
+    text: str = "",
+    token_ids: list[int] | None = None,
+    output: Any = None,
+    finish_reason: str = "stop",
+    prompt: int = 0,
+    completion: int = 0,
+    first_token_us: int = -1,
+    metadata: Any = None,
+) -> bytes:
+    """Return the body of a successful result; raises `InvalidRequest` when `output` has no msgpack form."""
+    answer: dict[str, Any] = {"text": text, "finish_reason": finish_reason, "prompt": prompt, "completion": completion}
+    if token_ids is not None:
+        answer["token_ids"] = pack_tokens(token_ids)
+    if output is not None:
+        answer["output"] = output
+    if first_token_us >= 0:
+        answer["first_token_us"] = first_token_us
+    if metadata is not None:
+        answer["metadata"] = metadata
+    return pack(answer, "output")
+
+
+def encode_failure(message: str, error: InvalidRequest | None = None) -> bytes:
+    """Return the body of a failed result; `error` keeps field, limit and value apart."""
+    body: dict[str, Any] = {"message": message[:2000]}
+    if error is not None:
+        body |= {"field": error.field, "limit": error.limit, "value": str(error.value)[:200]}
+    return pack(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A result as it lies in Redis; `body` is None where a wake-up left it out for its size."""
+
+    status: str
+    nonce: str
+    digest: str
+    id: str
+    accepted_us: int
+    begun_us: int | None
+    settled_us: int
+    attempts: int
+    reason: str
+    inc: str
+    history: str
+    body: bytes | None
+
+    @property
+    def worker(self) -> str | None:
+        """The name of the worker whose attempt counted."""
+        return self.inc.rsplit(":", 1)[0] or None
+
+
+def decode_outcome(data: bytes) -> Outcome:
+    """Return the result in `data`, a value of `result:<id>` or an element of a wake-up."""
+    (status, nonce, digest, request_id, accepted, begun, settled, attempts, reason, inc, history, size), body = _split(
+        data, 12
+    )
+    return Outcome(
+        status,
+        nonce,
+        digest,
+        request_id,
+        int(accepted),
+        int(begun) if begun else None,
+        int(settled),
+        int(attempts),
+        reason,
+        inc,
+        history,
+        body if len(body) == int(size) else None,
+    )
+
+
+def response_of(outcome: Outcome) -> InferenceResponse:
+    """Return the outcome (with its body) as the client sees it."""
+    body = unpack(outcome.body, "result") if outcome.body else {}
+    queue = None if outcome.begun_us is None else (outcome.begun_us - outcome.accepted_us) / 1000
+    first = body.get("first_token_us")
+    tokens = body.get("token_ids")
+    return InferenceResponse(
+        request_id=outcome.id,
+        status=outcome.status,
+        text=body.get("text", ""),
+        token_ids=None if tokens is None else unpack_tokens(tokens, "token_ids"),
+        output=body.get("output"),
+        finish_reason=body.get("finish_reason") or ("cancelled" if outcome.status == "cancelled" else None),
+        usage=Usage(body.get("prompt", 0), body.get("completion", 0)),
+        timings=Timings(
+            queue_ms=queue,
+            ttft_ms=None if queue is None or first is None else queue + first / 1000,
+            e2e_ms=(outcome.settled_us - outcome.accepted_us) / 1000,
+        ),
+        attempts=outcome.attempts,
+        worker=outcome.worker,
+        metadata=body.get("metadata"),
+        error=_error(outcome, body),
+    )
+
+
+def _error(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequest | None:
+    makers: dict[str, Callable[[], RequestError | InvalidRequest]] = {
+        "failed": lambda: _failure(outcome, body),
+        "expired": lambda: RequestExpired(outcome.id),
+        "cancelled": lambda: RequestCancelled(outcome.id),
+    }
+    maker = makers.get(outcome.status)
+    return maker() if maker else None
+
+
+def _failure(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequest:
+    if "field" in body:
+        return InvalidRequest(body["field"], body["limit"], body["value"])
+    return RequestFailed(outcome.id, body.get("message") or outcome.reason, outcome.attempts)

@@ -1,0 +1,248 @@
+"""Running calls and reads against Redis, blocking or awaited; the one place where its errors become ours.
+
+redis-py's own retries are off: they send a command again that may have run. Here only scripts and reads are repeated,
+which do the same once or twice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import redis
+import redis.asyncio
+import stamina
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from stoker.config import Config
+from stoker.errors import ConfigError, RedisUnavailable
+from stoker.store.keys import Keys
+from stoker.store.scripts import Call, load_scripts
+
+T = TypeVar("T")
+Command = tuple[str | bytes | int | float, ...]
+
+REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY ")
+"""How Redis says that it cannot do it now; on 6.2 an error inside a script is plain text with one of these in it."""
+
+POOL = 64
+BLOCK_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[T]):
+    """Commands that change nothing, sent together, whose replies `parse` makes a value of."""
+
+    commands: Sequence[Command]
+    parse: Callable[[list[Any]], T]
+
+
+class Unreachable(RedisUnavailable):
+    """Redis did not answer: the call is worth repeating."""
+
+
+def new_id() -> str:
+    """Return 16 random hex digits: a nonce, a client's name, a generation."""
+    return os.urandom(8).hex()
+
+
+def redis_options(config: Config, *, block_s: float = 0.0) -> dict[str, Any]:
+    """Return the options of every connection; one that blocks for `block_s` gets that much longer for its reply."""
+    return {
+        "protocol": 3,
+        "legacy_responses": False,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_connect_timeout": config.connect_timeout_s,
+        "socket_timeout": block_s + BLOCK_GRACE_S if block_s else config.socket_timeout_s,
+        "max_connections": POOL,
+        "timeout": config.socket_timeout_s,
+    }
+
+
+def checked_url(config: Config) -> str:
+    """Return the URL to connect to; raises `ConfigError` when there is none or its scheme is unknown."""
+    url = config.redis_url
+    if not url:
+        raise ConfigError("no Redis: start a stack here with `stoker up`, or set STOKER_REDIS_URL")
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigError(f"redis_url: must begin with redis://, rediss:// or unix://, got {redact(url)!r}")
+    return url
+
+
+def redact(url: str) -> str:
+    """Return the URL without its user and password."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+class _Base:
+    """What both stores share: the scripts, the keys, and the meaning of errors."""
+
+    def __init__(self, config: Config, *, clock: str | None = None) -> None:
+        self.config = config
+        self.keys = Keys(config.queue)
+        self._scripts = load_scripts(config, clock)
+        self._since: float | None = None
+
+    def _evalsha(self, call: Call[Any]) -> Command:
+        return ("EVALSHA", self._scripts[call.script].sha, 1, self.keys.prefix, *call.args)
+
+    def _eval(self, call: Call[Any]) -> Command:
+        return ("EVAL", self._scripts[call.script].source, 1, self.keys.prefix, *call.args)
+
+    def _ours(self, error: Exception, what: str) -> Exception:
+        """Return the error of this package that `error` means while doing `what`."""
+        text = str(error)
+        where = redact(self.config.redis_url or "")
+        if isinstance(error, exceptions.AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
+            return RedisUnavailable(f"{what}: Redis at {where} refuses the credentials")
+        busy = isinstance(error, exceptions.BusyLoadingError)
+        if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError) and not busy:
+            self._since = self._since or time.monotonic()
+            gone = time.monotonic() - self._since
+            return Unreachable(
+                f"{what}: Redis at {where} does not answer since {gone:.1f} s ({text or type(error).__name__})"
+            )
+        if busy or isinstance(error, exceptions.ReadOnlyError) or any(word in text for word in REFUSALS):
+            return RedisUnavailable(f"{what}: Redis at {where} refuses for now ({text[:200]})")
+        return error
+
+
+class Store(_Base):
+    """One queue in one Redis, blocking. May be shared by threads."""
+
+    def __init__(self, config: Config, *, block_s: float = 0.0, clock: str | None = None, client: Any = None) -> None:
+        """Connect lazily; `block_s` is how long reads may block; `client` replaces the redis-py client in tests."""
+        super().__init__(config, clock=clock)
+        self._redis = client or _sync_client(config, block_s)
+
+    def run(self, call: Call[T]) -> T:
+        """Make the call; raises `RedisUnavailable`."""
+        return call.parse(self._guard(call.script, lambda: self._call(call)))
+
+    def read(self, read: Read[T]) -> T:
+        """Read; raises `RedisUnavailable`."""
+        return read.parse(self._guard("read", lambda: self._commands(read.commands)))
+
+    def run_patiently(self, call: Call[T]) -> T:
+        """Make the call, again for `retry_timeout_s` while Redis does not answer; raises `RedisUnavailable`."""
+        return self._patiently(lambda: self.run(call))
+
+    def read_patiently(self, read: Read[T]) -> T:
+        """Read, again while Redis does not answer, for at most `retry_timeout_s`; raises `RedisUnavailable`."""
+        return self._patiently(lambda: self.read(read))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._redis.close()
+
+    def _patiently(self, once: Callable[[], T]) -> T:
+        try:
+            return once()
+        except Unreachable:
+            if not self.config.retry_timeout_s:
+                raise
+        return stamina.retry(on=Unreachable, attempts=None, **_patience(self.config))(once)()
+
+    def _call(self, call: Call[Any]) -> list[Any]:
+        try:
+            return cast("list[Any]", self._redis.execute_command(*self._evalsha(call)))
+        except exceptions.NoScriptError:
+            return cast("list[Any]", self._redis.execute_command(*self._eval(call)))
+
+    def _commands(self, commands: Sequence[Command]) -> list[Any]:
+        if len(commands) == 1:
+            return [self._redis.execute_command(*commands[0])]
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return cast("list[Any]", pipeline.execute())
+
+    def _guard(self, what: str, attempt: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            reply = attempt()
+        except (exceptions.RedisError, OSError) as error:
+            raise self._ours(error, what) from error
+        self._since = None
+        return reply
+
+
+class AsyncStore(_Base):
+    """One queue in one Redis, awaited. Belongs to the event loop that first uses it."""
+
+    def __init__(self, config: Config, *, block_s: float = 0.0, clock: str | None = None, client: Any = None) -> None:
+        """Connect lazily; `block_s` is how long reads may block; `client` replaces the redis-py client in tests."""
+        super().__init__(config, clock=clock)
+        self._redis = client or _async_client(config, block_s)
+
+    async def run(self, call: Call[T]) -> T:
+        """Make the call; raises `RedisUnavailable`."""
+        return call.parse(await self._guard(call.script, lambda: self._call(call)))
+
+    async def read(self, read: Read[T]) -> T:
+        """Read; raises `RedisUnavailable`."""
+        return read.parse(await self._guard("read", lambda: self._commands(read.commands)))
+
+    async def run_patiently(self, call: Call[T]) -> T:
+        """Make the call, again for `retry_timeout_s` while Redis does not answer; raises `RedisUnavailable`."""
+        return await self._patiently(lambda: self.run(call))
+
+    async def read_patiently(self, read: Read[T]) -> T:
+        """Read, again while Redis does not answer, for at most `retry_timeout_s`; raises `RedisUnavailable`."""
+        return await self._patiently(lambda: self.read(read))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._redis.aclose()
+
+    async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await once()
+        except Unreachable:
+            if not self.config.retry_timeout_s:
+                raise
+        async for attempt in stamina.retry_context(on=Unreachable, attempts=None, **_patience(self.config)):
+            with attempt:
+                return await once()
+        raise AssertionError("unreachable: the last attempt raises")
+
+    async def _call(self, call: Call[Any]) -> list[Any]:
+        try:
+            return cast("list[Any]", await self._redis.execute_command(*self._evalsha(call)))
+        except exceptions.NoScriptError:
+            return cast("list[Any]", await self._redis.execute_command(*self._eval(call)))
+
+    async def _commands(self, commands: Sequence[Command]) -> list[Any]:
+        if len(commands) == 1:
+            return [await self._redis.execute_command(*commands[0])]
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return cast("list[Any]", await pipeline.execute())
+
+    async def _guard(self, what: str, attempt: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+        try:
+            reply = await attempt()
+        except (exceptions.RedisError, OSError) as error:
+            raise self._ours(error, what) from error
+        self._since = None
+        return reply
+
+
+def _patience(config: Config) -> dict[str, Any]:
+    return {"timeout": config.retry_timeout_s, "wait_initial": 0.05, "wait_max": 1.0, "wait_jitter": 0.05}
+
+
+def _sync_client(config: Config, block_s: float) -> redis.Redis:
+    pool = redis.BlockingConnectionPool.from_url(checked_url(config), **redis_options(config, block_s=block_s))
+    return redis.Redis.from_pool(pool)
+
+
+def _async_client(config: Config, block_s: float) -> redis.asyncio.Redis:
+    options = redis_options(config, block_s=block_s)
+    return redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(checked_url(config), **options))

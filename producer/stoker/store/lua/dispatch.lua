@@ -1,0 +1,112 @@
+-- use: events fence counts flight members incs
+-- Hand up to 512 waiting requests to one incarnation: out of their lanes, into its work hash, credit reserved, one doorbell.
+-- Suspects go alone to an incarnation that holds nothing, one quarantine at a time in the whole queue.
+-- KEYS[1] prefix
+-- ARGV    leader's token, n (rises with every call of a token, refused ones too), inc, then per request: lane, member, cost
+--         (tokens that will be reserved, at most prompt + max_tokens)
+-- Returns OK delivery, then a word per request: TOOK, GONE (not in its lane), HELD (by this inc already), FULL (no credit)
+--         | SEEN delivery ids... (this n was used: what is still held under it) | FENCED
+--         | REFUSED | BUSY (a quarantine runs) | DRAIN (will take suspects once it holds nothing) | QUARANTINE (takes no clean work)
+local n, inc = tonumber(ARGV[2]), ARGV[3]
+local epoch, nonce = string.match(token, '^(%d+):[^:]*:(.*)$')
+local delivery = epoch .. '-' .. nonce .. '-' .. ARGV[2]
+local work = K .. 'work:' .. inc
+
+local ids, by_lane, flight_keys = {}, {}, {}
+for i = 4, #ARGV, 3 do
+  local id, z = string.match(ARGV[i + 1], '^([^:]*):'), by_lane[ARGV[i]]
+  if not z then z = {} by_lane[ARGV[i]] = z end
+  z[#z + 1] = ARGV[i + 1]
+  ids[#ids + 1] = id
+  flight_keys[#flight_keys + 1] = K .. 'flight:' .. id
+end
+local members = #ids > 0 and call('HMGET', work, unpack(ids)) or {}
+
+if n <= tonumber(call('HGET', K .. 'leader', 'n')) then
+  local out = {'SEEN', delivery}
+  for i, id in ipairs(ids) do
+    local m = held(members[i])
+    if m and m.delivery == delivery then out[#out + 1] = id end
+  end
+  return out
+end
+touch()
+call('HSET', K .. 'leader', 'n', ARGV[2])
+
+local c = inc_record(inc)
+if not c or c[LIFE] ~= 'live' or c[ACCEPTING] ~= '1' or c[DRAINED] == '1' or call('EXISTS', K .. 'void:' .. inc) == 1 then
+  return {'REFUSED', delivery}
+end
+
+local suspects = by_lane.suspect
+local rows = call('HLEN', work)
+local function quarantined()
+  local holder = string.match(call('GET', K .. 'quarantine') or '', '^(.*)|')
+  local busy = holder and call('HLEN', K .. 'work:' .. holder) > 0
+  if suspects then
+    for name in pairs(by_lane) do
+      if name ~= 'suspect' then return 'REFUSED' end
+    end
+    if busy then return 'BUSY' end
+    call('SET', K .. 'quarantine', inc .. '|' .. int(now))
+    if rows > 0 then return 'DRAIN' end
+  elseif holder == inc then
+    if busy then return 'QUARANTINE' end
+    call('DEL', K .. 'quarantine')
+  end
+end
+local refused = quarantined()
+if refused then return {refused, delivery} end
+
+local most_rows, capacity, rect = tonumber(c[ROWS]), tonumber(c[CAPACITY]), c[CACHE] == 'rect'
+local total, longest = tonumber(call('HGET', K .. 'credit', inc) or '0'), 0
+if rect then
+  for _, text in ipairs(call('HVALS', work)) do longest = math.max(longest, held(text).cost) end
+end
+local function fits(cost)
+  if rows + 1 > most_rows then return false end
+  if rect then return (rows + 1) * math.max(longest, cost) <= capacity end
+  return total + cost <= capacity
+end
+
+local scores = {}
+for name, z in pairs(by_lane) do
+  local found = call('ZMSCORE', K .. 'lane:' .. name, unpack(z))
+  for j = 1, #z do scores[z[j]] = found[j] end
+end
+local flights = #ids > 0 and call('MGET', unpack(flight_keys)) or {}
+local out, took, sets, entries, leaving, reserved = {'OK', delivery}, {}, {}, {}, {}, 0
+
+local function take(i, id, score, cost)
+  local name, mb = ARGV[3 * i + 1], ARGV[3 * i + 2]
+  local f = flights[i] and decode(flights[i]) or fresh(id)
+  f[DELIVERY], f[STATE], f[SCORE] = delivery, 'D', score
+  rows, total, reserved, longest = rows + 1, total + cost, reserved + cost, math.max(longest, cost)
+  scores[mb], members[i] = nil, true
+  local z = leaving[name]
+  if not z then z = {} leaving[name] = z end
+  z[#z + 1] = mb
+  sets[#sets + 1], sets[#sets + 2] = flight_keys[i], table.concat(f, '|')
+  entries[#entries + 1], entries[#entries + 2] = id, held_text({delivery = delivery, cost = cost, state = 'D', since = now,
+    suspect = suspects and '1' or '0'})
+  took[#took + 1] = id
+  count_waiting(f[TENANT], -1, tonumber(f[BYTES]))
+  ev(id, 'dispatch', delivery, inc, score, name, cost)
+  return 'TOOK'
+end
+
+for i, id in ipairs(ids) do
+  local mb, cost = ARGV[3 * i + 2], tonumber(ARGV[3 * i + 3])
+  local score = scores[mb]
+  out[i + 2] = not score and 'GONE' or members[i] and 'HELD' or not fits(cost) and 'FULL' or take(i, id, score, cost)
+end
+if #took > 0 then
+  for name, z in pairs(leaving) do call('ZREM', K .. 'lane:' .. name, unpack(z)) end
+  call('MSET', unpack(sets))
+  call('HSET', work, unpack(entries))
+  call('HINCRBY', K .. 'credit', inc, reserved)
+  call('XADD', K .. 'stream:' .. inc, '*', 'delivery', delivery, 'ids', table.concat(took, ' '))
+  counted()
+  emit('dispatch', token)
+end
+return out

@@ -1,0 +1,31 @@
+-- use: events fence gap counts flight finish
+-- End what is past its deadline, or older than the maximum age at the head of a lane: EXPIRED, RUNNING too. Nothing in a
+-- grace. Forgets dead letters that are past their retention.
+-- KEYS[1] prefix
+-- ARGV    leader's token
+-- Returns the ids | FENCED
+local grace = gap()
+local out, seen = {}, {}
+local function expire(id, reason)
+  local f = not seen[id] and record(id)
+  seen[id] = true
+  if f then
+    out[#out + 1] = id
+    finish(id, f, 'expired', reason, '', '', false)
+  end
+end
+if not grace then
+  for _, id in ipairs(call('ZRANGEBYSCORE', K .. 'deadlines', '-inf', int(now), 'LIMIT', 0, GROUP_MOST)) do expire(id, 'deadline') end
+  for name in pairs(LANES) do
+    for _, mb in ipairs(call('ZRANGE', K .. 'lane:' .. name, 0, 7)) do
+      local id = string.match(mb, '^([^:]*):')
+      local accepted = tonumber(call('GETRANGE', K .. 'payload:' .. id, 0, STAMP - 1))
+      if accepted and now - accepted > MAX_AGE then expire(id, 'age') end
+    end
+  end
+  call('ZREMRANGEBYSCORE', K .. 'dead', '-inf', int(now - DEAD_TTL * 1000))
+  finish_all()
+  counted()
+end
+emit('expire', token)
+return out

@@ -1,0 +1,5 @@
+-- Number the next start of a worker's child, so that starts are ordered.
+-- KEYS[1] prefix
+-- ARGV    none
+-- Returns the number
+return {call('INCR', K .. 'incs')}

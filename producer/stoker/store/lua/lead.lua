@@ -1,0 +1,36 @@
+-- use: events gap
+-- Take a lapsed lease with the next epoch, or renew one's own. Every scheduler, standby too, calls this each H/4, so that
+-- there is a tick to compare with. Makes `generation` and `h` where there are none.
+-- KEYS[1] prefix
+-- ARGV    node:nonce, the generation known (or empty), random, H in microseconds
+-- Returns LEADER token generation | STANDBY the leader's token, generation | VOID generation (another Redis history)
+--         | OTHER_H h
+local me = ARGV[1]
+touch()
+local h = call('GET', K .. 'h')
+if h and h ~= ARGV[4] then return {'OTHER_H', h} end
+if not h then call('SET', K .. 'h', ARGV[4]) end
+gap()
+local generation = call('GET', K .. 'generation')
+if not generation then
+  generation = ARGV[3]
+  call('SET', K .. 'generation', generation)
+end
+local out
+local leader = call('HMGET', K .. 'leader', 'token', 'until')
+local lapse = tonumber(leader[2] or '0')
+if ARGV[2] ~= '' and ARGV[2] ~= generation then
+  out = {'VOID', generation}
+elseif leader[1] and string.match(leader[1], '^%d+:(.*)$') == me then
+  call('HSET', K .. 'leader', 'until', int(now + L))
+  out = {'LEADER', leader[1], generation}
+elseif leader[1] and now < lapse and lapse <= now + L then
+  out = {'STANDBY', leader[1], generation}
+else
+  local token = int(call('INCR', K .. 'epoch')) .. ':' .. me
+  call('HSET', K .. 'leader', 'token', token, 'until', int(now + L), 'n', '0')
+  ev('-', 'leader', token)
+  out = {'LEADER', token, generation}
+end
+emit('lead', me)
+return out

@@ -1,0 +1,53 @@
+-- The one way a request ends. Nothing happens to an id after it.
+-- result:<id> = state|nonce|digest|id|accepted|begun|settled|attempts|reason|inc|history|size| body (msgpack, may be empty)
+local gone, wakes, late = {}, {}, {}
+
+local function bury(id, f, reason)
+  local payload = call('GET', K .. 'payload:' .. id)
+  local head = table.concat({int(now), reason, f[ATTEMPTS], f[FAILURES], f[LOSSES], f[HISTORY]}, '|') .. '|'
+  call('SET', K .. 'dead:' .. id, head .. payload, 'PX', DEAD_TTL)
+  call('ZADD', K .. 'dead', int(now), id)
+end
+
+local function close_tokens(id, f, state)
+  local key = K .. 'tokens:' .. id .. ':' .. f[NONCE]
+  call('XADD', key, '*', 'end', state)
+  call('PEXPIRE', key, TOKENS_TTL)
+end
+
+-- state: succeeded, failed, expired or cancelled; dead: whether it becomes a dead letter.
+local function finish(id, f, state, reason, body, inc, dead)
+  local head = table.concat({state, f[NONCE], f[DIGEST], id, f[ACCEPTED], f[BEGUN], int(now), f[ATTEMPTS], reason, inc,
+    f[HISTORY], #body}, '|') .. '|'
+  if not call('SET', K .. 'result:' .. id, head .. body, 'NX', 'PX', RESULT_TTL) then
+    ev(id, 'twice', state)
+    return
+  end
+  if f[STATE] == 'Q' then call('ZREM', lane(f), member(id, f)) end
+  if f[STATE] == 'Y' then call('ZREM', K .. 'delayed', id) end
+  if f[STATE] == 'Q' or f[STATE] == 'Y' then count_waiting(f[TENANT], -1, tonumber(f[BYTES])) end
+  if f[DEADLINE] ~= '0' then late[#late + 1] = id end
+  if dead then bury(id, f, reason) end
+  if f[STREAM] == '1' then close_tokens(id, f, state) end
+  gone[#gone + 1] = K .. 'payload:' .. id
+  gone[#gone + 1] = K .. 'flight:' .. id
+  if f[REPLY] ~= '' then
+    local w = wakes[f[REPLY]]
+    if not w then w = {} wakes[f[REPLY]] = w end
+    w[#w + 1] = #body <= WAKEUP and head .. body or head
+  end
+  count(state, f[TENANT], 1)
+  ev(id, 'end', state, f[NONCE], reason ~= '' and reason or '-', dead and 'dead' or '-')
+end
+
+-- Once a call, after the last `finish`: delete, and wake each client once.
+local function finish_all()
+  if #gone > 0 then call('UNLINK', unpack(gone)) end
+  if #late > 0 then call('ZREM', K .. 'deadlines', unpack(late)) end
+  for client, w in pairs(wakes) do
+    local key = K .. 'reply:' .. client
+    if call('RPUSH', key, unpack(w)) > REPLY_LEN then call('LTRIM', key, -REPLY_LEN, -1) end
+    call('PEXPIRE', key, REPLY_TTL)
+  end
+  gone, wakes, late = {}, {}, {}
+end

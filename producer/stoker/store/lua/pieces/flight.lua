@@ -1,0 +1,40 @@
+-- The client's header and the flight record: text fields in a fixed order between `|`.
+-- payload:<id> = <acceptance time, 16 digits> 1|nonce|digest|class|tenant|timeout|term|tail|bytes|reply|stream|link| msgpack
+-- tail = <prompt tokens>:<max_tokens>:<x or e>; timeout and term in microseconds; link: the id that this one retries.
+local HEADER = '^1|([^|]+)|([^|]+)|(%l+)|([^|]*)|(%d+)|(%d+)|(%d+:%d+:[xe])|(%d+)|([^|]*)|([01])|([^|]*)|'
+local STAMP = 16
+local HEAD = STAMP + 496
+
+local DELIVERY, STATE, SCORE, ATTEMPTS, FAILURES, LOSSES, GROUP, SOLO, BEGUN, HISTORY = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+local NONCE, DIGEST, CLASS, TENANT, TAIL, BYTES, REPLY, STREAM, ACCEPTED, DEADLINE = 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
+local FLIGHT = '^' .. string.rep('([^|]*)|', 19) .. '([^|]*)$'
+
+local function decode(text) return {string.match(text, FLIGHT)} end
+
+-- The record of a request that was never dispatched, from the head of its payload.
+local function fresh(id)
+  local head = call('GETRANGE', K .. 'payload:' .. id, 0, HEAD - 1)
+  local nonce, digest, class, tenant, timeout, _, tail, bytes, reply, stream = string.match(head, HEADER, STAMP + 1)
+  if not nonce then return nil end
+  local accepted, lives = string.sub(head, 1, STAMP), tonumber(timeout)
+  local deadline = lives > 0 and int(tonumber(accepted) + lives) or '0'
+  return {'', 'Q', '', 0, 0, 0, '', 0, '', '', nonce, digest, class, tenant, tail, bytes, reply, stream, accepted, deadline}
+end
+
+local function record(id)
+  local text = call('GET', K .. 'flight:' .. id)
+  if text then return decode(text) end
+  return fresh(id)
+end
+
+local function save(id, f) call('SET', K .. 'flight:' .. id, table.concat(f, '|')) end
+local function lane(f) return K .. 'lane:' .. (f[GROUP] ~= '' and 'suspect' or f[CLASS]) end
+local function member(id, f) return id .. ':' .. f[TAIL] end
+
+-- Note how an attempt ended; the last 8 are kept.
+local function ended(f, inc, cause)
+  local all = f[HISTORY] .. (f[HISTORY] ~= '' and ';' or '') .. inc .. ',' .. cause
+  local _, n = string.gsub(all, ';', ';')
+  if n >= 8 then all = string.match(all, ';(.*)$') end
+  f[HISTORY] = all
+end

@@ -1,0 +1,25 @@
+-- What an incarnation holds: work:<inc> maps id -> delivery|cost|state|since|suspect. State D: handed over, R: running.
+local MEMBER = '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$'
+local function held(text)
+  if not text then return nil end
+  local delivery, cost, state, since, suspect = string.match(text, MEMBER)
+  return {delivery = delivery, cost = tonumber(cost), state = state, since = tonumber(since), suspect = suspect}
+end
+local function held_text(m)
+  return m.delivery .. '|' .. m.cost .. '|' .. m.state .. '|' .. int(m.since) .. '|' .. m.suspect
+end
+
+-- Members are dropped, and the credit lowered by their costs, in one HDEL and one HINCRBY a call.
+local dropped, freed = {}, 0
+local function drop(id, m)
+  dropped[#dropped + 1] = id
+  freed = freed + m.cost
+end
+local function drop_all(inc)
+  if #dropped > 0 then
+    call('HDEL', K .. 'work:' .. inc, unpack(dropped))
+    call('HINCRBY', K .. 'credit', inc, -freed)
+    ring()
+  end
+  dropped, freed = {}, 0
+end

@@ -1,0 +1,9 @@
+-- Back to its lane with its ORIGINAL score, so that a lost worker costs a request no place. Saves the flight.
+local function requeue(id, f, why)
+  local delivery = f[DELIVERY]
+  f[DELIVERY], f[STATE] = '', 'Q'
+  call('ZADD', lane(f), f[SCORE], member(id, f))
+  save(id, f)
+  count_waiting(f[TENANT], 1, tonumber(f[BYTES]))
+  ev(id, 'requeue', delivery, f[GROUP] ~= '' and 'suspect' or f[CLASS], f[SCORE], f[LOSSES], why)
+end

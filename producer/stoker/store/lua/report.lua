@@ -1,0 +1,19 @@
+-- use: events incs
+-- A supervisor's word that its child is dead, with the cause (killed, crash or hung) and the crash set (the ids in the
+-- step that was running). Its work is reclaimable at once.
+-- KEYS[1] prefix
+-- ARGV    inc, cause, ids...
+-- Returns OK (also where there is no such incarnation)
+local inc = ARGV[1]
+local c = inc_record(inc)
+if c and c[LIFE] ~= 'dead' then
+  local ids = {}
+  for i = 3, #ARGV do ids[i - 2] = ARGV[i] end
+  touch()
+  c[LIFE], c[CAUSE], c[CRASHED] = 'dead', ARGV[2], table.concat(ids, ' ')
+  save_inc(inc, c)
+  ring()
+  ev('-', 'report', inc, ARGV[2], #ids, c[CRASHED])
+  emit('report', inc)
+end
+return {'OK'}

@@ -1,0 +1,34 @@
+-- use: events counts flight
+-- Submit a dead letter's payload again under a new id that links to the old one; the dead letter is used up.
+-- KEYS[1] prefix
+-- ARGV    old id, new id, nonce, reply channel
+-- Returns OK (again too) | UNKNOWN (no such dead letter) | CONFLICT (the new id is taken)
+local old, id, nonce, reply = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local f = fresh(id)
+if f then return {f[NONCE] == nonce and 'OK' or 'CONFLICT'} end
+if call('EXISTS', K .. 'result:' .. id) == 1 then
+  local life = string.match(call('GETRANGE', K .. 'result:' .. id, 0, HEAD), '^[^|]*|([^|]*)|')
+  return {life == nonce and 'OK' or 'CONFLICT'}
+end
+local dead = call('GET', K .. 'dead:' .. old)
+if not dead then return {'UNKNOWN'} end
+local start = string.match(dead, '^' .. string.rep('[^|]*|', 6) .. '()') + STAMP
+local _, digest, class, tenant, timeout, term, tail, bytes, _, stream = string.match(dead, HEADER, start)
+local _, stop = string.find(dead, HEADER, start)
+local head = table.concat({'1', nonce, digest, class, tenant, timeout, term, tail, bytes, reply, stream, old}, '|') .. '|'
+call('SET', K .. 'payload:' .. id, string.format('%016.0f', now) .. head .. string.sub(dead, stop + 1))
+local base = call('MGET', K .. 'mark', K .. 'skew')
+local t = math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0')) + 1
+local lives = tonumber(timeout)
+call('ZADD', K .. 'lane:' .. class, int(t + tonumber(term)), id .. ':' .. tail)
+if lives > 0 then call('ZADD', K .. 'deadlines', int(now + lives), id) end
+call('SET', K .. 'mark', int(t))
+call('DEL', K .. 'dead:' .. old)
+call('ZREM', K .. 'dead', old)
+count_waiting(tenant, 1, tonumber(bytes))
+count('submitted', tenant, 1)
+counted()
+ring()
+ev(id, 'submit', nonce, class, tail, lives > 0 and int(now + lives) or '0', int(t + tonumber(term)))
+emit('retry_dead', '-')
+return {'OK'}

@@ -1,0 +1,93 @@
+-- use: events counts flight requeue members finish histograms
+-- Report how attempts ended. Success from any attempt wins once (of a streamed request only while no later attempt began:
+-- readers saw its tokens); a failure counts from the current attempt only. Frees the member and its credit either way.
+-- KEYS[1] prefix
+-- ARGV    inc, jitter (0 to 1, of the back-off), then per request: id, delivery, nonce, outcome, reason (a word), figures, body
+--         outcome: ok | bad (the request's own fault: FAILED, no dead letter) | failure (charged, FAILED) | retry (charged, DELAYED
+--         until max_attempts)
+--         figures: attempt:first token in us after begin (-1: none):prompt tokens:generated tokens:bytes of text (0: was tokens)
+-- Returns a word per request: OK, DUPLICATE (no such life), STALE (fenced off): all three mean "drop it"
+local inc, jitter = ARGV[1], tonumber(ARGV[2])
+local ids, flight_keys = {}, {}
+for i = 3, #ARGV, 7 do
+  ids[#ids + 1], flight_keys[#flight_keys + 1] = ARGV[i], K .. 'flight:' .. ARGV[i]
+end
+touch()
+local members, flights = call('HMGET', K .. 'work:' .. inc, unpack(ids)), call('MGET', unpack(flight_keys))
+local out, done, settled, text_bytes, text_tokens = {}, {}, 0, 0, 0
+local FIGURES = '^(%d+):(-?%d+):(%d+):(%d+):(%d+)$'
+
+local function measure(f, figures)
+  local _, first, prompt, generated, bytes = string.match(figures, FIGURES)
+  local accepted, begun = tonumber(f[ACCEPTED]), tonumber(f[BEGUN])
+  if begun then
+    observe('queue', f[CLASS], math.max(begun - accepted, 0))
+    if tonumber(first) >= 0 then observe('ttft', f[CLASS], math.max(begun - accepted, 0) + tonumber(first)) end
+  end
+  observe('e2e', f[CLASS], math.max(now - accepted, 0))
+  count('prompt_tokens', '', tonumber(prompt))
+  count('generation_tokens', '', tonumber(generated))
+  if tonumber(bytes) > 0 then text_bytes, text_tokens = text_bytes + bytes, text_tokens + prompt end
+end
+
+local function fail(id, f, outcome, reason, body)
+  f[FAILURES] = int(tonumber(f[FAILURES]) + 1)
+  ended(f, inc, reason)
+  ev(id, 'failure', f[DELIVERY], f[FAILURES])
+  if outcome == 'failure' or tonumber(f[FAILURES]) >= MAX_ATTEMPTS then
+    finish(id, f, 'failed', reason, body, inc, true)
+    settled = settled + 1
+    return
+  end
+  local cap = math.min(BACKOFF_MAX, BACKOFF_MIN * 2 ^ (tonumber(f[FAILURES]) - 1))
+  f[DELIVERY], f[STATE] = '', 'Y'
+  save(id, f)
+  call('ZADD', K .. 'delayed', int(now + cap * jitter), id)
+  count_waiting(f[TENANT], 1, tonumber(f[BYTES]))
+  count('retries', '', 1)
+  ev(id, 'delay', int(now + cap * jitter))
+end
+
+local function judge(id, f, a)
+  local delivery, nonce, outcome, reason, figures, body = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
+  if not f or f[NONCE] ~= nonce then return 'DUPLICATE' end
+  local current = f[DELIVERY] == delivery
+  local attempt = tonumber(string.match(figures, '^(%d+)'))
+  if outcome == 'ok' then
+    if not current and f[STREAM] == '1' and attempt < tonumber(f[ATTEMPTS]) then return 'STALE' end
+    measure(f, figures)
+    finish(id, f, 'succeeded', reason, body, inc, false)
+    settled = settled + 1
+  elseif not current then
+    return 'STALE'
+  elseif outcome == 'bad' then
+    ended(f, inc, reason)
+    finish(id, f, 'failed', reason, body, inc, false)
+    settled = settled + 1
+  else
+    fail(id, f, outcome, reason, body)
+  end
+  return 'OK'
+end
+
+for i, id in ipairs(ids) do
+  local a = 7 * i - 4
+  local m = held(members[i])
+  if m and m.delivery == ARGV[a + 1] then
+    drop(id, m)
+    members[i] = false
+  end
+  out[i] = done[id] and 'DUPLICATE' or judge(id, flights[i] and decode(flights[i]), a)
+  if out[i] == 'OK' then done[id] = true else count('fenced', '', 1) end
+end
+drop_all(inc)
+finish_all()
+counted()
+observed()
+if settled > 0 then drain(settled) end
+if text_bytes > 0 then
+  call('HINCRBY', K .. 'rates', 'text_bytes', text_bytes)
+  call('HINCRBY', K .. 'rates', 'text_tokens', text_tokens)
+end
+emit('settle', inc)
+return out

@@ -1,0 +1,100 @@
+-- use: events counts flight
+-- Accept up to 512 requests. The id is the client's: the same id with the same digest is the same request until its result
+-- expires, and the check for it comes before any limit. Rings the scheduler.
+-- KEYS[1] prefix
+-- ARGV    random (becomes the generation of an empty Redis), most bytes that may wait, then per request: id, header
+--         (see flight.lua; at most 496 bytes), body (msgpack)
+-- Returns generation, then a word per request: ACCEPTED, SAME (live), DONE (has its result), CONFLICT (other digest),
+--         FULL:<milliseconds until there may be room, by the measured drain rate>
+-- Its first write grows, so that Redis refuses it when out of memory: a full server takes nothing new.
+local n = (#ARGV - 2) / 3
+local counts = call('HMGET', K .. 'counts', 'waiting', 'waiting_bytes')
+local waiting, bytes_waiting = tonumber(counts[1] or '0'), tonumber(counts[2] or '0')
+local most_bytes = tonumber(ARGV[2])
+local stamp = string.format('%016.0f', now)
+
+local asked, keys, seen, twice, bytes_asked = {}, {}, {}, false, 0
+for i = 1, n do
+  local id, head = ARGV[3 * i], ARGV[3 * i + 1]
+  local nonce, digest, class, tenant, timeout, term, tail, bytes = string.match(head, HEADER)
+  if not nonce or #head > 496 or not CLASSES[class] then return redis.error_reply('BADHEADER of ' .. id) end
+  asked[i] = {nonce, digest, class, tenant, tonumber(timeout), tonumber(term), tail, tonumber(bytes)}
+  bytes_asked = bytes_asked + asked[i][8]
+  keys[2 * i - 1], keys[2 * i] = K .. 'payload:' .. id, K .. 'result:' .. id
+  twice = twice or seen[id]
+  seen[id] = true
+end
+
+local generation = call('GET', K .. 'generation')
+if not generation then
+  generation = ARGV[1]
+  call('SET', K .. 'generation', generation)
+end
+local out, payloads, accepted = {generation}, {}, {}
+
+local function accept(i)
+  payloads[#payloads + 1] = keys[2 * i - 1]
+  payloads[#payloads + 1] = stamp .. ARGV[3 * i + 1] .. ARGV[3 * i + 2]
+  accepted[#accepted + 1] = i
+  out[i + 1] = 'ACCEPTED'
+end
+
+local function full_word()
+  local r = call('HMGET', K .. 'rates', 'since', 'settled', 'drain')
+  local age = math.max(now - tonumber(r[1] or int(now)), 1)
+  local rate = tonumber(r[3] or '0')
+  if age > RATE_WINDOW or rate == 0 then rate = tonumber(r[2] or '0') * 1e6 / math.max(age, 1e6) end
+  local over = math.max(waiting + 1 - MAX_WAITING, 1)
+  return 'FULL:' .. int(rate > 0 and math.min(math.max(1000 * over / rate, 50), 60000) or 1000)
+end
+
+-- The careful path of one request, when an id of the group exists already or a limit is near.
+local function examine(i)
+  local id, digest, bytes = ARGV[3 * i], asked[i][2], asked[i][8]
+  local before = seen[id] ~= true and seen[id]
+  if before then return before == digest and 'SAME' or 'CONFLICT' end
+  local _, live = string.match(call('GETRANGE', keys[2 * i - 1], 0, HEAD - 1), HEADER, STAMP + 1)
+  if live then return live == digest and 'SAME' or 'CONFLICT' end
+  local done = string.match(call('GETRANGE', keys[2 * i], 0, HEAD), '^[^|]*|[^|]*|([^|]*)|')
+  if done then return done == digest and 'DONE' or 'CONFLICT' end
+  if waiting >= MAX_WAITING or bytes_waiting + bytes > most_bytes then return full_word() end
+  waiting, bytes_waiting, seen[id] = waiting + 1, bytes_waiting + bytes, digest
+  accept(i)
+  return 'ACCEPTED'
+end
+
+if not twice and waiting + n <= MAX_WAITING and bytes_waiting + bytes_asked <= most_bytes
+  and call('EXISTS', unpack(keys)) == 0 then
+  for i = 1, n do accept(i) end
+else
+  for i = 1, n do out[i + 1] = examine(i) end
+end
+
+if #accepted > 0 then
+  call('MSET', unpack(payloads))
+  -- A clock set back must let nothing overtake: scores never fall below the last one's base.
+  local base = call('MGET', K .. 'mark', K .. 'skew')
+  local t = math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0'))
+  local lanes, deadlines = {}, {}
+  for at, i in ipairs(accepted) do
+    local id, a = ARGV[3 * i], asked[i]
+    local score, z = int(t + a[6] + at), lanes[a[3]]
+    if not z then z = {} lanes[a[3]] = z end
+    z[#z + 1] = score
+    z[#z + 1] = id .. ':' .. a[7]
+    if a[5] > 0 then
+      deadlines[#deadlines + 1] = int(now + a[5])
+      deadlines[#deadlines + 1] = id
+    end
+    count_waiting(a[4], 1, a[8])
+    count('submitted', a[4], 1)
+    ev(id, 'submit', a[1], a[3], a[7], a[5] > 0 and int(now + a[5]) or '0', score)
+  end
+  for class, z in pairs(lanes) do call('ZADD', K .. 'lane:' .. class, unpack(z)) end
+  if #deadlines > 0 then call('ZADD', K .. 'deadlines', unpack(deadlines)) end
+  call('SET', K .. 'mark', int(t + #accepted))
+  counted()
+  ring()
+  emit('submit', '-')
+end
+return out

@@ -1,0 +1,330 @@
+"""What is read from Redis without changing it: commands sent together, and a value made of their replies."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stoker.store.codec import Outcome, decode_outcome
+from stoker.store.connection import Command, Read
+from stoker.store.keys import Keys
+from stoker.store.pack import unpack, unpack_tokens
+from stoker.store.records import LANES, Waiting, WorkerRecord
+
+MAXMEMORY = "maxmemory"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The queue's model: its identity, and what the card says (name, dtype, vocabulary, context, mode)."""
+
+    identity: str
+    fields: Mapping[str, Any]
+
+    @property
+    def context(self) -> int:
+        """The most prompt + max_tokens; 0 for no bound."""
+        return int(self.fields.get("context", 0))
+
+    @property
+    def vocabulary(self) -> int:
+        """One more than the largest token id; 0 for no bound."""
+        return int(self.fields.get("vocabulary", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFacts:
+    """What a client should know before it submits. `bytes_per_token` is 0 until the queue has learned it."""
+
+    generation: str | None
+    card: Card | None
+    bytes_per_token: float
+    maxmemory: int
+
+
+def queue_facts(keys: Keys) -> Read[QueueFacts]:
+    """Read what submit checks against."""
+    commands: list[Command] = [
+        ("GET", keys.generation),
+        ("GET", keys.card),
+        ("HMGET", keys.rates, "text_bytes", "text_tokens"),
+        ("INFO", "memory"),
+    ]
+    return Read(commands, _parse_facts)
+
+
+def _parse_facts(reply: list[Any]) -> QueueFacts:
+    generation, card, rates, info = reply
+    text_bytes, text_tokens = (int(part or 0) for part in rates)
+    return QueueFacts(
+        generation=generation.decode() if generation else None,
+        card=_card(card),
+        bytes_per_token=text_bytes / text_tokens if text_tokens else 0.0,
+        maxmemory=_maxmemory(info),
+    )
+
+
+def _maxmemory(info: Any) -> int:
+    if isinstance(info, Mapping):
+        return int(info.get(MAXMEMORY, 0))
+    lines = (line.partition(":") for line in info.decode().splitlines())
+    return next((int(value) for name, _, value in lines if name == MAXMEMORY), 0)
+
+
+def card(keys: Keys) -> Read[Card | None]:
+    """Read the model card, None before the first worker."""
+    return Read([("GET", keys.card)], lambda reply: _card(reply[0]))
+
+
+def _card(data: bytes | None) -> Card | None:
+    if not data:
+        return None
+    identity, _, body = data.partition(b"|")
+    return Card(identity.decode(), unpack(body, "card"))
+
+
+def outcomes(keys: Keys, ids: Sequence[str]) -> Read[tuple[str | None, list[Outcome | None]]]:
+    """Read the generation, and the results of requests in one MGET."""
+    command = ("MGET", keys.generation, *(keys.result(request_id) for request_id in ids))
+    return Read([command], _parse_outcomes)
+
+
+def _parse_outcomes(reply: list[Any]) -> tuple[str | None, list[Outcome | None]]:
+    generation, *results = reply[0]
+    found = [decode_outcome(data) if data else None for data in results]
+    return (generation.decode() if generation else None), found
+
+
+def status(keys: Keys, request_id: str) -> Read[str]:
+    """Read the state of a request: queued, dispatched, running, delayed, an outcome, or unknown."""
+    commands: list[Command] = [
+        ("GETRANGE", keys.result(request_id), 0, 15),
+        ("GETRANGE", keys.flight(request_id), 0, 255),
+        ("EXISTS", keys.payload(request_id)),
+    ]
+    return Read(commands, _parse_status)
+
+
+def _parse_status(reply: list[Any]) -> str:
+    result, flight, payload = reply
+    if result:
+        return str(result.partition(b"|")[0].decode())
+    if flight:
+        return {"Q": "queued", "D": "dispatched", "R": "running", "Y": "delayed"}[flight.split(b"|")[1].decode()]
+    return "queued" if payload else "unknown"
+
+
+def wakeups(keys: Keys, client: str, block_s: float) -> Read[list[Outcome]]:
+    """Read one client's wake-ups: wait for the first at most `block_s`, then take what else is there.
+
+    BLPOP and LPOP go out together, so that a group costs one round trip.
+    """
+    reply_key = keys.reply(client)
+    commands: list[Command] = [("BLPOP", reply_key, block_s), ("LPOP", reply_key, 1024)]
+    return Read(commands, _parse_wakeups)
+
+
+def _parse_wakeups(reply: list[Any]) -> list[Outcome]:
+    first, rest = reply
+    entries = ([first[1]] if first else []) + list(rest or [])
+    return [decode_outcome(entry) for entry in entries]
+
+
+def bell(keys: Keys, block_s: float) -> Read[bool]:
+    """Wait for the scheduler's bell at most `block_s`; gives whether it rang."""
+    return Read([("BLPOP", keys.bell, block_s)], lambda reply: reply[0] is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Doorbell:
+    """One entry of a worker's stream; `delivery` is empty where the entry was deleted under it."""
+
+    entry: str
+    delivery: str
+    ids: tuple[str, ...]
+
+
+def doorbells(keys: Keys, inc: str, *, own: bool, block_ms: int, count: int) -> Read[list[Doorbell]]:
+    """Read an incarnation's stream: its `own` pending entries again (never blocks), or new ones."""
+    head: list[str | int] = ["XREADGROUP", "GROUP", "workers", "child", "COUNT", count]
+    block: list[str | int] = [] if own else ["BLOCK", block_ms]
+    command = (*head, *block, "STREAMS", keys.stream(inc), "0" if own else ">")
+    return Read([command], _parse_doorbells)
+
+
+def _parse_doorbells(reply: list[Any]) -> list[Doorbell]:
+    return [_doorbell(entry, fields) for _, entries in _streams(reply[0]) for entry, fields in entries]
+
+
+def _doorbell(entry: bytes, fields: Any) -> Doorbell:
+    pairs = _pairs(fields) if fields else {}
+    ids = pairs.get(b"ids", b"").decode().split()
+    return Doorbell(entry.decode(), pairs.get(b"delivery", b"").decode(), tuple(ids))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """One entry of a token stream. `end` is the request's outcome in its last entry, else empty."""
+
+    entry: str
+    attempt: int
+    offset: int
+    token_ids: list[int]
+    text: str
+    end: str = ""
+
+
+def tokens(keys: Keys, request_id: str, nonce: str, after: str, block_ms: int) -> Read[list[TokenRecord]]:
+    """Read a token stream past the entry `after`, waiting for one at most `block_ms`."""
+    command = ("XREAD", "COUNT", 256, "BLOCK", block_ms, "STREAMS", keys.tokens(request_id, nonce), after)
+    return Read([command], _parse_tokens)
+
+
+def _parse_tokens(reply: list[Any]) -> list[TokenRecord]:
+    return [
+        _token_record(entry.decode(), _pairs(fields)) for _, entries in _streams(reply[0]) for entry, fields in entries
+    ]
+
+
+def _token_record(entry: str, fields: Mapping[bytes, bytes]) -> TokenRecord:
+    if b"end" in fields:
+        return TokenRecord(entry, 0, 0, [], "", fields[b"end"].decode())
+    ids = unpack_tokens(fields[b"ids"], "token_ids")
+    return TokenRecord(entry, int(fields[b"attempt"]), int(fields[b"offset"]), ids, fields[b"text"].decode())
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """All that the scheduler decides on, read in one round trip; times in microseconds by the clock of Redis."""
+
+    now_us: int
+    lanes: dict[str, list[Waiting]]
+    workers: list[WorkerRecord]
+    next_due_us: int | None
+    next_deadline_us: int | None
+    quarantine: str | None
+
+
+def queue_view(keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = ()) -> Read[QueueView]:
+    """Read the heads of all lanes (`depth` each), the workers and what they hold, and what is due next.
+
+    `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
+    the longest matters; of others the number is enough.
+    """
+    commands: list[Command] = [
+        ("TIME",),
+        ("HGETALL", keys.inc),
+        ("HGETALL", keys.credit),
+        ("ZRANGE", keys.beats, 0, -1, "WITHSCORES"),
+        ("ZRANGE", keys.delayed, 0, 0, "WITHSCORES"),
+        ("ZRANGE", keys.deadlines, 0, 0, "WITHSCORES"),
+        ("GET", keys.quarantine),
+        *(("ZRANGE", keys.lane(lane), 0, depth - 1, "WITHSCORES") for lane in LANES),
+        *(("HVALS" if record.cache == "rect" else "HLEN", keys.work(record.inc)) for record in known),
+    ]
+    return Read(commands, functools.partial(_parse_view, [record.inc for record in known]))
+
+
+def counts(keys: Keys) -> Read[dict[str, int]]:
+    """Read the running totals: waiting, waiting_bytes, submitted, one per outcome, tokens; per tenant behind a colon."""
+    return Read(
+        [("HGETALL", keys.counts)],
+        lambda reply: {name.decode(): int(number) for name, number in _pairs(reply[0]).items()},
+    )
+
+
+def lane_page(keys: Keys, lane: str, start: int, count: int) -> Read[list[Waiting]]:
+    """Read `count` entries of a lane from place `start` on."""
+    command = ("ZRANGE", keys.lane(lane), start, start + count - 1, "WITHSCORES")
+    return Read([command], lambda reply: _waiting(lane, reply[0]))
+
+
+def _parse_view(known: Sequence[str], reply: list[Any]) -> QueueView:
+    (seconds, micros), incs, credit, beats, delayed, deadlines, quarantine = reply[:7]
+    now = int(seconds) * 1_000_000 + int(micros)
+    lanes = dict(zip(LANES, reply[7 : 7 + len(LANES)], strict=True))
+    members = dict(zip(known, reply[7 + len(LANES) :], strict=True))
+    stamps, tokens = dict(_scored(beats)), _pairs(credit)
+    records = []
+    for name, text in _pairs(incs).items():
+        held = members.get(name.decode(), 0)
+        costs = [int(member.split(b"|")[1]) for member in held] if isinstance(held, list) else []
+        records.append(
+            dataclasses.replace(
+                worker_record(name.decode(), text.decode()),
+                beat_age_us=now - int(stamps.get(name, 0)),
+                held_tokens=int(tokens.get(name, 0)),
+                held_rows=len(held) if isinstance(held, list) else held,
+                longest=max(costs, default=0),
+            )
+        )
+    return QueueView(
+        now_us=now,
+        lanes={lane: _waiting(lane, entries) for lane, entries in lanes.items()},
+        workers=sorted(records, key=lambda record: record.inc),
+        next_due_us=_first_score(delayed),
+        next_deadline_us=_first_score(deadlines),
+        quarantine=quarantine.decode().rpartition("|")[0] if quarantine else None,
+    )
+
+
+def worker_record(inc: str, text: str) -> WorkerRecord:
+    """Return one field of the hash `inc`; what it holds and its beat stand elsewhere."""
+    f = text.split("|")
+    return WorkerRecord(
+        inc=inc,
+        worker=f[0],
+        capacity=int(f[2]),
+        rows=int(f[3]),
+        budget=int(f[4]),
+        mode=f[5],
+        cache=f[6],
+        state=f[7],
+        accepting=f[8] == "1",
+        drained=f[9] == "1",
+        progress=int(f[10]),
+        rate=float(f[11]),
+        faults=int(f[12]),
+        successes=int(f[13]),
+        figures={name: int(number) for name, _, number in (pair.partition("=") for pair in f[14].split(",") if pair)},
+    )
+
+
+def _waiting(lane: str, entries: Any) -> list[Waiting]:
+    return [_member(lane, member.decode(), score) for member, score in _scored(entries)]
+
+
+def _member(lane: str, member: str, score: float) -> Waiting:
+    request_id, prompt, most, exact = member.split(":")
+    return Waiting(request_id, lane, member, score, int(prompt), int(most), exact == "x")
+
+
+# --- reply shapes: execute_command leaves some as RESP2 lists, some as RESP3 maps -------------------------------------
+
+
+def _pairs(reply: Any) -> dict[bytes, bytes]:
+    if isinstance(reply, Mapping):
+        return dict(reply)
+    if reply and isinstance(reply[0], list | tuple):
+        return dict(reply)
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def _scored(reply: Any) -> list[tuple[bytes, float]]:
+    if reply and isinstance(reply[0], list | tuple):
+        return [(member, float(score)) for member, score in reply]
+    return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
+
+
+def _first_score(reply: Any) -> int | None:
+    scored = _scored(reply)
+    return int(scored[0][1]) if scored else None
+
+
+def _streams(reply: Any) -> list[tuple[bytes, Any]]:
+    if not reply:
+        return []
+    return list(reply.items()) if isinstance(reply, Mapping) else [tuple(pair) for pair in reply]

@@ -1,0 +1,439 @@
+"""Every script as one typed function: arguments in, a `Call` out, whose `parse` makes a value of the reply.
+
+Nothing here talks to Redis, so that sync and async stores, pipelines and tests run the same calls. This is the only
+place where `Any` enters from the wire.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Generic, Literal, TypeVar
+
+from stoker.config import Config
+from stoker.store.codec import Submission
+from stoker.store.records import CLASSES, LANES, Waiting
+
+RATE_WINDOW_US = 5_000_000
+QUARANTINE_PATIENCE_US = 5_000_000
+VOID_TTL_MS = 3_600_000
+IMPLICIT_PIECES = ("base", "clock")
+
+Arg = str | bytes | int | float
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One call of a script, not yet made."""
+
+    script: str
+    args: Sequence[Arg]
+    parse: Callable[[list[Any]], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """The finished source of one script, and the SHA-1 by which Redis knows it."""
+
+    name: str
+    source: str
+    sha: str
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+def script_names() -> list[str]:
+    """Return the names of all transitions, as their files say."""
+    return sorted(file.name.removesuffix(".lua") for file in _lua().iterdir() if file.name.endswith(".lua"))
+
+
+@functools.lru_cache(maxsize=64)
+def load_scripts(config: Config, clock: str | None = None) -> Mapping[str, Script]:
+    """Return all scripts for `config`, whose limits stand in their text; `clock` replaces that piece in tests."""
+    return {name: _build(name, config, clock) for name in script_names()}
+
+
+def _lua() -> Any:
+    return resources.files("stoker.store") / "lua"
+
+
+def _build(name: str, config: Config, clock: str | None) -> Script:
+    body = (_lua() / f"{name}.lua").read_text()
+    used = re.match(r"-- use: ([a-z ]+)\n", body)
+    pieces = [*IMPLICIT_PIECES, *(used[1].split() if used else [])]
+    texts = [
+        clock if piece == "clock" and clock else (_lua() / "pieces" / f"{piece}.lua").read_text() for piece in pieces
+    ]
+    source = "\n".join([_limits(config), *texts, body])
+    # Redis names scripts by their SHA-1; nothing is protected by it.
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def _limits(config: Config) -> str:
+    """The limits as Lua constants: microseconds for what is compared with now, milliseconds for TTLs."""
+    numbers = {
+        "H": config.heartbeat_ms * 1000,
+        "T": config.lease_us,
+        "L": config.leader_lease_us,
+        "MAX_WAITING": config.max_waiting,
+        "MAX_AGE": config.max_age_s * 1_000_000,
+        "MAX_ATTEMPTS": config.max_attempts,
+        "MAX_LOSSES": config.max_losses,
+        "BACKOFF_MIN": config.backoff_min_ms * 1000,
+        "BACKOFF_MAX": config.backoff_max_ms * 1000,
+        "RESULT_TTL": int(config.result_ttl_s * 1000),
+        "DEAD_TTL": int(config.dead_ttl_s * 1000),
+        "TOKENS_TTL": int(config.tokens_ttl_s * 1000),
+        "REPLY_TTL": int(config.reply_ttl_s * 1000),
+        "REPLY_LEN": config.reply_len,
+        "WAKEUP": config.wakeup_bytes,
+        "EVENTS_LEN": config.events_len,
+        "GROUP_MOST": config.group,
+        "RATE_WINDOW": RATE_WINDOW_US,
+        "QUARANTINE_PATIENCE": QUARANTINE_PATIENCE_US,
+        "VOID_TTL": VOID_TTL_MS,
+    }
+    lines = [f"local {', '.join(numbers)} = {', '.join(str(number) for number in numbers.values())}"]
+    lines += [f"local EVENTS = {'true' if config.events else 'false'}"]
+    for table, names in (("CLASSES", CLASSES), ("LANES", LANES)):
+        lines.append(f"local {table} = {{{', '.join(f'{name} = true' for name in names)}}}")
+    return "\n".join(lines)
+
+
+# --- clients --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of one submission: ACCEPTED, SAME, DONE, CONFLICT, or FULL with `retry_after` in seconds."""
+
+    word: str
+    retry_after: float = 0.0
+
+
+def submit(random: str, max_bytes: int, items: Sequence[Submission]) -> Call[tuple[str, list[Accepted]]]:
+    """Call that accepts requests; gives the generation and a word for each."""
+    args: list[Arg] = [random, max_bytes]
+    for item in items:
+        args += (item.id, item.header, item.body)
+    return Call("submit", args, _parse_submit)
+
+
+def _parse_submit(reply: list[Any]) -> tuple[str, list[Accepted]]:
+    generation, *words = reply
+    return generation.decode(), [_accepted(word) for word in words]
+
+
+def _accepted(word: bytes) -> Accepted:
+    name, _, wait = word.decode().partition(":")
+    return Accepted(name, float(wait) / 1000 if wait else 0.0)
+
+
+def cancel(request_id: str, nonce: str = "") -> Call[str]:
+    """Call that ends a request; gives OK, DONE or UNKNOWN."""
+    return Call("cancel", (request_id, nonce), _word)
+
+
+def retry_dead(request_id: str, new_id: str, nonce: str, reply: str) -> Call[str]:
+    """Call that submits a dead letter again under `new_id`; gives OK, UNKNOWN or CONFLICT."""
+    return Call("retry_dead", (request_id, new_id, nonce, reply), _word)
+
+
+def purge_dead(ids: Sequence[str]) -> Call[int]:
+    """Call that forgets dead letters; gives how many there were."""
+    return Call("purge_dead", ids, _number)
+
+
+def set_model(identity: str, card: bytes) -> Call[str]:
+    """Call that replaces the model card (an empty identity forgets it); gives OK or BUSY."""
+    return Call("set_model", (identity, card), _word)
+
+
+def drain(worker: str, drained: bool) -> Call[str]:
+    """Call that stops or resumes work for a worker; gives OK or UNKNOWN."""
+    return Call("drain", (worker, int(drained)), _word)
+
+
+# --- schedulers -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """Answer to `lead`: LEADER, STANDBY (`token` is the leader's), VOID or OTHER_H (`detail` is its H in us)."""
+
+    word: str
+    token: str = ""
+    generation: str = ""
+    detail: str = ""
+
+
+def lead(me: str, generation: str, random: str, config: Config) -> Call[Lead]:
+    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`."""
+    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000), _parse_lead)
+
+
+def _parse_lead(reply: list[Any]) -> Lead:
+    word, *rest = [part.decode() for part in reply]
+    match word:
+        case "VOID":
+            return Lead(word, generation=rest[0])
+        case "OTHER_H":
+            return Lead(word, detail=rest[0])
+        case _:
+            return Lead(word, *rest)
+
+
+def resign(token: str) -> Call[str]:
+    """Call that gives the lease up; gives OK."""
+    return Call("resign", (token,), _word)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """Answer to `dispatch`: OK (`words` per member), SEEN (`words` are ids), or one of the refusals."""
+
+    word: str
+    delivery: str = ""
+    words: tuple[str, ...] = ()
+
+
+def dispatch(token: str, n: int, inc: str, requests: Iterable[tuple[Waiting, int]]) -> Call[Dispatched]:
+    """Call that hands requests, each with its cost in tokens, to an incarnation."""
+    args: list[Arg] = [token, n, inc]
+    for waiting, cost in requests:
+        args += (waiting.lane, waiting.member, cost)
+    return Call("dispatch", args, _parse_dispatch)
+
+
+def _parse_dispatch(reply: list[Any]) -> Dispatched:
+    word, *rest = [part.decode() for part in reply]
+    return Dispatched(word, rest[0] if rest else "", tuple(rest[1:]))
+
+
+FENCED = -2
+"""What counts are when another leads."""
+
+
+def reclaim(token: str, inc: str) -> Call[int]:
+    """Call that takes work back; gives the members left, -1 for not yet, or `FENCED`."""
+    return Call("reclaim", (token, inc), _fenced_number)
+
+
+def promote(token: str) -> Call[int]:
+    """Call that ends due delays; gives how many, or `FENCED`."""
+    return Call("promote", (token,), _fenced_number)
+
+
+def expire(token: str) -> Call[list[str] | None]:
+    """Call that ends what is late; gives the ids, None when another leads."""
+    return Call("expire", (token,), _parse_expire)
+
+
+def _parse_expire(reply: list[Any]) -> list[str] | None:
+    ids = [part.decode() for part in reply]
+    return None if ids == ["FENCED"] else ids
+
+
+def refuse(token: str, waiting: Waiting) -> Call[str]:
+    """Call that fails an unschedulable request; gives OK, GONE or FENCED."""
+    return Call("refuse", (token, waiting.lane, waiting.member), _word)
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What one id of a doorbell became. `word`: RUN (with payload and attempt), GONE or LATE."""
+
+    id: str
+    word: str
+    payload: bytes = b""
+    attempt: int = 0
+
+
+def begin(inc: str, entry: str, delivery: str, ids: Sequence[str]) -> Call[list[Begun]]:
+    """Call that starts the requests of a doorbell."""
+    return Call("begin", (inc, entry, delivery, *ids), functools.partial(_parse_begin, ids))
+
+
+def _parse_begin(ids: Sequence[str], reply: list[Any]) -> list[Begun]:
+    pairs = zip(ids, reply[::2], reply[1::2], strict=True)
+    return [Begun(i, "RUN", data, int(attempt)) if attempt else Begun(i, data.decode()) for i, data, attempt in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How an attempt ended. `reason` is a word without `|`; `first_token_us` counts from its begin, -1 for none."""
+
+    id: str
+    delivery: str
+    nonce: str
+    outcome: Literal["ok", "bad", "failure", "retry"]
+    reason: str
+    body: bytes
+    attempt: int
+    first_token_us: int = -1
+    prompt: int = 0
+    completion: int = 0
+    text_bytes: int = 0
+
+
+def settle(inc: str, jitter: float, items: Sequence[Settlement]) -> Call[list[str]]:
+    """Call that reports ends; `jitter` (0 to 1) scales the back-off. Gives OK, DUPLICATE or STALE for each."""
+    args: list[Arg] = [inc, f"{jitter:.6f}"]
+    for item in items:
+        figures = f"{item.attempt}:{item.first_token_us}:{item.prompt}:{item.completion}:{item.text_bytes}"
+        args += (item.id, item.delivery, item.nonce, item.outcome, item.reason, figures, item.body)
+    return Call("settle", args, _words)
+
+
+def hand_back(inc: str, items: Iterable[tuple[str, str]]) -> Call[str]:
+    """Call that gives (id, delivery) back uncharged; gives OK."""
+    return Call("hand_back", [inc, *(part for item in items for part in item)], _word)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """New tokens of a streaming request; `offset` counts the tokens of this attempt before them."""
+
+    id: str
+    delivery: str
+    attempt: int
+    offset: int
+    ids: bytes
+    text: str
+
+
+def flush(inc: str, items: Iterable[Published]) -> Call[list[str]]:
+    """Call that publishes tokens; gives OK or STOP for each."""
+    args: list[Arg] = [inc]
+    for item in items:
+        args += (item.id, item.delivery, item.attempt, item.offset, item.ids, item.text)
+    return Call("flush", args, _words)
+
+
+def incarnate() -> Call[int]:
+    """Call that numbers the next start of a child."""
+    return Call("incarnate", (), _number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What a supervisor announces of an incarnation. `card`: msgpack, `identity`: its hash; else as in WorkerRecord."""
+
+    inc: str
+    worker: str
+    number: int
+    identity: str
+    card: bytes
+    capacity: int
+    rows: int
+    budget: int
+    mode: str
+    cache: str
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Answer to `register`, and its `detail`: OK (generation), VOID (why), OTHER_MODEL (card), OTHER_H (in us)."""
+
+    word: str
+    detail: bytes = b""
+
+
+def register(item: Registration, random: str, config: Config) -> Call[Registered]:
+    """Call that announces an incarnation."""
+    args = (
+        item.inc,
+        item.worker,
+        item.number,
+        config.heartbeat_ms * 1000,
+        random,
+        item.identity,
+        item.card,
+        item.capacity,
+        item.rows,
+        item.budget,
+        item.mode,
+        item.cache,
+    )
+    return Call("register", args, lambda reply: Registered(reply[0].decode(), *reply[1:]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a supervisor says each H. `figures` are running totals; `costs` corrects (id, delivery) -> tokens."""
+
+    inc: str
+    generation: str
+    accepting: bool
+    capacity: int
+    progress: int = 0
+    rate: float = 0.0
+    faults: int = 0
+    successes: int = 0
+    figures: Mapping[str, int]
+    costs: Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Beaten:
+    """Answer to `beat`: OK (`named`: the (id, delivery) to stop and hand back), VOID or OTHER_H (`detail`)."""
+
+    word: str
+    drained: bool = False
+    named: tuple[tuple[str, str], ...] = ()
+    detail: str = ""
+
+
+def beat(item: Beat, config: Config) -> Call[Beaten]:
+    """Call that keeps an incarnation alive."""
+    figures = ",".join(f"{name}={number}" for name, number in item.figures.items())
+    args: list[Arg] = [item.inc, item.generation, config.heartbeat_ms * 1000, int(item.accepting), item.capacity]
+    args += [item.progress, f"{item.rate:.3f}", item.faults, item.successes, figures]
+    for (request_id, delivery), cost in item.costs.items():
+        args += (request_id, delivery, cost)
+    return Call("beat", args, _parse_beat)
+
+
+def _parse_beat(reply: list[Any]) -> Beaten:
+    word, *rest = [part.decode() for part in reply]
+    if word != "OK":
+        return Beaten(word, detail=rest[0])
+    return Beaten(word, rest[0] == "1", tuple(zip(rest[1::2], rest[2::2], strict=True)))
+
+
+def report(inc: str, cause: str, crash_set: Sequence[str]) -> Call[str]:
+    """Call that announces a child's death; gives OK."""
+    return Call("report", (inc, cause, *crash_set), _word)
+
+
+def deregister(inc: str) -> Call[str]:
+    """Call that takes leave; gives OK or HELD."""
+    return Call("deregister", (inc,), _word)
+
+
+# --- replies --------------------------------------------------------------------------------------------------------
+
+
+def _word(reply: list[Any]) -> str:
+    return str(reply[0].decode())
+
+
+def _words(reply: list[Any]) -> list[str]:
+    return [part.decode() for part in reply]
+
+
+def _number(reply: list[Any]) -> int:
+    return int(reply[0])
+
+
+def _fenced_number(reply: list[Any]) -> int:
+    return FENCED if reply[0] == b"FENCED" else int(reply[0])

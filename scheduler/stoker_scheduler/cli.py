@@ -1,0 +1,38 @@
+"""The command `stoker scheduler`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from stoker.command import queue_options
+
+if TYPE_CHECKING:
+    from stoker.config import Config
+
+
+@click.command()
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@queue_options
+def scheduler(config: Config, log_level: str) -> None:
+    """Schedule a queue: order what waits, form batches, watch the workers.
+
+    Run as many as you like: one leads, the others stand by. Waits for a Redis that is down.
+
+    \b
+    Example:  stoker scheduler --redis redis://10.0.0.5:6379/0
+    """
+    from stoker.log import configure
+    from stoker_scheduler.service import Scheduler
+
+    configure(log_level)
+
+    async def run() -> None:
+        await Scheduler(config).run()
+
+    asyncio.run(run())
+
+
+commands: list[click.Command] = [scheduler]

@@ -1,0 +1,156 @@
+"""The order in which waiting requests are considered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from stoker.config import Config
+from stoker.store.records import CLASSES, SUSPECT, Waiting, WorkerRecord
+
+_RANKS = {name: rank for rank, name in enumerate(CLASSES)}
+
+SHARE_MEMORY_US = 10_000_000
+"""How fast the account behind `critical_share` forgets: its time constant, in microseconds.
+
+Long enough to smooth over batches, short enough that an unused share can't be saved up for a long burst.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What waits, in the order to consider it, and what no registered worker could hold."""
+
+    requests: tuple[Waiting, ...]
+    unholdable: tuple[Waiting, ...]
+
+
+class RequestQueue:
+    """Merges the lanes into one order.
+
+    1. Merge by score: of two requests the one with the lower score comes first, whatever their lanes. With scores of
+       `arrival + W[class]` a later arrival of class q passes a request of class p only within W[p] - W[q].
+    2. Take CRITICAL before the merge while it had at most `critical_share` of the tokens dispatched lately, and by its
+       score beyond that. This holds for every prefix of an order, so it does not matter how much of it is dispatched.
+    3. Leave out the lanes that are held back; what they hold hides nothing.
+    4. Keep suspects apart: they are never in an order with clean work.
+    5. Pass over what no registered worker could hold even when empty, so that it stops nothing behind it.
+    6. Say whether a lane should be read deeper, because most of the page that was read had to be passed over.
+
+    It remembers only how many tokens were dispatched lately, fading with `SHARE_MEMORY_US`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._share = config.critical_share
+        self._critical_tokens = 0.0
+        self._all_tokens = 0.0
+        self._faded_us = 0
+
+    def order(
+        self,
+        heads: Mapping[str, Sequence[Waiting]],
+        workers: Iterable[WorkerRecord],
+        *,
+        held_back: Set[str] = frozenset(),
+    ) -> Order:
+        """Return the clean requests of `heads` (lane -> its first entries, ascending by score) in their order.
+
+        `workers` are all that are registered; `held_back` names lanes whose requests may not run now.
+        """
+        critical: list[Waiting] = []
+        others: list[Waiting] = []
+        # Best class first, so that the stable sort lets the better class go first where scores are equal.
+        for lane in sorted(heads, key=lambda name: (class_rank(name), name)):
+            if not _suspect(lane) and lane not in held_back:
+                (others if class_rank(lane) else critical).extend(heads[lane])
+        largest = largest_capacity(workers)
+        critical, passed_over = _split(critical, largest)
+        others, also_passed_over = _split(others, largest)
+        return Order(tuple(self._merge(critical, others)), (*passed_over, *also_passed_over))
+
+    def suspects(self, heads: Mapping[str, Sequence[Waiting]], workers: Iterable[WorkerRecord]) -> Order:
+        """Return the crash suspects of `heads` in their order."""
+        waiting = [request for lane in heads if _suspect(lane) for request in heads[lane]]
+        suspects, unholdable = _split(waiting, largest_capacity(workers))
+        return Order(tuple(sorted(suspects, key=_score)), tuple(unholdable))
+
+    def deeper(self, page: Sequence[Waiting], asked: int, workers: Iterable[WorkerRecord]) -> bool:
+        """Return whether to read on in a lane, now, after a `page` of which `asked` entries were asked for.
+
+        A full page of which at least half is unholdable says little about what could run. A caller that reads until
+        this is False finds the eligible request behind any number of unholdable ones in the same tick.
+        """
+        largest = largest_capacity(workers)
+        passed_over = sum(not could_hold(request, largest) for request in page)
+        return len(page) >= asked and 2 * passed_over >= len(page) > 0
+
+    def dispatched(self, requests: Iterable[Waiting], *, now_us: int) -> None:
+        """Note what was dispatched at `now_us` (microseconds of Redis TIME): the account behind `critical_share`."""
+        if now_us > self._faded_us:
+            fade = math.exp((self._faded_us - now_us) / SHARE_MEMORY_US)
+            self._critical_tokens *= fade
+            self._all_tokens *= fade
+        # A clock that was set back stops the fading for a moment only if the stamp follows it.
+        self._faded_us = now_us
+        for request in requests:
+            self._all_tokens += request.cost
+            self._critical_tokens += 0 if class_rank(request.lane) else request.cost
+
+    def _merge(self, critical: list[Waiting], others: list[Waiting]) -> list[Waiting]:
+        critical.sort(key=_score)
+        others.sort(key=_score)
+        merged: list[Waiting] = []
+        i = 0
+        critical_tokens, all_tokens = self._critical_tokens, self._all_tokens
+        for urgent in critical:
+            while i < len(others) and others[i].score < urgent.score and not self._within(critical_tokens, all_tokens):
+                merged.append(others[i])
+                all_tokens += others[i].cost
+                i += 1
+            merged.append(urgent)
+            critical_tokens += urgent.cost
+            all_tokens += urgent.cost
+        return merged + others[i:]
+
+    def _within(self, critical_tokens: float, all_tokens: float) -> bool:
+        return self._share > 0 and critical_tokens <= self._share * all_tokens
+
+
+def largest_capacity(workers: Iterable[WorkerRecord]) -> int | None:
+    """Return the most tokens that a registered worker can hold, None where no live worker is registered."""
+    return max((worker.capacity for worker in workers if worker.state == "live"), default=None)
+
+
+def could_hold(request: Waiting, largest: int | None) -> bool:
+    """Return whether a worker of the `largest` capacity could hold the request when empty.
+
+    An estimate never rules a request out: the worker that counts its tokens decides. Without any worker nothing is
+    ruled out either: a fleet that restarts must not fail what waits for it.
+    """
+    return largest is None or not request.exact or request.cost <= largest
+
+
+def charged_cost(request: Waiting, largest: int | None) -> int:
+    """Return the tokens to reserve for the request: its cost, an estimate clamped to the `largest` capacity."""
+    return request.cost if request.exact or largest is None else min(request.cost, largest)
+
+
+def _split(requests: list[Waiting], largest: int | None) -> tuple[list[Waiting], list[Waiting]]:
+    unholdable = [request for request in requests if not could_hold(request, largest)]
+    if unholdable:
+        requests = [request for request in requests if could_hold(request, largest)]
+    return requests, unholdable
+
+
+def class_rank(lane: str) -> int:
+    """Return the place of the lane's class among the classes, 0 for the best; a tenant may follow behind a colon."""
+    return _RANKS.get(lane.partition(":")[0], len(CLASSES))
+
+
+def _suspect(lane: str) -> bool:
+    return lane.partition(":")[0] == SUSPECT
+
+
+def _score(request: Waiting) -> float:
+    return request.score

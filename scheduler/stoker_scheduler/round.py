@@ -1,0 +1,85 @@
+"""One tick's dispatching, decided batch by batch: which worker, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from math import ceil
+
+from stoker.store.records import Waiting, WorkerRecord
+from stoker_scheduler.balancer import LoadBalancer, loaded
+from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
+from stoker_scheduler.queue import largest_capacity
+
+BLOCKED_HEADS = 16
+"""How many requests may find no worker before a round ends: it bounds how far smaller ones are looked for."""
+
+
+class Round:
+    """What is left of a tick's waiting requests and workers, as batches are handed out.
+
+    1. The first request in the order gets a worker; the batch is formed around it.
+    2. Workers with a probe to make get one request.
+    3. A first request that no worker can take lets those behind it try, and after its linger keeps a worker free.
+    4. `linger_us` is how soon looking again may change something; 0 for nothing to wait for.
+    """
+
+    def __init__(
+        self,
+        waiting: Sequence[Waiting],
+        fleet: Sequence[WorkerRecord],
+        *,
+        balancer: LoadBalancer,
+        batcher: DynamicBatcher,
+        shut: Set[str],
+        probing: Set[str],
+        linger_us: int,
+        now_us: int,
+    ) -> None:
+        """Hand out `waiting`, in its order, to `fleet` but for the incarnations in `shut`."""
+        self._waiting = list(waiting)
+        self._fleet = list(fleet)
+        self._balancer = balancer
+        self._batcher = batcher
+        self._shut = set(shut)
+        self._probing = probing
+        self._patience_us = linger_us
+        self._now_us = now_us
+        self._largest = largest_capacity(fleet)
+        self.linger_us = 0
+
+    def next(self) -> tuple[WorkerRecord, Batch] | None:
+        """Return the next worker and its batch, None when nothing more fits now."""
+        blocked = 0
+        while self._waiting and blocked < BLOCKED_HEADS:
+            worker = self._balancer.choose(self._fleet, self._waiting[0], self._shut)
+            if worker is None:
+                self._keep_one()
+                blocked += 1
+                continue
+            batch = self._batcher.form(self._waiting, self._room(worker), now_us=self._now_us)
+            if batch.requests:
+                return worker, batch
+            self.linger_us = batch.linger_us or self.linger_us
+            self._shut.add(worker.inc)
+        return None
+
+    def done(self, worker: WorkerRecord, batch: Batch, *, more: bool) -> None:
+        """Take the batch out of what is left; `more` is whether the worker may get another one in this round."""
+        taken = {request.id for request in batch.requests}
+        self._waiting = [request for request in self._waiting if request.id not in taken]
+        self._fleet = [loaded(w, batch.costs) if w.inc == worker.inc else w for w in self._fleet]
+        if not more or worker.inc in self._probing:
+            self._shut.add(worker.inc)
+
+    def _keep_one(self) -> None:
+        head = self._waiting.pop(0)
+        kept = self._balancer.reserve(self._fleet, head, self._shut, now_us=self._now_us)
+        self.linger_us = self._patience_us
+        if kept:
+            self._shut.add(kept.inc)
+
+    def _room(self, worker: WorkerRecord) -> Room:
+        """Its room, with a share of what waits that leaves something for the other open workers."""
+        open_workers = max(1, sum(other.available and other.inc not in self._shut for other in self._fleet))
+        share = 1 if worker.inc in self._probing else ceil(len(self._waiting) / open_workers)
+        return Room.of(worker, share=share, largest=self._largest)

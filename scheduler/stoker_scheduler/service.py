@@ -1,0 +1,269 @@
+"""The scheduler's process: what does I/O around the parts that decide."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+
+import structlog
+
+from stoker.config import Config
+from stoker.errors import RedisUnavailable
+from stoker.every import every, pause
+from stoker.store import reads, scripts
+from stoker.store.codec import class_windows_us
+from stoker.store.connection import AsyncStore
+from stoker.store.reads import QueueView
+from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
+from stoker.store.scripts import FENCED, Call, Dispatched
+from stoker_scheduler.balancer import LoadBalancer
+from stoker_scheduler.batcher import Batch, DynamicBatcher
+from stoker_scheduler.health import HealthMonitor
+from stoker_scheduler.leader import Leadership
+from stoker_scheduler.metrics import MetricsCollector
+from stoker_scheduler.queue import RequestQueue
+from stoker_scheduler.round import Round
+
+log = structlog.get_logger()
+
+DEPTH = {"continuous": 512, "padded": 2048}
+"""How many entries of each lane a tick reads: a padded batch is chosen from a window, a continuous one from heads."""
+
+RETRY_S = 0.2
+HOUSEKEEPING_S = 5.0
+AGES_S = 30.0
+
+
+class Fenced(Exception):
+    """Another process leads."""
+
+
+class Scheduler:
+    """Leads, or stands by to.
+
+    1. Claims the lease, four times a heartbeat.
+    2. Sleeps on the bell, or until something is due; then reads the queue in one round trip and acts on it:
+    3. takes back what dead workers hold, ends delays and deadlines,
+    4. orders what waits (RequestQueue), picks workers (LoadBalancer, HealthMonitor), forms batches (DynamicBatcher);
+    5. runs suspects one at a time on a worker of their own; fails what no worker could ever hold.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._store = AsyncStore(config)
+        self._bell = AsyncStore(config, block_s=config.block_ms / 1000)
+        self._leadership = Leadership(self._store, config)
+        self._queue = RequestQueue(config)
+        self._batcher = DynamicBatcher(config)
+        self._balancer = LoadBalancer(config)
+        self._health = HealthMonitor(config)
+        self._metrics = MetricsCollector(config)
+        self._stop = asyncio.Event()
+        self._known: list[WorkerRecord] = []
+        self._unanswered: Call[Dispatched] | None = None
+        self._aged_at = 0.0
+        self._batches_told = 0
+
+    def stop(self) -> None:
+        """End, and give the lease up."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Schedule until stopped; raises `ConfigError` when the queue runs with another H."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        stopped = asyncio.create_task(self._stop.wait())
+        tasks = [
+            stopped,
+            asyncio.create_task(every(self._config.heartbeat_ms / 4000, self._leadership.tick, self._stop)),
+            asyncio.create_task(self._schedule()),
+            asyncio.create_task(every(HOUSEKEEPING_S, self._housekeeping, self._stop)),
+        ]
+        done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        with contextlib.suppress(RedisUnavailable):
+            await self._leadership.resign()
+        await self._store.close()
+        await self._bell.close()
+        for task in done:
+            task.result()
+
+    async def _schedule(self) -> None:
+        """Tick whenever the bell rings or something is due; only a leader hears the bell."""
+        while True:
+            await self._leadership.leads.wait()
+            try:
+                wait_s = await self.tick()
+                if wait_s > 0:
+                    await self._bell.read(reads.bell(self._store.keys, min(wait_s, self._config.block_ms / 1000)))
+            except Fenced:
+                self._unanswered = None
+                self._leadership.lost("fenced")
+            except RedisUnavailable:
+                # The leadership's loop says so once; here it is enough to go on trying.
+                await pause(RETRY_S, self._stop)
+
+    async def tick(self) -> float:
+        """Do all that is due; returns after how many seconds something will be, at most the longest block."""
+        if self._unanswered:
+            await self._repeat(self._unanswered)
+        view = await self._read_view()
+        self._known = view.workers
+        self._health.observe(view.workers, time.monotonic())
+        self._metrics.observe_workers(view.workers, time.monotonic())
+        if await self._take_back(view) + await self._end_what_is_due(view):
+            return 0.0
+        await self._dispatch_suspects(view)
+        return await self._dispatch(view)
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def _read_view(self) -> QueueView:
+        depth = max((DEPTH.get(worker.mode, 0) for worker in self._known), default=DEPTH["continuous"])
+        keys = self._store.keys
+        view = await self._store.read(reads.queue_view(keys, depth=depth, known=self._known))
+        for lane in LANES:
+            page = view.lanes[lane]
+            while self._queue.deeper(page, depth, view.workers):
+                start = len(view.lanes[lane])
+                page = await self._store.read(reads.lane_page(keys, lane, start, depth))
+                view.lanes[lane].extend(page)
+        return view
+
+    # --- what is due ----------------------------------------------------------------------------------------------
+
+    async def _take_back(self, view: QueueView) -> int:
+        """Reclaim from the dead and the silent; the script has the last word on who is."""
+        moved = 0
+        for inc in self._health.lapsed(view.workers, self._config.lease_us):
+            left = 1
+            while left > 0:
+                left = self._unfenced(await self._store.run(scripts.reclaim(self._leadership.token, inc)))
+            if left == 0:
+                log.warning("took work back", inc=inc)
+                moved += 1
+        return moved
+
+    async def _end_what_is_due(self, view: QueueView) -> int:
+        ended = 0
+        token = self._leadership.token
+        if view.next_due_us is not None and view.next_due_us <= view.now_us:
+            ended += self._unfenced(await self._store.run(scripts.promote(token)))
+        aged = time.monotonic() - self._aged_at >= AGES_S
+        if aged or (view.next_deadline_us is not None and view.next_deadline_us <= view.now_us):
+            self._aged_at = time.monotonic()
+            expired = await self._store.run(scripts.expire(token))
+            if expired is None:
+                raise Fenced
+            ended += len(expired)
+        return ended
+
+    def _wait_s(self, view: QueueView, linger_us: int) -> float:
+        """Seconds until the next due time, deadline, lease or linger."""
+        dues = [due - view.now_us for due in (view.next_due_us, view.next_deadline_us) if due is not None]
+        dues += [self._config.lease_us + 1000 - worker.beat_age_us for worker in view.workers if worker.state == "live"]
+        dues += [linger_us] if linger_us else []
+        # What is late and still there waits for a grace to end: look again soon, not at once.
+        soonest = min((due if due > 0 else 100_000 for due in dues), default=1_000_000)
+        return max(soonest / 1e6, 0.001)
+
+    # --- dispatching ----------------------------------------------------------------------------------------------
+
+    async def _dispatch(self, view: QueueView) -> float:
+        """Hand out what fits; returns the seconds to wait, 0 when there may be more."""
+        order = self._queue.order(view.lanes, view.workers)
+        await self._refuse(order.unholdable, view)
+        shut = self._health.excluded()
+        if view.quarantine and view.lanes[SUSPECT]:
+            shut |= {view.quarantine}
+        hand = Round(
+            order.requests,
+            view.workers,
+            balancer=self._balancer,
+            batcher=self._batcher,
+            shut=shut,
+            probing=self._health.probing(),
+            linger_us=self._config.max_queue_delay_ms * 1000,
+            now_us=view.now_us,
+        )
+        took = 0
+        while chosen := hand.next():
+            worker, batch = chosen
+            answer = await self._hand_over(worker, batch)
+            took += self._account(batch, worker, answer, view.now_us)
+            hand.done(worker, batch, more=answer.word == "OK" and "FULL" not in answer.words)
+        more = any(len(entries) >= DEPTH["continuous"] for entries in view.lanes.values())
+        return 0.0 if took and more else self._wait_s(view, hand.linger_us)
+
+    async def _hand_over(self, worker: WorkerRecord, batch: Batch) -> Dispatched:
+        """Dispatch; a call without an answer is repeated with its number before anything else is dispatched."""
+        call = self._leadership.dispatch(worker.inc, list(zip(batch.requests, batch.costs, strict=True)))
+        self._unanswered = call
+        return await self._repeat(call)
+
+    async def _repeat(self, call: Call[Dispatched]) -> Dispatched:
+        answer = await self._store.run(call)
+        self._unanswered = None
+        if answer.word == "FENCED":
+            raise Fenced
+        return answer
+
+    def _account(self, batch: Batch, worker: WorkerRecord, answer: Dispatched, now_us: int) -> int:
+        """Note what was taken; returns how many."""
+        took = [request for request, word in zip(batch.requests, answer.words, strict=False) if word == "TOOK"]
+        if took:
+            self._queue.dispatched(took, now_us=now_us)
+            self._metrics.observe_batch(batch, worker)
+        return len(took)
+
+    async def _dispatch_suspects(self, view: QueueView) -> None:
+        """Run the first suspect alone, on the quarantined worker or the one with the least to finish."""
+        suspects = self._queue.suspects(view.lanes, view.workers).requests
+        if not suspects:
+            return
+        able = [worker for worker in view.workers if worker.available and worker.capacity >= suspects[0].cost]
+        holder = [worker for worker in able if worker.inc == view.quarantine]
+        target = min(holder or able, key=lambda worker: (worker.held_rows, worker.inc), default=None)
+        if target and not (holder and target.held_rows):
+            await self._hand_over(target, Batch((suspects[0],), (suspects[0].cost,)))
+
+    async def _refuse(self, unholdable: tuple[Waiting, ...], view: QueueView) -> None:
+        """Fail what no registered worker could hold, once it has waited long enough for a larger one."""
+        terms_us = class_windows_us(self._config)
+        for request in unholdable[: self._config.group]:
+            waited_us = view.now_us - request.score + terms_us.get(request.lane, 0)
+            if waited_us >= self._config.unschedulable_s * 1e6:
+                await self._store.run(scripts.refuse(self._leadership.token, request))
+                log.warning("unschedulable", id=request.id, cost=request.cost)
+
+    # --- housekeeping ---------------------------------------------------------------------------------------------
+
+    async def _housekeeping(self) -> None:
+        """Take in the counters, and say how things go while something does."""
+        if not self._leadership.token:
+            return
+        counts = await self._store.read(reads.counts(self._store.keys))
+        self._metrics.observe_counts(counts, time.monotonic())
+        now = self._metrics.snapshot()
+        if now.requests_per_s or now.batches != self._batches_told:
+            self._batches_told = now.batches
+            log.info(
+                "working",
+                requests_per_s=round(now.requests_per_s, 1),
+                batches=now.batches,
+                batch_size=round(now.batch_size, 1),
+                fill=round(now.fill, 3),
+                efficiency=round(now.efficiency, 3),
+                utilisation={name: round(share, 2) for name, share in now.utilisation.items()},
+            )
+
+    @staticmethod
+    def _unfenced(number: int) -> int:
+        if number == FENCED:
+            raise Fenced
+        return number

@@ -1,0 +1,1 @@
+"""Runs models: the supervised worker process for each device, and the engines it can drive."""

@@ -1,0 +1,68 @@
+"""The kinds of engine, and how a worker finds the one for its model. Only the chosen kind is imported."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from stoker.errors import ConfigError
+from stoker_workers.demo import DEMO, demo_model_path
+from stoker_workers.engine import Engine
+
+AUTO = "auto"
+SIM = "sim"
+TORCH = "torch"
+CALLABLE = "callable"
+KINDS = (AUTO, SIM, TORCH, CALLABLE)
+
+
+def make_engine(
+    model: str | Path,
+    *,
+    engine: str = AUTO,
+    device: str = AUTO,
+    dtype: str = AUTO,
+    profile: str | Path | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    kv_cache_tokens: int | None = None,
+) -> Engine:
+    """Return an engine for `model`, not yet loaded: a folder, "demo", "sim", or "module:Class" for a user's own code.
+
+    A limit that is None is the kind's own default. Raises `ConfigError` for what cannot work.
+    """
+    kind = kind_of(model) if engine == AUTO else engine
+    limits: dict[str, Any] = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    if kind == SIM:
+        from stoker_workers.engines.sim import SimEngine, load_profile
+
+        return SimEngine(load_profile(profile), kv_cache_tokens=kv_cache_tokens, **limits)
+    if kind == CALLABLE:
+        from stoker_workers.engines.callable import CallableEngine
+
+        return CallableEngine(str(model), device=device, **limits)
+    if kind == TORCH:
+        return _torch_engine(model, device=device, dtype=dtype, kv_cache_tokens=kv_cache_tokens, **limits)
+    raise ConfigError(f"engine: must be one of {', '.join(KINDS)}, got {engine!r}")
+
+
+def kind_of(model: str | Path) -> str:
+    """Return the kind of engine that a model's name asks for."""
+    if model == SIM:
+        return SIM
+    if isinstance(model, str) and re.fullmatch(r"[\w.]+:\w+", model):
+        return CALLABLE
+    return TORCH
+
+
+def _torch_engine(model: str | Path, **options: Any) -> Engine:
+    try:
+        from stoker_workers.engines.torch import TorchEngine
+    except ModuleNotFoundError as error:
+        # Its own modules are found, so one of those that a client or a scheduler does without is missing.
+        raise ConfigError(f'the torch engine needs {error.name}: pip install "stoker[worker]"') from error
+    if model == DEMO:
+        return TorchEngine(demo_model_path(), name=DEMO, **options)
+    return TorchEngine(model, **options)

@@ -1,0 +1,266 @@
+"""An engine without a model: it spends the time that a model would, and its tokens depend on the request alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import string
+import time
+import zlib
+from array import array
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+
+from stoker.errors import ConfigError
+from stoker_workers.engine import Admitted, Capacity, Event, Finished, Full, Invalid, ModelCard, Tokens, Work
+from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks
+from stoker_workers.text import Detokenizer
+
+VOCABULARY = 65_536
+CONTEXT = 131_072
+ZERO = "zero"
+"""The profile of an engine that takes no time: what is measured with it is everything else."""
+
+# Text of letters and some spaces; its length is a power of two, so that a mask picks a letter.
+_LETTERS = string.ascii_lowercase * 2 + " " * 12
+_TOKENS = [ord(letter) for letter in _LETTERS]
+_PACKED = [token.to_bytes(4, "little") for token in _TOKENS]
+_PICK = len(_LETTERS) - 1
+_MIX = 2_654_435_761  # Knuth's multiplicative hash: spreads the checksum's low bits into those that pick a letter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a step costs, in milliseconds: `base_ms`, and a share for each prefilled token, row and resident token."""
+
+    base_ms: float = 5.0
+    prefill_ms: float = 0.02
+    row_ms: float = 0.05
+    resident_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be slept, one line a problem."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        problems = [
+            f"profile: {name} must be a finite number >= 0, got {value!r}"
+            for name, value in values.items()
+            if type(value) not in (int, float) or not math.isfinite(value) or value < 0
+        ]
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def load_profile(source: str | Path | None) -> Profile:
+    """Return the profile in the JSON file `source`, all zeros for "zero", a small GPU's for None.
+
+    The file holds one object with exactly the four numbers of `Profile`; anything else raises `ConfigError`.
+    """
+    if source is None:
+        return Profile()
+    if source == ZERO:
+        return Profile(base_ms=0, prefill_ms=0, row_ms=0, resident_ms=0)
+    names = [field.name for field in fields(Profile)]
+    try:
+        content = json.loads(Path(source).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"profile: {source} cannot be read: {error}") from error
+    if not isinstance(content, dict) or set(content) != set(names):
+        raise ConfigError(f"profile: {source} must hold one JSON object with exactly {', '.join(names)}")
+    return Profile(**content)
+
+
+class _Row:
+    """One resident request: what it has still to prefill, and how its tokens go on."""
+
+    __slots__ = ("checksum", "detokenizer", "id", "left", "prefill", "reserved", "salt", "tokens")
+
+    def __init__(self, work: Work) -> None:
+        self.id = work.id
+        self.prefill = len(work.prompt)
+        self.left = work.max_tokens
+        self.reserved = len(work.prompt) + work.max_tokens
+        self.tokens = 0
+        # A checksum over prompt and answer so far, like a model's state: an answer continued from its middle goes on
+        # the same.
+        self.checksum = zlib.crc32(array("I", work.prompt).tobytes())
+        self.salt = _salt(work)
+        self.detokenizer = Detokenizer(_decode, work.stop) if work.stop else None
+
+
+class SimEngine:
+    """Continuous batching without a model.
+
+    A step costs what its profile says, really slept. One byte of text is one token, and a token depends on nothing but
+    the tokens before it, the seed and the temperature.
+    """
+
+    raw = False
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 8192,
+        kv_cache_tokens: int | None = None,
+        context: int = CONTEXT,
+    ) -> None:
+        """Hold `max_num_seqs` rows; by default the cache holds one row of the whole context, and 4,096 tokens a row."""
+        check_limits(max_num_seqs, max_num_batched_tokens, kv_cache_tokens)
+        self.prefilled_tokens = 0
+        """Prompt tokens prefilled so far."""
+        self._profile = profile
+        self._free = profile == load_profile(ZERO)
+        self._context = context
+        self._capacity = Capacity(
+            rows=max_num_seqs,
+            tokens=kv_cache_tokens or max(context, 4096 * max_num_seqs),
+            budget=max_num_batched_tokens,
+        )
+        self._resident: dict[str, _Row] = {}
+        self._reserved = 0
+        self._decoding: list[_Row] = []
+        self._prefilling: deque[_Row] = deque()
+
+    def load(self) -> ModelCard:
+        """Return the card; there is nothing to load."""
+        # The number changes with the function that makes the tokens.
+        identity = sha256(b"stoker sim 1").hexdigest()
+        return ModelCard(
+            name="sim", identity=identity, dtype="none", vocabulary=VOCABULARY, context=self._context, mode="continuous"
+        )
+
+    def warm_up(self) -> None:
+        """Do nothing: the first step costs what every step costs."""
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the bytes of the text."""
+        return list(prompt.encode())
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the bytes of the conversation, a line `role: content` for each message."""
+        return self.encode("".join(f"{message['role']}: {message['content']}\n" for message in messages))
+
+    def admit(self, work: Work) -> Admitted | Full | Invalid:
+        """Take a request in if rows and cache have room."""
+        capacity = self._capacity
+        if invalid := check_work(work, context=self._context, vocabulary=VOCABULARY, cache_tokens=capacity.tokens):
+            return invalid
+        self.cancel(work.id)  # another attempt at the same request takes the place of the first
+        cost = len(work.prompt) + work.max_tokens
+        if len(self._resident) >= capacity.rows or self._reserved + cost > capacity.tokens:
+            return Full()
+        row = _Row(work)
+        self._resident[work.id] = row
+        self._reserved += cost
+        self._prefilling.append(row)
+        return Admitted(cost)
+
+    def step(self) -> list[Event]:
+        """Prefill what the budget allows beside one token for each decoding row."""
+        if not self._resident:
+            return []
+        decoding = len(self._decoding)
+        chunks = self._chunks()
+        self._sleep(sum(chunks), decoding + len(chunks))
+        for chunk in chunks:
+            row = self._prefilling[0]
+            row.prefill -= chunk
+            row.tokens += chunk
+            if not row.prefill:
+                self._decoding.append(self._prefilling.popleft())
+        self.prefilled_tokens += sum(chunks)
+        return self._next_tokens()
+
+    def scheduled(self) -> Sequence[str]:
+        """Return the decoding rows, and those whose prompt the budget reaches."""
+        prefilling = [row.id for row, _ in zip(self._prefilling, self._chunks(), strict=False)]
+        return [row.id for row in self._decoding] + prefilling
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a row."""
+        row = self._resident.pop(request_id, None)
+        if row is None:
+            return
+        self._reserved -= row.reserved
+        if row.prefill:
+            self._prefilling.remove(row)
+        else:
+            self._decoding.remove(row)
+
+    def resident(self) -> Sequence[str]:
+        """Return the ids of all rows, in order of arrival."""
+        return list(self._resident)
+
+    def capacity(self) -> Capacity:
+        """Return the limits given."""
+        return self._capacity
+
+    def close(self) -> None:
+        """Forget all rows."""
+        self._resident.clear()
+        self._decoding.clear()
+        self._prefilling.clear()
+        self._reserved = 0
+
+    def _chunks(self) -> list[int]:
+        if not self._prefilling:
+            return []
+        return prefill_chunks((row.prefill for row in self._prefilling), self._capacity.budget - len(self._decoding))
+
+    def _sleep(self, prefilled: int, rows: int) -> None:
+        if self._free:
+            return
+        profile = self._profile
+        cost = profile.base_ms + profile.prefill_ms * prefilled + profile.row_ms * rows
+        if profile.resident_ms:
+            cost += profile.resident_ms * sum(row.tokens for row in chain(self._decoding, self._prefilling))
+        time.sleep(cost / 1000)
+
+    def _next_tokens(self) -> list[Event]:
+        events: list[Event] = []
+        ended = False
+        for row in self._decoding:
+            pick = ((row.checksum ^ row.salt) * _MIX >> 16) & _PICK
+            row.checksum = zlib.crc32(_PACKED[pick], row.checksum)
+            row.tokens += 1
+            row.left -= 1
+            token = _TOKENS[pick]
+            text = _LETTERS[pick] if row.detokenizer is None else self._text(row.detokenizer, token, row.left)
+            events.append(Tokens(row.id, [token], text))
+            if row.detokenizer is not None and row.detokenizer.stopped:
+                row.left = 0
+                events.append(Finished(row.id, "stop"))
+            elif not row.left:
+                events.append(Finished(row.id, "length"))
+            ended = ended or not row.left
+        if ended:
+            self._drop_ended()
+        return events
+
+    def _text(self, detokenizer: Detokenizer, token: int, left: int) -> str:
+        text = detokenizer.push([token])
+        return text if left else text + detokenizer.finish()
+
+    def _drop_ended(self) -> None:
+        for row in self._decoding:
+            if not row.left:
+                del self._resident[row.id]
+                self._reserved -= row.reserved
+        self._decoding = [row for row in self._decoding if row.left]
+
+
+def _decode(token_ids: list[int]) -> str:
+    return bytes([token & 0xFF for token in token_ids]).decode(errors="replace")
+
+
+def _salt(work: Work) -> int:
+    """Return what sampling adds to a row's checksum; greedy answers depend on the prompt alone."""
+    sampling = work.sampling
+    if not sampling.temperature:
+        return 0
+    return zlib.crc32(f"{sampling.seed} {sampling.temperature!r}".encode())

@@ -1,0 +1,93 @@
+"""What a supervisor and its child say to each other: one JSON object a line, over two pipes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stoker_workers.engine import Capacity, ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to make the engine: the options of `stoker worker`."""
+
+    model: str
+    engine: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    profile: str | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """To the child: take work as this incarnation, and forget what came under another."""
+
+    inc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To the child: these (id, delivery) moved on; drop their rows and hand them back."""
+
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """To the child: take nothing new, finish what runs within `grace_s`, hand back the rest, say Drained."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """From the child: the model is loaded and warm."""
+
+    card: dict[str, Any]
+    capacity: dict[str, Any]
+
+    @staticmethod
+    def of(card: ModelCard, capacity: Capacity) -> Loaded:
+        """Make the message of both."""
+        return Loaded(asdict(card), asdict(capacity))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """From the child: the model cannot be loaded, and trying again will not help."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """From the child: what requests really occupy, as [id, delivery, tokens]."""
+
+    rows: list[list[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """From the child: nothing is resident, everything is settled or handed back."""
+
+
+Message = Serve | Stop | Drain | Loaded | Refused | Costs | Drained | EngineOptions
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in (Serve, Stop, Drain, Loaded, Refused, Costs, Drained, EngineOptions)
+}
+
+
+def to_line(message: Message) -> bytes:
+    """Return the message as one line."""
+    return json.dumps({"kind": type(message).__name__, **asdict(message)}).encode() + b"\n"
+
+
+def from_line(line: bytes) -> Message:
+    """Return the message in a line that `to_line` made."""
+    fields = json.loads(line)
+    return _KINDS[fields.pop("kind")](**fields)

@@ -1,0 +1,417 @@
+"""The child of a worker: reads its doorbells, runs the engine, reports what came of it.
+
+`python -m stoker_workers.worker` is started by the supervisor and by nobody else: settings come in on standard input,
+news go out on the pipe whose number is the first argument, and both end with the supervisor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+import structlog
+
+from stoker.config import Config
+from stoker.errors import ConfigError, InvalidRequest, RedisUnavailable
+from stoker.log import configure
+from stoker.store import reads, scripts
+from stoker.store.codec import encode_answer, encode_failure
+from stoker.store.connection import Store
+from stoker.store.pack import pack_tokens
+from stoker.store.scripts import Begun, Published, Settlement
+from stoker_workers.board import Board
+from stoker_workers.engine import Admitted, Engine, Event, Failed, Finished, Full, Invalid, Tokens
+from stoker_workers.engines import make_engine
+from stoker_workers.intake import Row, nonce_of, open_row, prompt_bytes
+from stoker_workers.messages import (
+    Costs,
+    Drain,
+    Drained,
+    EngineOptions,
+    Loaded,
+    Message,
+    Refused,
+    Serve,
+    Stop,
+    from_line,
+    to_line,
+)
+from stoker_workers.reporter import Reporter
+
+log = structlog.get_logger()
+
+PR_SET_PDEATHSIG = 1
+EXIT_REFUSED = 3
+DOORBELLS = 16
+
+Outcome = Literal["ok", "bad", "failure", "retry"]
+_OUTCOMES: dict[str, Outcome] = {"invalid": "bad", "retry": "retry", "failure": "failure"}
+
+
+@dataclass(slots=True)
+class Session:
+    """The time under one incarnation. Whatever came under an older one is dropped, not reported."""
+
+    inc: str
+    reporter: Reporter
+    open: bool = True
+    reading: bool = True
+    draining: bool = False
+    reader: threading.Thread | None = None
+    rows: dict[str, Row] = field(default_factory=dict)
+    waiting: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Into the step loop: attempts that the reader opened."""
+
+    session: Session
+    rows: list[Row]
+
+
+class Worker:
+    """One engine and the loop around it.
+
+    1. A reader thread takes doorbells, begins what they name, checks and tokenizes it.
+    2. The main thread admits, steps, and sorts the events into answers; it alone touches engine and rows.
+    3. A reporter thread settles, publishes tokens and hands back; it repeats until Redis answers.
+    4. A control thread hears the supervisor: a new incarnation, rows that moved on, the end.
+    """
+
+    def __init__(self, config: Config, engine: Engine, board: Board, news: BinaryIO) -> None:
+        """Run `engine`, which is loaded; count on `board`; tell the supervisor on `news`."""
+        self._config = config
+        self._engine = engine
+        self._board = board
+        self._news = news
+        self._inbox: queue.SimpleQueue[Arrived | Message] = queue.SimpleQueue()
+        self._session: Session | None = None
+        self._drain_at = float("inf")
+        self._flushed_at = 0.0
+        self._first_tokens = False
+
+    def post(self, message: Message) -> None:
+        """Hand the step loop a message of the supervisor; any thread may."""
+        self._inbox.put(message)
+
+    def run(self) -> None:
+        """Serve until a drain is done."""
+        while True:
+            self._hear(block=not self._busy())
+            session = self._session
+            if session is None:
+                continue
+            if session.draining and self._finish_drain(session):
+                return
+            self._admit(session)
+            if self._engine.resident():
+                self._step(session)
+                self._publish(session)
+
+    def _busy(self) -> bool:
+        session = self._session
+        return bool(session and (session.rows or session.waiting or session.draining))
+
+    # --- what came in ---------------------------------------------------------------------------------------------
+
+    def _hear(self, *, block: bool) -> None:
+        """Take all that waits in the inbox; sleep for the first when there is nothing to do."""
+        with contextlib.suppress(queue.Empty):
+            self._take(self._inbox.get(block=block))
+            while True:
+                self._take(self._inbox.get_nowait())
+
+    def _take(self, item: Arrived | Message) -> None:
+        match item:
+            case Arrived(session, rows) if session.open and session.draining:
+                session.reporter.hand_back([row.key for row in rows])
+            case Arrived(session, rows) if session.open:
+                session.waiting += rows
+            case Serve(inc):
+                self._serve(inc)
+            case Stop(named) if self._session:
+                self._stop(self._session, {(request_id, delivery) for request_id, delivery in named})
+            case Drain(grace_s) if self._session:
+                self._session.draining = True
+                self._drain_at = min(self._drain_at, time.monotonic() + grace_s)
+            case _:
+                pass
+
+    def _serve(self, inc: str) -> None:
+        """Begin a session; the rows of the one before belong to nobody any more."""
+        if self._session:
+            self._session.open = self._session.reading = False
+            self._session.reporter.close()
+            for request_id in list(self._session.rows):
+                self._engine.cancel(request_id)
+        reporter = Reporter(Store(self._config), inc, self._config, self._moved_on)
+        self._session = Session(inc, reporter)
+        self._session.reader = threading.Thread(target=self._read, args=(self._session,), name="reader", daemon=True)
+        self._session.reader.start()
+
+    def _moved_on(self, keys: list[tuple[str, str]]) -> None:
+        self._inbox.put(Stop([list(key) for key in keys]))
+
+    def _stop(self, session: Session, named: set[tuple[str, str]]) -> None:
+        """Drop the rows of attempts that moved on, and hand them back: their memory is free."""
+        for key in named:
+            row = session.rows.get(key[0])
+            if row and row.key == key:
+                self._engine.cancel(row.payload.id)
+                del session.rows[row.payload.id]
+        session.waiting = [row for row in session.waiting if row.key not in named]
+        session.reporter.hand_back(sorted(named))
+
+    def _finish_drain(self, session: Session) -> bool:
+        """Give back what is not begun; at the end of the grace all. Whether nothing is left."""
+        late = time.monotonic() >= self._drain_at
+        back = [*session.waiting, *(session.rows.values() if late else ())]
+        if late:
+            for request_id in list(session.rows):
+                self._engine.cancel(request_id)
+            session.rows.clear()
+        session.waiting.clear()
+        if back:
+            session.reporter.hand_back([row.key for row in back])
+        if session.rows:
+            return False
+        session.reading = False
+        if session.reader:
+            session.reader.join()
+        self._hear(block=False)
+        session.reporter.finish()
+        self._tell(Drained())
+        return True
+
+    # --- the engine -----------------------------------------------------------------------------------------------
+
+    def _admit(self, session: Session) -> None:
+        """Hand the engine what waits; what does not fit stays first in line until rows leave."""
+        waiting, session.waiting = session.waiting, []
+        costs = []
+        for place, row in enumerate(waiting):
+            answer = self._engine.admit(row.work)
+            if isinstance(answer, Full) and session.rows:
+                session.waiting = waiting[place:]
+                break
+            if isinstance(answer, Admitted):
+                session.rows[row.payload.id] = row
+                if row.estimated:
+                    costs.append([*row.key, answer.cost])
+            else:
+                self._refuse(session, row, answer)
+        if costs:
+            self._tell(Costs(costs))
+
+    def _refuse(self, session: Session, row: Row, answer: Invalid | Full) -> None:
+        """Fail what the engine will never take; Full of an empty engine means the same."""
+        if isinstance(answer, Full):
+            answer = Invalid("prompt", "prompt and max_tokens must fit this worker's cache", len(row.work.prompt))
+        error = InvalidRequest(answer.field, answer.limit, answer.value)
+        session.reporter.settle(failure(row, "bad", "invalid", str(error), error))
+
+    def _step(self, session: Session) -> None:
+        started = time.monotonic_ns()
+        self._board.begin_step(self._engine.scheduled(), started // 1000)
+        rows = len(session.rows)
+        events = self._engine.step()
+        self._board.add("steps")
+        self._board.add("row_steps", rows)
+        self._board.add("busy_us", (time.monotonic_ns() - started) // 1000)
+        self._board.end_step()
+        faulty = False
+        for event in events:
+            row = session.rows.get(event.id)
+            if row:
+                faulty |= isinstance(event, Failed) and event.kind == "retry"
+                self._handle(session, row, event)
+        if faulty:
+            self._board.add("faults")
+
+    def _handle(self, session: Session, row: Row, event: Event) -> None:
+        if isinstance(event, Tokens):
+            self._tokens(row, event)
+            return
+        del session.rows[row.payload.id]
+        if row.payload.stream and row.published < len(row.token_ids):
+            session.reporter.publish([_published(row)])
+        if isinstance(event, Finished):
+            self._board.add("successes")
+            self._board.add("finished")
+            session.reporter.settle(_answer(row, event, self._config.result_bytes))
+        else:
+            session.reporter.settle(failure(row, _OUTCOMES[event.kind], "error", event.reason))
+
+    def _tokens(self, row: Row, event: Tokens) -> None:
+        if row.first_token_us < 0:
+            row.first_token_us = int((time.monotonic() - row.begun_s) * 1e6)
+            self._board.add("prompt_tokens", len(row.work.prompt))
+            self._first_tokens |= row.payload.stream
+        self._board.add("generation_tokens", len(event.token_ids))
+        row.token_ids += event.token_ids
+        row.texts.append(event.text)
+        if row.payload.stream:
+            row.unpublished_text.append(event.text)
+
+    def _publish(self, session: Session) -> None:
+        """Publish new tokens of all streaming rows together: a first token at once, the others at intervals."""
+        now = time.monotonic()
+        if not self._first_tokens and now - self._flushed_at < self._config.flush_ms / 1000:
+            return
+        self._first_tokens, self._flushed_at = False, now
+        rows = [row for row in session.rows.values() if row.payload.stream and row.published < len(row.token_ids)]
+        if rows:
+            session.reporter.publish([_published(row) for row in rows])
+
+    # --- the reader -----------------------------------------------------------------------------------------------
+
+    def _read(self, session: Session) -> None:
+        """Take doorbells while the session is open. After every error the own pending entries come first."""
+        store = Store(self._config, block_s=self._config.block_ms / 1000)
+        own = True
+        while session.reading:
+            try:
+                bells = store.read(
+                    reads.doorbells(store.keys, session.inc, own=own, block_ms=self._config.block_ms, count=DOORBELLS)
+                )
+                for bell in bells:
+                    self._answer(store, session, bell)
+                own = own and bool(bells)
+            except RedisUnavailable:
+                own = True
+                time.sleep(0.1)
+            except Exception as error:  # a stream that is gone (an emptied Redis) heals by a new incarnation
+                log.warning("doorbells unreadable", inc=session.inc, error=str(error)[:200])
+                own = True
+                time.sleep(0.5)
+        store.close()
+
+    def _answer(self, store: Store, session: Session, bell: reads.Doorbell) -> None:
+        """Begin what a doorbell names, and pass it on; a row that is resident already is not begun twice."""
+        ids = [i for i in bell.ids if not self._resident(session, i, bell.delivery)]
+        begun = store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids))
+        rows = [row for item in begun if item.word == "RUN" and (row := self._open(session, item, bell.delivery))]
+        if rows:
+            self._inbox.put(Arrived(session, rows))
+
+    def _resident(self, session: Session, request_id: str, delivery: str) -> bool:
+        row = session.rows.get(request_id)
+        return row is not None and row.delivery == delivery
+
+    def _open(self, session: Session, item: Begun, delivery: str) -> Row | None:
+        try:
+            return open_row(item, delivery, self._engine, time.monotonic)
+        except InvalidRequest as error:
+            body = encode_failure(str(error), error)
+            nonce = nonce_of(item)
+            session.reporter.settle(Settlement(item.id, delivery, nonce, "bad", "invalid", body, item.attempt))
+            return None
+
+    def _tell(self, message: Message) -> None:
+        self._news.write(to_line(message))
+        self._news.flush()
+
+
+def _published(row: Row) -> Published:
+    """Return the row's tokens since the last time, and note that they are out."""
+    new = row.token_ids[row.published :]
+    item = Published(*row.key, row.payload.attempt, row.published, pack_tokens(new), "".join(row.unpublished_text))
+    row.published = len(row.token_ids)
+    row.unpublished_text.clear()
+    return item
+
+
+def _answer(row: Row, event: Finished, most_bytes: int) -> Settlement:
+    request = row.payload.request
+    try:
+        body = encode_answer(
+            text="".join(row.texts),
+            token_ids=row.token_ids if event.output is None else None,
+            output=event.output,
+            finish_reason=event.finish_reason,
+            prompt=len(row.work.prompt),
+            completion=len(row.token_ids),
+            first_token_us=row.first_token_us,
+            metadata=request.metadata,
+        )
+    except InvalidRequest as error:
+        return failure(row, "failure", "result_invalid", str(error))
+    if len(body) > most_bytes:
+        message = f"the result has {len(body)} bytes, over result_bytes ({most_bytes})"
+        return failure(row, "failure", "result_too_large", message)
+    return Settlement(
+        *row.key,
+        row.payload.nonce,
+        "ok",
+        "",
+        body,
+        row.payload.attempt,
+        row.first_token_us,
+        len(row.work.prompt),
+        len(row.token_ids),
+        prompt_bytes(row),
+    )
+
+
+def failure(row: Row, outcome: Outcome, reason: str, message: str, error: InvalidRequest | None = None) -> Settlement:
+    """Return how an attempt without an answer is reported."""
+    body = encode_failure(message, error)
+    return Settlement(*row.key, row.payload.nonce, outcome, reason, body, row.payload.attempt)
+
+
+# --- the process ----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Load the model the supervisor asks for, say so, and serve."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    news, board = os.fdopen(int(sys.argv[1]), "wb"), Board(os.fdopen(int(sys.argv[2]), "r+b"))
+    orders = sys.stdin.buffer
+    config = Config.model_validate_json(orders.readline())
+    configure(orders.readline().decode().strip())
+    options = cast("EngineOptions", from_line(orders.readline()))
+    try:
+        engine = make_engine(**dataclasses.asdict(options))
+        card = engine.load()
+        engine.warm_up()
+    except ConfigError as error:
+        news.write(to_line(Refused(str(error))))
+        news.flush()
+        sys.exit(EXIT_REFUSED)
+    news.write(to_line(Loaded.of(card, engine.capacity())))
+    news.flush()
+    worker = Worker(config, engine, board, news)
+    threading.Thread(target=_listen, args=(orders, worker), name="control", daemon=True).start()
+    worker.run()
+    engine.close()
+
+
+def _listen(orders: BinaryIO, worker: Worker) -> None:
+    """Pass on what the supervisor says; its end is ours."""
+    for line in orders:
+        worker.post(from_line(line))
+    os._exit(1)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process with its parent, where it can: a step that hangs hears no pipe."""
+    if Path("/proc").exists():
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
