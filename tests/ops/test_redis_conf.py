@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import redis
+
 from stoker_ops.embedded import start
 
 CONF = Path(__file__).parents[2] / "ops" / "redis" / "redis.conf"
 
 
 def test_every_server_accepts_it_and_runs_by_it(server_binary, short_tmp):
-    # What follows the file wins: a socket in a folder of the test's own.
-    elsewhere = ("--port", "0", "--unixsocket", str(short_tmp / "redis.sock"), "--dir", str(short_tmp))
+    # Its own folder need not exist here, and what follows the file wins: a socket in a folder of the test's own.
+    here = short_tmp / "redis.conf"
+    here.write_text(CONF.read_text().replace("dir /var/lib/redis", f"dir {short_tmp}"))
+    extra = ("--include", str(here), "--port", "0")
     with (
-        start(short_tmp, server=server_binary, extra_args=("--include", str(CONF), *elsewhere)) as server,
+        start(short_tmp, server=server_binary, extra_args=extra) as server,
         redis.Redis.from_url(server.url, decode_responses=True) as client,
     ):
         for name, value in {

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stoker.config import Config
 from stoker.store.records import WorkerRecord
 from stoker_scheduler.health import LONGEST_OPEN_S, CircuitState, HealthMonitor

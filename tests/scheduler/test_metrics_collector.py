@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from stoker.config import Config
 from stoker.store.records import Waiting, WorkerRecord
 from stoker_scheduler.batcher import Batch

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stoker.config import Config
 from stoker.store.records import CLASSES, LANES, Waiting, WorkerRecord
 from stoker_scheduler.queue import RequestQueue, charged_cost, class_rank, largest_capacity

@@ -20,7 +20,7 @@ COUNTERS = (
     "successes",
     "started_us",
 )
-"""Running totals since the child's start; `started_us` is when the step in progress began (monotonic), 0 between steps."""
+"""Running totals since the child's start; `started_us`: when the running step began (monotonic), 0 between steps."""
 
 SIZE = 1 << 17
 _HEAD = struct.Struct(f"<{len(COUNTERS)}q")
@@ -44,7 +44,7 @@ class Board:
     @staticmethod
     def make_file() -> BinaryIO:
         """Return an unnamed file of the right size: it ends with the last process that has it open."""
-        file = tempfile.TemporaryFile()
+        file = tempfile.TemporaryFile()  # noqa: SIM115  # it stays open for the life of the board
         file.truncate(SIZE)
         return file
 

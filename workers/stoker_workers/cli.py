@@ -20,12 +20,16 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what model runs, and how; `up` and `demo` pass the same on."""
     options = [
         click.option("--model", metavar="NAME", help="demo, sim, a folder, or module:Class of your own."),
-        click.option("--engine", type=click.Choice(["auto", "torch", "callable", "sim"]), default="auto", show_default=True),
+        click.option(
+            "--engine", type=click.Choice(["auto", "torch", "callable", "sim"]), default="auto", show_default=True
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0 ..."),
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
         click.option("--profile", metavar="FILE|zero", help="What a step of the sim engine costs (JSON, ms)."),
         click.option("--max-num-seqs", type=click.IntRange(1), help="Most requests that run at once."),
-        click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Most tokens of one step or padded batch."),
+        click.option(
+            "--max-num-batched-tokens", type=click.IntRange(1), help="Most tokens of one step or padded batch."
+        ),
         click.option("--kv-cache-tokens", type=click.IntRange(1), help="Most tokens that the cache holds."),
     ]
     for option in reversed(options):
@@ -36,7 +40,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @engine_options
 @click.option("--name", metavar="NAME", help="Unique in the queue; default: host and process id.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
 @queue_options
 def worker(config: Config, name: str | None, log_level: str, **options: Any) -> None:
     """Run a model and serve a queue with it.

@@ -54,6 +54,7 @@ PR_SET_PDEATHSIG = 1
 EXIT_REFUSED = 3
 DOORBELLS = 16
 
+Key = tuple[str, str]
 Outcome = Literal["ok", "bad", "failure", "retry"]
 _OUTCOMES: dict[str, Outcome] = {"invalid": "bad", "retry": "retry", "failure": "failure"}
 
@@ -70,6 +71,18 @@ class Session:
     reader: threading.Thread | None = None
     rows: dict[str, Row] = field(default_factory=dict)
     waiting: list[Row] = field(default_factory=list)
+    begun: set[Key] = field(default_factory=set)
+    """Attempts begun and not ended: a doorbell that rings twice must not begin them twice."""
+
+    def give_back(self, keys: list[Key]) -> None:
+        """Hand attempts back uncharged."""
+        self.begun.difference_update(keys)
+        self.reporter.hand_back(keys)
+
+    def settle(self, item: Settlement) -> None:
+        """Report how an attempt ended."""
+        self.begun.discard((item.id, item.delivery))
+        self.reporter.settle(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +148,10 @@ class Worker:
     def _take(self, item: Arrived | Message) -> None:
         match item:
             case Arrived(session, rows) if session.open and session.draining:
-                session.reporter.hand_back([row.key for row in rows])
+                session.give_back([row.key for row in rows])
             case Arrived(session, rows) if session.open:
-                session.waiting += rows
+                # What the supervisor named meanwhile is handed back already.
+                session.waiting += [row for row in rows if row.key in session.begun]
             case Serve(inc):
                 self._serve(inc)
             case Stop(named) if self._session:
@@ -160,10 +174,10 @@ class Worker:
         self._session.reader = threading.Thread(target=self._read, args=(self._session,), name="reader", daemon=True)
         self._session.reader.start()
 
-    def _moved_on(self, keys: list[tuple[str, str]]) -> None:
+    def _moved_on(self, keys: list[Key]) -> None:
         self._inbox.put(Stop([list(key) for key in keys]))
 
-    def _stop(self, session: Session, named: set[tuple[str, str]]) -> None:
+    def _stop(self, session: Session, named: set[Key]) -> None:
         """Drop the rows of attempts that moved on, and hand them back: their memory is free."""
         for key in named:
             row = session.rows.get(key[0])
@@ -171,7 +185,7 @@ class Worker:
                 self._engine.cancel(row.payload.id)
                 del session.rows[row.payload.id]
         session.waiting = [row for row in session.waiting if row.key not in named]
-        session.reporter.hand_back(sorted(named))
+        session.give_back(sorted(named))
 
     def _finish_drain(self, session: Session) -> bool:
         """Give back what is not begun; at the end of the grace all. Whether nothing is left."""
@@ -183,7 +197,7 @@ class Worker:
             session.rows.clear()
         session.waiting.clear()
         if back:
-            session.reporter.hand_back([row.key for row in back])
+            session.give_back([row.key for row in back])
         if session.rows:
             return False
         session.reading = False
@@ -219,7 +233,7 @@ class Worker:
         if isinstance(answer, Full):
             answer = Invalid("prompt", "prompt and max_tokens must fit this worker's cache", len(row.work.prompt))
         error = InvalidRequest(answer.field, answer.limit, answer.value)
-        session.reporter.settle(failure(row, "bad", "invalid", str(error), error))
+        session.settle(failure(row, "bad", "invalid", str(error), error))
 
     def _step(self, session: Session) -> None:
         started = time.monotonic_ns()
@@ -249,9 +263,9 @@ class Worker:
         if isinstance(event, Finished):
             self._board.add("successes")
             self._board.add("finished")
-            session.reporter.settle(_answer(row, event, self._config.result_bytes))
+            session.settle(_answer(row, event, self._config.result_bytes))
         else:
-            session.reporter.settle(failure(row, _OUTCOMES[event.kind], "error", event.reason))
+            session.settle(failure(row, _OUTCOMES[event.kind], "error", event.reason))
 
     def _tokens(self, row: Row, event: Tokens) -> None:
         if row.first_token_us < 0:
@@ -298,25 +312,25 @@ class Worker:
         store.close()
 
     def _answer(self, store: Store, session: Session, bell: reads.Doorbell) -> None:
-        """Begin what a doorbell names, and pass it on; a row that is resident already is not begun twice."""
-        ids = [i for i in bell.ids if not self._resident(session, i, bell.delivery)]
-        begun = store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids))
-        rows = [row for item in begun if item.word == "RUN" and (row := self._open(session, item, bell.delivery))]
+        """Begin what a doorbell names, and pass it on."""
+        ids = [i for i in bell.ids if (i, bell.delivery) not in session.begun]
+        begun = [item for item in store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids)) if item.payload]
+        session.begun.update((item.id, bell.delivery) for item in begun)
+        rows = [row for item in begun if (row := self._open(session, item, bell.delivery))]
         if rows:
             self._inbox.put(Arrived(session, rows))
 
-    def _resident(self, session: Session, request_id: str, delivery: str) -> bool:
-        row = session.rows.get(request_id)
-        return row is not None and row.delivery == delivery
-
     def _open(self, session: Session, item: Begun, delivery: str) -> Row | None:
+        """Check and tokenize; whatever is wrong with a request fails it alone, and the worker lives."""
         try:
             return open_row(item, delivery, self._engine, time.monotonic)
         except InvalidRequest as error:
-            body = encode_failure(str(error), error)
-            nonce = nonce_of(item)
-            session.reporter.settle(Settlement(item.id, delivery, nonce, "bad", "invalid", body, item.attempt))
-            return None
+            wrong = error
+        except Exception as error:  # a template or a tokenizer of any model may raise anything
+            wrong = InvalidRequest("prompt", f"cannot be tokenized ({type(error).__name__})", str(error)[:80])
+        body = encode_failure(str(wrong), wrong)
+        session.settle(Settlement(item.id, delivery, nonce_of(item), "bad", "invalid", body, item.attempt))
+        return None
 
     def _tell(self, message: Message) -> None:
         self._news.write(to_line(message))

@@ -6,15 +6,16 @@ which do the same once or twice.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import redis
 import redis.asyncio
-import stamina
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -36,14 +37,18 @@ BLOCK_GRACE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[T]):
-    """Commands that change nothing, sent together, whose replies `parse` makes a value of."""
+    """Commands that change nothing, sent together, whose replies `parse` makes a value of.
+
+    Where Redis refuses one past the first `required` (all, if None), its reply is None: an ACL may forbid INFO.
+    """
 
     commands: Sequence[Command]
     parse: Callable[[list[Any]], T]
+    required: int | None = None
 
 
 class Unreachable(RedisUnavailable):
-    """Redis did not answer: the call is worth repeating."""
+    """Redis did not answer, or still loads its data: the call is worth repeating."""
 
 
 def new_id() -> str:
@@ -99,16 +104,15 @@ class _Base:
         """Return the error of this package that `error` means while doing `what`."""
         text = str(error)
         where = redact(self.config.redis_url or "")
-        if isinstance(error, exceptions.AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
-            return RedisUnavailable(f"{what}: Redis at {where} refuses the credentials")
-        busy = isinstance(error, exceptions.BusyLoadingError)
-        if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError) and not busy:
+        if isinstance(error, exceptions.AuthenticationError) or re.search("NOAUTH|WRONGPASS|NOPERM", text):
+            return RedisUnavailable(f"{what}: Redis at {where} refuses the credentials ({text[:200]})")
+        if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
             self._since = self._since or time.monotonic()
             gone = time.monotonic() - self._since
             return Unreachable(
                 f"{what}: Redis at {where} does not answer since {gone:.1f} s ({text or type(error).__name__})"
             )
-        if busy or isinstance(error, exceptions.ReadOnlyError) or any(word in text for word in REFUSALS):
+        if isinstance(error, exceptions.ReadOnlyError) or any(word in text for word in REFUSALS):
             return RedisUnavailable(f"{what}: Redis at {where} refuses for now ({text[:200]})")
         return error
 
@@ -127,7 +131,7 @@ class Store(_Base):
 
     def read(self, read: Read[T]) -> T:
         """Read; raises `RedisUnavailable`."""
-        return read.parse(self._guard("read", lambda: self._commands(read.commands)))
+        return read.parse(self._guard("read", lambda: self._commands(read)))
 
     def run_patiently(self, call: Call[T]) -> T:
         """Make the call, again for `retry_timeout_s` while Redis does not answer; raises `RedisUnavailable`."""
@@ -144,10 +148,15 @@ class Store(_Base):
     def _patiently(self, once: Callable[[], T]) -> T:
         try:
             return once()
-        except Unreachable:
-            if not self.config.retry_timeout_s:
-                raise
-        return stamina.retry(on=Unreachable, attempts=None, **_patience(self.config))(once)()
+        except Unreachable as error:
+            last = error
+        for pause in _pauses(self.config):
+            time.sleep(pause)
+            try:
+                return once()
+            except Unreachable as error:
+                last = error
+        raise last
 
     def _call(self, call: Call[Any]) -> list[Any]:
         try:
@@ -155,13 +164,13 @@ class Store(_Base):
         except exceptions.NoScriptError:
             return cast("list[Any]", self._redis.execute_command(*self._eval(call)))
 
-    def _commands(self, commands: Sequence[Command]) -> list[Any]:
-        if len(commands) == 1:
-            return [self._redis.execute_command(*commands[0])]
+    def _commands(self, read: Read[Any]) -> list[Any]:
+        if len(read.commands) == 1:
+            return [self._redis.execute_command(*read.commands[0])]
         pipeline = self._redis.pipeline(transaction=False)
-        for command in commands:
+        for command in read.commands:
             pipeline.execute_command(*command)
-        return cast("list[Any]", pipeline.execute())
+        return _replies(read, pipeline.execute(raise_on_error=False))
 
     def _guard(self, what: str, attempt: Callable[[], list[Any]]) -> list[Any]:
         try:
@@ -186,7 +195,7 @@ class AsyncStore(_Base):
 
     async def read(self, read: Read[T]) -> T:
         """Read; raises `RedisUnavailable`."""
-        return read.parse(await self._guard("read", lambda: self._commands(read.commands)))
+        return read.parse(await self._guard("read", lambda: self._commands(read)))
 
     async def run_patiently(self, call: Call[T]) -> T:
         """Make the call, again for `retry_timeout_s` while Redis does not answer; raises `RedisUnavailable`."""
@@ -203,13 +212,15 @@ class AsyncStore(_Base):
     async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
         try:
             return await once()
-        except Unreachable:
-            if not self.config.retry_timeout_s:
-                raise
-        async for attempt in stamina.retry_context(on=Unreachable, attempts=None, **_patience(self.config)):
-            with attempt:
+        except Unreachable as error:
+            last = error
+        for pause in _pauses(self.config):
+            await asyncio.sleep(pause)
+            try:
                 return await once()
-        raise AssertionError("unreachable: the last attempt raises")
+            except Unreachable as error:
+                last = error
+        raise last
 
     async def _call(self, call: Call[Any]) -> list[Any]:
         try:
@@ -217,13 +228,13 @@ class AsyncStore(_Base):
         except exceptions.NoScriptError:
             return cast("list[Any]", await self._redis.execute_command(*self._eval(call)))
 
-    async def _commands(self, commands: Sequence[Command]) -> list[Any]:
-        if len(commands) == 1:
-            return [await self._redis.execute_command(*commands[0])]
+    async def _commands(self, read: Read[Any]) -> list[Any]:
+        if len(read.commands) == 1:
+            return [await self._redis.execute_command(*read.commands[0])]
         pipeline = self._redis.pipeline(transaction=False)
-        for command in commands:
+        for command in read.commands:
             pipeline.execute_command(*command)
-        return cast("list[Any]", await pipeline.execute())
+        return _replies(read, await pipeline.execute(raise_on_error=False))
 
     async def _guard(self, what: str, attempt: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
         try:
@@ -234,8 +245,20 @@ class AsyncStore(_Base):
         return reply
 
 
-def _patience(config: Config) -> dict[str, Any]:
-    return {"timeout": config.retry_timeout_s, "wait_initial": 0.05, "wait_max": 1.0, "wait_jitter": 0.05}
+def _replies(read: Read[Any], replies: list[Any]) -> list[Any]:
+    for reply in replies[: read.required]:
+        if isinstance(reply, Exception):
+            raise reply
+    return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+
+def _pauses(config: Config) -> Iterator[float]:
+    """Give the pauses between repeated calls: doubling to 1 s, each cut at random, until `retry_timeout_s` is over."""
+    deadline, pause = time.monotonic() + config.retry_timeout_s, 0.05
+    while (left := deadline - time.monotonic()) > 0:
+        # Clients that lost the same server must not come back in step.
+        yield min(left, pause * (0.5 + os.urandom(1)[0] / 510))
+        pause = min(2 * pause, 1.0)
 
 
 def _sync_client(config: Config, block_s: float) -> redis.Redis:

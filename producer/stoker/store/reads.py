@@ -53,7 +53,7 @@ def queue_facts(keys: Keys) -> Read[QueueFacts]:
         ("HMGET", keys.rates, "text_bytes", "text_tokens"),
         ("INFO", "memory"),
     ]
-    return Read(commands, _parse_facts)
+    return Read(commands, _parse_facts, required=3)
 
 
 def _parse_facts(reply: list[Any]) -> QueueFacts:
@@ -61,13 +61,16 @@ def _parse_facts(reply: list[Any]) -> QueueFacts:
     text_bytes, text_tokens = (int(part or 0) for part in rates)
     return QueueFacts(
         generation=generation.decode() if generation else None,
-        card=_card(card),
+        card=model_card(card),
         bytes_per_token=text_bytes / text_tokens if text_tokens else 0.0,
         maxmemory=_maxmemory(info),
     )
 
 
 def _maxmemory(info: Any) -> int:
+    """0, for no bound, where there is none or Redis does not tell."""
+    if info is None:
+        return 0
     if isinstance(info, Mapping):
         return int(info.get(MAXMEMORY, 0))
     lines = (line.partition(":") for line in info.decode().splitlines())
@@ -76,10 +79,11 @@ def _maxmemory(info: Any) -> int:
 
 def card(keys: Keys) -> Read[Card | None]:
     """Read the model card, None before the first worker."""
-    return Read([("GET", keys.card)], lambda reply: _card(reply[0]))
+    return Read([("GET", keys.card)], lambda reply: model_card(reply[0]))
 
 
-def _card(data: bytes | None) -> Card | None:
+def model_card(data: bytes | None) -> Card | None:
+    """Return the card in the key `card`."""
     if not data:
         return None
     identity, _, body = data.partition(b"|")
@@ -99,17 +103,20 @@ def _parse_outcomes(reply: list[Any]) -> tuple[str | None, list[Outcome | None]]
 
 
 def status(keys: Keys, request_id: str) -> Read[str]:
-    """Read the state of a request: queued, dispatched, running, delayed, an outcome, or unknown."""
+    """Read the state of a request: queued, dispatched, running, delayed, an outcome, or unknown.
+
+    The result is read last: a request that ends between the reads is never unknown.
+    """
     commands: list[Command] = [
-        ("GETRANGE", keys.result(request_id), 0, 15),
-        ("GETRANGE", keys.flight(request_id), 0, 255),
         ("EXISTS", keys.payload(request_id)),
+        ("GETRANGE", keys.flight(request_id), 0, 255),
+        ("GETRANGE", keys.result(request_id), 0, 15),
     ]
     return Read(commands, _parse_status)
 
 
 def _parse_status(reply: list[Any]) -> str:
-    result, flight, payload = reply
+    payload, flight, result = reply
     if result:
         return str(result.partition(b"|")[0].decode())
     if flight:
@@ -156,13 +163,13 @@ def doorbells(keys: Keys, inc: str, *, own: bool, block_ms: int, count: int) -> 
 
 
 def _parse_doorbells(reply: list[Any]) -> list[Doorbell]:
-    return [_doorbell(entry, fields) for _, entries in _streams(reply[0]) for entry, fields in entries]
+    return [_doorbell(entry, fields) for _, entries in streams(reply[0]) for entry, fields in entries]
 
 
 def _doorbell(entry: bytes, fields: Any) -> Doorbell:
-    pairs = _pairs(fields) if fields else {}
-    ids = pairs.get(b"ids", b"").decode().split()
-    return Doorbell(entry.decode(), pairs.get(b"delivery", b"").decode(), tuple(ids))
+    named = pairs(fields) if fields else {}
+    ids = named.get(b"ids", b"").decode().split()
+    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +192,12 @@ def tokens(keys: Keys, request_id: str, nonce: str, after: str, block_ms: int) -
 
 def _parse_tokens(reply: list[Any]) -> list[TokenRecord]:
     return [
-        _token_record(entry.decode(), _pairs(fields)) for _, entries in _streams(reply[0]) for entry, fields in entries
+        token_record(entry.decode(), pairs(fields)) for _, entries in streams(reply[0]) for entry, fields in entries
     ]
 
 
-def _token_record(entry: str, fields: Mapping[bytes, bytes]) -> TokenRecord:
+def token_record(entry: str, fields: Mapping[bytes, bytes]) -> TokenRecord:
+    """Return one entry of a token stream."""
     if b"end" in fields:
         return TokenRecord(entry, 0, 0, [], "", fields[b"end"].decode())
     ids = unpack_tokens(fields[b"ids"], "token_ids")
@@ -229,10 +237,10 @@ def queue_view(keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = ()) ->
 
 
 def counts(keys: Keys) -> Read[dict[str, int]]:
-    """Read the running totals: waiting, waiting_bytes, submitted, one per outcome, tokens; per tenant behind a colon."""
+    """Read the running totals: waiting, waiting_bytes, submitted, one per outcome, tokens; a tenant's after a colon."""
     return Read(
         [("HGETALL", keys.counts)],
-        lambda reply: {name.decode(): int(number) for name, number in _pairs(reply[0]).items()},
+        lambda reply: {name.decode(): int(number) for name, number in pairs(reply[0]).items()},
     )
 
 
@@ -247,9 +255,9 @@ def _parse_view(known: Sequence[str], reply: list[Any]) -> QueueView:
     now = int(seconds) * 1_000_000 + int(micros)
     lanes = dict(zip(LANES, reply[7 : 7 + len(LANES)], strict=True))
     members = dict(zip(known, reply[7 + len(LANES) :], strict=True))
-    stamps, tokens = dict(_scored(beats)), _pairs(credit)
+    stamps, tokens = dict(scored(beats)), pairs(credit)
     records = []
-    for name, text in _pairs(incs).items():
+    for name, text in pairs(incs).items():
         held = members.get(name.decode(), 0)
         costs = [int(member.split(b"|")[1]) for member in held] if isinstance(held, list) else []
         records.append(
@@ -294,7 +302,7 @@ def worker_record(inc: str, text: str) -> WorkerRecord:
 
 
 def _waiting(lane: str, entries: Any) -> list[Waiting]:
-    return [_member(lane, member.decode(), score) for member, score in _scored(entries)]
+    return [_member(lane, member.decode(), score) for member, score in scored(entries)]
 
 
 def _member(lane: str, member: str, score: float) -> Waiting:
@@ -305,7 +313,8 @@ def _member(lane: str, member: str, score: float) -> Waiting:
 # --- reply shapes: execute_command leaves some as RESP2 lists, some as RESP3 maps -------------------------------------
 
 
-def _pairs(reply: Any) -> dict[bytes, bytes]:
+def pairs(reply: Any) -> dict[bytes, bytes]:
+    """Return a reply of fields and values as a dict."""
     if isinstance(reply, Mapping):
         return dict(reply)
     if reply and isinstance(reply[0], list | tuple):
@@ -313,18 +322,20 @@ def _pairs(reply: Any) -> dict[bytes, bytes]:
     return dict(zip(reply[::2], reply[1::2], strict=True))
 
 
-def _scored(reply: Any) -> list[tuple[bytes, float]]:
+def scored(reply: Any) -> list[tuple[bytes, float]]:
+    """Return a reply WITHSCORES as pairs."""
     if reply and isinstance(reply[0], list | tuple):
         return [(member, float(score)) for member, score in reply]
     return [(member, float(score)) for member, score in zip(reply[::2], reply[1::2], strict=True)]
 
 
 def _first_score(reply: Any) -> int | None:
-    scored = _scored(reply)
-    return int(scored[0][1]) if scored else None
+    entries = scored(reply)
+    return int(entries[0][1]) if entries else None
 
 
-def _streams(reply: Any) -> list[tuple[bytes, Any]]:
+def streams(reply: Any) -> list[tuple[bytes, Any]]:
+    """Return a reply of XREAD as (key, entries)."""
     if not reply:
         return []
     return list(reply.items()) if isinstance(reply, Mapping) else [tuple(pair) for pair in reply]

@@ -1,6 +1,6 @@
 -- use: flight members
 -- Publish new tokens of streaming requests, only where the member and the flight both carry the delivery: a reader
--- never sees tokens of an attempt that was taken back.
+-- never sees tokens of an attempt that was taken back. What is there already is not published again.
 -- KEYS[1] prefix
 -- ARGV    inc, then per request: id, delivery, attempt, offset (tokens of this attempt before these), token ids (packed),
 --         text
@@ -13,9 +13,13 @@ for i = 2, #ARGV, 6 do
   if m and f and m.delivery == delivery and f[DELIVERY] == delivery then
     local _, most = string.match(f[TAIL], '^(%d+):(%d+)')
     local key = K .. 'tokens:' .. id .. ':' .. f[NONCE]
-    call('XADD', key, 'MAXLEN', '~', 4 * tonumber(most) + 16, '*',
-      'attempt', ARGV[i + 2], 'offset', ARGV[i + 3], 'ids', ARGV[i + 4], 'text', ARGV[i + 5])
-    call('PEXPIRE', key, MAX_AGE / 1000)
+    local last = call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+    local again = last and last[2][2] == ARGV[i + 2] and tonumber(last[2][4]) >= tonumber(ARGV[i + 3])
+    if not again then
+      call('XADD', key, 'MAXLEN', '~', 4 * tonumber(most) + 16, '*',
+        'attempt', ARGV[i + 2], 'offset', ARGV[i + 3], 'ids', ARGV[i + 4], 'text', ARGV[i + 5])
+      call('PEXPIRE', key, MAX_AGE / 1000)
+    end
     out[#out + 1] = 'OK'
   else
     out[#out + 1] = 'STOP'

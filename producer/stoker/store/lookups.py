@@ -1,0 +1,210 @@
+"""What clients and operators look up: whether requests still live, token streams, dead letters, the whole queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stoker.store.codec import STAMP, Outcome, decode_outcome
+from stoker.store.connection import Command, Read
+from stoker.store.keys import Keys
+from stoker.store.reads import Card, TokenRecord, model_card, pairs, scored, streams, token_record, worker_record
+from stoker.store.records import LANES, WorkerRecord
+
+HEAD = STAMP + 496
+DEAD_FIELDS = 6
+DEAD_HEAD = 4096
+"""More than a dead letter's own fields (eight attempts, each with its worker's name) and the header behind them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lives:
+    """Per request asked for: its outcome where it ended, and whether Redis still has its payload where not."""
+
+    generation: str | None
+    outcomes: Sequence[Outcome | None]
+    alive: Sequence[bool]
+
+
+def lives(keys: Keys, ids: Sequence[str]) -> Read[Lives]:
+    """Read whether requests ended, wait, or are unknown.
+
+    The results are read last: a request that ends between the reads is never unknown.
+    """
+    commands: list[Command] = [("EXISTS", keys.payload(request_id)) for request_id in ids]
+    commands.append(("MGET", keys.generation, *(keys.result(request_id) for request_id in ids)))
+    return Read(commands, _parse_lives)
+
+
+def _parse_lives(reply: list[Any]) -> Lives:
+    *payloads, (generation, *results) = reply
+    return Lives(
+        generation=generation.decode() if generation else None,
+        outcomes=[decode_outcome(data) if data else None for data in results],
+        alive=[bool(payload) for payload in payloads],
+    )
+
+
+def nonce(keys: Keys, request_id: str) -> Read[str]:
+    """Read the nonce of the life that an id is in, empty where Redis does not know the id."""
+    commands: list[Command] = [
+        ("GETRANGE", keys.payload(request_id), 0, HEAD - 1),
+        ("GETRANGE", keys.result(request_id), 0, HEAD - 1),
+    ]
+    return Read(commands, _parse_nonce)
+
+
+def _parse_nonce(reply: list[Any]) -> str:
+    payload, result = reply
+    head = payload[STAMP:] or result
+    return str(head.split(b"|", 2)[1].decode()) if head else ""
+
+
+Place = tuple[str, str, str]
+"""Where a reader of a token stream is: the request's id, its nonce, and the last entry read ("0" at first)."""
+
+
+def token_streams(keys: Keys, places: Sequence[Place], block_ms: int) -> Read[dict[str, list[TokenRecord]]]:
+    """Read many token streams at once, waiting for the first entry at most `block_ms`; gives records by request id."""
+    names = {keys.tokens(request_id, nonce): request_id for request_id, nonce, _ in places}
+    head: Command = ("XREAD", "COUNT", 256, "BLOCK", block_ms, "STREAMS")
+    return Read([(*head, *names, *(after for _, _, after in places))], functools.partial(_parse_streams, names))
+
+
+def _parse_streams(names: Mapping[str, str], reply: list[Any]) -> dict[str, list[TokenRecord]]:
+    return {
+        names[key.decode()]: [token_record(entry.decode(), pairs(fields)) for entry, fields in entries]
+        for key, entries in streams(reply[0])
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A failed request that is kept. `at_s` is Unix time; `history`: how its last attempts ended, `inc,cause;...`."""
+
+    id: str
+    at_s: float
+    reason: str
+    attempts: int
+    failures: int
+    losses: int
+    history: str
+    priority: str
+    tenant: str | None
+
+
+def dead_ids(keys: Keys, limit: int) -> Read[list[str]]:
+    """Read the ids of the newest dead letters."""
+    command = ("ZRANGE", keys.dead_letters, 0, max(limit, 1) - 1, "REV")
+    return Read([command], lambda reply: [entry.decode() for entry in reply[0]])
+
+
+def dead_letters(keys: Keys, ids: Sequence[str]) -> Read[list[DeadLetter]]:
+    """Read dead letters, without their payloads; those that are gone are left out."""
+    commands: list[Command] = [("GETRANGE", keys.dead(request_id), 0, DEAD_HEAD - 1) for request_id in ids]
+    return Read(commands, functools.partial(_parse_dead, ids))
+
+
+def _parse_dead(ids: Sequence[str], reply: list[Any]) -> list[DeadLetter]:
+    return [_dead_letter(request_id, data) for request_id, data in zip(ids, reply, strict=True) if data]
+
+
+def _dead_letter(request_id: str, data: bytes) -> DeadLetter:
+    at, reason, attempts, failures, losses, history, payload = data.split(b"|", DEAD_FIELDS)
+    _, _, _, priority, tenant, *_ = payload[STAMP:].split(b"|", 5)
+    return DeadLetter(
+        id=request_id,
+        at_s=int(at) / 1e6,
+        reason=reason.decode(),
+        attempts=int(attempts),
+        failures=int(failures),
+        losses=int(losses),
+        history=history.decode(),
+        priority=priority.decode(),
+        tenant=tenant.decode() or None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A queue at one moment: the sizes of its sets, its running totals, its histograms, its leader and its model."""
+
+    now_us: int
+    generation: str | None
+    lanes: Mapping[str, int]
+    delayed: int
+    dead: int
+    counts: Mapping[str, int]
+    histograms: Mapping[str, int]
+    rates: Mapping[str, float]
+    leader: str | None
+    leader_until_us: int
+    card: Card | None
+
+
+def overview(keys: Keys) -> Read[Overview]:
+    """Read all that is counted of a queue, apart from its workers."""
+    commands: list[Command] = [
+        ("TIME",),
+        ("GET", keys.generation),
+        ("ZCARD", keys.delayed),
+        ("ZCARD", keys.dead_letters),
+        ("HGETALL", keys.counts),
+        ("HGETALL", keys.histograms),
+        ("HGETALL", keys.rates),
+        ("HMGET", keys.leader, "token", "until"),
+        ("GET", keys.card),
+        *(("ZCARD", keys.lane(lane)) for lane in LANES),
+    ]
+    return Read(commands, _parse_overview)
+
+
+def _parse_overview(reply: list[Any]) -> Overview:
+    (seconds, micros), generation, delayed, dead, counts, histograms, rates, (leader, until), card, *lanes = reply
+    return Overview(
+        now_us=int(seconds) * 1_000_000 + int(micros),
+        generation=generation.decode() if generation else None,
+        lanes=dict(zip(LANES, lanes, strict=True)),
+        delayed=delayed,
+        dead=dead,
+        counts={name.decode(): int(number) for name, number in pairs(counts).items()},
+        histograms={name.decode(): int(number) for name, number in pairs(histograms).items()},
+        rates={name.decode(): float(number) for name, number in pairs(rates).items()},
+        leader=leader.decode() if leader else None,
+        leader_until_us=int(until or 0),
+        card=model_card(card),
+    )
+
+
+def workers(keys: Keys) -> Read[list[WorkerRecord]]:
+    """Read all registered incarnations, sorted; how many rows each holds is another read."""
+    commands: list[Command] = [
+        ("TIME",),
+        ("HGETALL", keys.inc),
+        ("HGETALL", keys.credit),
+        ("ZRANGE", keys.beats, 0, -1, "WITHSCORES"),
+    ]
+    return Read(commands, _parse_workers)
+
+
+def _parse_workers(reply: list[Any]) -> list[WorkerRecord]:
+    (seconds, micros), incs, credit, beats = reply
+    now = int(seconds) * 1_000_000 + int(micros)
+    stamps, tokens = dict(scored(beats)), pairs(credit)
+    records = [
+        dataclasses.replace(
+            worker_record(name.decode(), text.decode()),
+            beat_age_us=now - int(stamps.get(name, 0)),
+            held_tokens=int(tokens.get(name, 0)),
+        )
+        for name, text in pairs(incs).items()
+    ]
+    return sorted(records, key=lambda record: record.inc)
+
+
+def held_rows(keys: Keys, incs: Iterable[str]) -> Read[list[int]]:
+    """Read how many requests each incarnation holds."""
+    return Read([("HLEN", keys.work(inc)) for inc in incs], list)

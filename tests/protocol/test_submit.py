@@ -1,0 +1,333 @@
+"""submit: accepted once, in order of arrival, within the limits; the id is the client's."""
+
+from __future__ import annotations
+
+import pytest
+from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, MakeQueue, Queue, changes, ok
+from redis.exceptions import ResponseError
+from stoker.store import codec
+from stoker.store import scripts as s
+
+SECOND = 1_000_000
+
+
+def test_an_accepted_request_is_written_whole(q: Queue) -> None:
+    before = q.before()
+    assert q.submit("a", timeout=5, tenant="t") == ["ACCEPTED"]
+    score = q.now + 5 * SECOND + 1  # its deadline lifts it from normal, to the deadline itself
+    assert changes(before, q.dump()) == {
+        "payload:a": q.payload("a"),
+        "lane:normal": {"a:3:4:x": score},
+        "deadlines": {"a": q.now + 5 * SECOND},
+        "mark": q.now + 1,
+        "counts": {
+            "waiting": 1,
+            "waiting_bytes": q.size("a"),
+            "submitted": 1,
+            "waiting:t": 1,
+            "waiting_bytes:t": q.size("a"),
+            "submitted:t": 1,
+        },
+        "events": Added([q.event("submit", "-", f"a submit n-a normal 3:4:x {q.now + 5 * SECOND} {score}")]),
+        "bell": Added([1]),
+        "ttl": {"bell": BELL_TTL},
+    }
+
+
+def test_a_request_without_a_deadline_or_a_tenant_writes_neither(q: Queue) -> None:
+    before = q.before()
+    assert q.submit("a") == ["ACCEPTED"]
+    assert changes(before, q.dump()) == {
+        "payload:a": q.payload("a"),
+        "lane:normal": {"a:3:4:x": q.now + NORMAL + 1},
+        "mark": q.now + 1,
+        "counts": {"waiting": 1, "waiting_bytes": q.size("a"), "submitted": 1},
+        "events": Added([q.event("submit", "-", f"a submit n-a normal 3:4:x 0 {q.now + NORMAL + 1}")]),
+        "bell": Added([1]),
+        "ttl": {"bell": BELL_TTL},
+    }
+
+
+def test_the_bell_holds_one_ring_at_most(q: Queue) -> None:
+    q.submit("a")
+    q.submit("b")
+    assert q.dump()["bell"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("priority", "term"),
+    [("critical", 0), ("high", 0), ("normal", 60), ("low", 600), ("batch", 3600)],
+)
+def test_each_class_has_its_lane_and_its_window(q: Queue, priority: str, term: int) -> None:
+    q.submit("a", priority=priority)
+    assert q.dump()[f"lane:{priority}"] == {"a:3:4:x": q.now + term * SECOND + 1}
+
+
+def test_the_entries_of_one_call_keep_their_order_whatever_their_ids(q: Queue) -> None:
+    q.submit("z", "m", "a")
+    lane = q.dump()["lane:normal"]
+    assert sorted(lane, key=lane.get) == ["z:3:4:x", "m:3:4:x", "a:3:4:x"]
+    assert sorted(lane.values()) == [q.now + NORMAL + i for i in (1, 2, 3)]
+
+
+def test_a_later_call_at_the_same_time_comes_behind(q: Queue) -> None:
+    q.submit("a", "b")
+    q.submit("c")
+    assert q.dump()["lane:normal"]["c:3:4:x"] == q.now + NORMAL + 3
+
+
+def test_a_clock_set_back_lets_nothing_overtake_before_the_gap_is_seen(q: Queue) -> None:
+    q.submit("a")
+    first = q.now
+    q.now -= 600 * SECOND
+    q.submit("b")
+    assert q.dump()["lane:normal"] == {"a:3:4:x": first + NORMAL + 1, "b:3:4:x": first + NORMAL + 2}
+    assert q.dump()["mark"] == first + 2
+
+
+def test_after_a_clock_set_back_the_skew_keeps_scores_going_up(q: Queue) -> None:
+    q.submit("a")
+    first = q.now
+    q.now -= 600 * SECOND
+    q.lead()
+    q.now += 5 * SECOND
+    q.submit("b")
+    assert q.dump()["lane:normal"]["b:3:4:x"] == first + 5 * SECOND + NORMAL + 1
+
+
+def test_deadlines_go_by_the_plain_clock(q: Queue) -> None:
+    q.set("skew", 600 * SECOND)
+    q.submit("a", timeout=5)
+    assert q.dump()["deadlines"] == {"a": q.now + 5 * SECOND}
+    assert q.dump()["payload:a"]["accepted"] == q.now
+
+
+def test_microseconds_keep_all_their_digits(q: Queue) -> None:
+    q.now = 9_007_199_254_740_000
+    q.submit("a", priority="high")
+    assert q.dump()["payload:a"]["accepted"] == 9_007_199_254_740_000
+    assert q.dump()["lane:high"] == {"a:3:4:x": 9_007_199_254_740_001}
+    assert q.dump()["mark"] == 9_007_199_254_740_001
+
+
+# --- the same request again ------------------------------------------------------------------------------------------
+
+
+def test_a_retried_submit_is_the_same_request(q: Queue) -> None:
+    q.submit("a", "b", timeout=5, tenant="t")
+    before = q.before()
+    assert q.submit("a", "b", timeout=5, tenant="t") == ["SAME", "SAME"]
+    assert changes(before, q.dump()) == {}
+
+
+def test_a_deliberate_resubmission_while_it_lives_is_the_same_request(q: Queue) -> None:
+    q.submit("a")
+    before = q.before()
+    assert q.submit("a", nonce="other", priority="high", tenant="t", metadata={"k": 1}) == ["SAME"]
+    assert changes(before, q.dump()) == {}
+
+
+def test_a_retry_that_finds_the_result_is_done(q: Queue) -> None:
+    q.submit("a")
+    q.settle(A, ok("a", q.start(A, "a")))
+    before = q.before()
+    assert q.submit("a") == ["DONE"]
+    assert changes(before, q.dump()) == {}
+
+
+def test_an_id_with_another_digest_conflicts(q: Queue) -> None:
+    q.submit("live", "over")
+    q.settle(A, ok("over", q.start(A, "over")))
+    before = q.before()
+    assert q.submit("live", "over", max_tokens=5) == ["CONFLICT", "CONFLICT"]
+    assert changes(before, q.dump()) == {}
+
+
+def test_one_id_twice_in_a_call_is_one_request(q: Queue) -> None:
+    before = q.before()
+    words = q.submit_all([q.encode("a"), q.encode("a"), q.encode("b"), q.encode("a", max_tokens=5)])
+    assert words == ["ACCEPTED", "SAME", "ACCEPTED", "CONFLICT"]
+    after = changes(before, q.dump())
+    assert after["lane:normal"] == {"a:3:4:x": q.now + NORMAL + 1, "b:3:4:x": q.now + NORMAL + 2}
+    assert after["counts"] == {"waiting": 2, "waiting_bytes": 2 * q.size("a"), "submitted": 2}
+    assert after["mark"] == q.now + 2
+
+
+def test_what_is_new_among_the_known_is_accepted(q: Queue) -> None:
+    q.submit("b")
+    assert q.submit("a", "b", "c") == ["ACCEPTED", "SAME", "ACCEPTED"]
+    assert set(q.dump()["lane:normal"]) == {"a:3:4:x", "b:3:4:x", "c:3:4:x"}
+
+
+def test_an_id_is_free_again_when_its_result_has_expired(q: Queue) -> None:
+    q.submit("a")
+    q.cancel("a")
+    q.redis.delete(q.keys.result("a"))
+    assert q.submit("a", nonce="n2", max_tokens=9) == ["ACCEPTED"]
+    assert q.dump()["payload:a"] == q.payload("a")
+
+
+# --- the generation --------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_redis_gets_its_generation_from_the_caller(bare: Queue) -> None:
+    before = bare.before()
+    generation, _ = bare.store.run(s.submit("mine", 10**9, [bare.encode("a")]))
+    assert generation == "mine"
+    assert changes(before, bare.dump())["generation"] == "mine"
+
+
+def test_a_known_generation_is_answered_and_kept(q: Queue) -> None:
+    generation, _ = q.store.run(s.submit("mine", 10**9, [q.encode("a")]))
+    assert generation == "g"
+    assert q.dump()["generation"] == "g"
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_takes_no_more(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=2)
+    assert q.submit("a", "b", "c", "d") == ["ACCEPTED", "ACCEPTED", "FULL", "FULL"]
+    before = q.before()
+    assert q.submit("c") == ["FULL"]
+    assert changes(before, q.dump()) == {}
+
+
+def test_the_last_place_is_taken_by_one_call_of_just_that_size(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=2)
+    assert q.submit("a", "b") == ["ACCEPTED", "ACCEPTED"]
+
+
+def test_the_check_for_the_same_request_comes_before_any_limit(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=3)
+    q.submit("over")
+    q.settle(A, ok("over", q.start(A, "over")))
+    q.submit("x", "y", "z")
+    assert q.submit("x", "over", "new") == ["SAME", "DONE", "FULL"]
+    assert q.submit("x", "over", max_tokens=9) == ["CONFLICT", "CONFLICT"]
+
+
+def test_bytes_that_wait_are_limited_too(q: Queue) -> None:
+    size = int(q.encode("a").header.split(b"|")[8])
+    assert q.submit("a", "b", "c", max_bytes=2 * size) == ["ACCEPTED", "ACCEPTED", "FULL"]
+    assert q.submit("d", max_bytes=3 * size - 1) == ["FULL"]
+    assert q.submit("d", max_bytes=3 * size) == ["ACCEPTED"]
+
+
+def test_only_what_waits_counts_against_the_limit(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a")
+    q.start(A, "a")
+    assert q.submit("b") == ["ACCEPTED"]
+    assert q.submit("c") == ["FULL"]
+
+
+def test_what_is_delayed_counts_as_waiting(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a")
+    delivery = q.start(A, "a")
+    q.settle(A, s.Settlement("a", delivery, "n-a", "retry", "error", b"", 1))
+    assert q.submit("b") == ["FULL"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "seconds"),
+    [
+        ({}, 1.0),
+        ({"age": 1.0, "settled": 0, "drain": "4.000"}, 0.25),
+        ({"age": 1.0, "settled": 9, "drain": "4.000"}, 0.25),
+        ({"age": 1.0, "settled": 0, "drain": "1000.000"}, 0.05),
+        ({"age": 1.0, "settled": 0, "drain": "0.001"}, 60.0),
+        ({"age": 6.0, "settled": 12, "drain": "4.000"}, 0.5),
+        ({"age": 0.5, "settled": 2}, 0.5),
+        ({"age": 4.0, "settled": 2}, 2.0),
+        ({"age": 6.0, "settled": 0, "drain": "4.000"}, 1.0),
+    ],
+    ids=[
+        "nothing-settled-yet",
+        "the-last-window's-rate",
+        "not-the-running-window",
+        "never-under-50-ms",
+        "never-over-a-minute",
+        "a-window-too-old-is-replaced-by-the-running-one",
+        "the-first-window-while-it-is-young",
+        "the-first-window",
+        "nothing-drains-any-more",
+    ],
+)
+def test_a_full_queue_says_when_there_may_be_room(make_queue: MakeQueue, rates: dict[str, float], seconds: float) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a")
+    fields = {name: value for name, value in rates.items() if name != "age"}
+    if rates:
+        q.redis.hset(q.keys.rates, mapping={"since": q.now - int(rates["age"] * SECOND), **fields})
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("b")]))
+    assert answers == [s.Accepted("FULL", seconds)]
+
+
+def test_more_waiting_than_allowed_makes_the_wait_longer(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=2)
+    q.submit("a", "b")
+    delivery = q.start(A, "a", "b")
+    q.submit("c", "d")
+    q.hand_back(A, ("a", delivery), ("b", delivery))
+    q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "4.000"})
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("e")]))
+    assert answers == [s.Accepted("FULL", 0.75)]
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+
+
+def _with_header(q: Queue, header: bytes) -> codec.Submission:
+    good = q.encode("bad")
+    return codec.Submission("bad", good.nonce, header, good.body)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.replace(b"1|", b"2|", 1),
+        lambda header: header.replace(b"normal", b"urgent"),
+        lambda header: header.replace(b"normal", b"suspect"),
+        lambda header: header.replace(b"n-bad", b""),
+        lambda header: header.replace(b"3:4:x", b"3:4:y"),
+        lambda header: header.replace(b"3:4:x", b"3:-4:x"),
+        lambda header: header.replace(b"|60000000|", b"|-1|"),
+        lambda header: header.replace(b"|c|", b"|" + b"c" * 496 + b"|"),
+        lambda header: header[:-1],
+    ],
+    ids=["version", "class", "suspect", "nonce", "estimate", "max_tokens", "term", "too-long", "cut-off"],
+)
+def test_a_bad_header_is_an_error_and_nothing_of_its_call_is_taken(q: Queue, change: object) -> None:
+    assert callable(change)
+    bad = _with_header(q, change(q.encode("bad").header))
+    before = q.before()
+    with pytest.raises(ResponseError, match="BADHEADER of bad"):
+        q.submit_all([q.encode("good"), bad])
+    assert changes(before, q.dump()) == {}
+
+
+def test_a_header_of_496_bytes_is_taken_and_read_back_whole(q: Queue) -> None:
+    room = 496 - len(q.encode("a").header) + 1
+    assert q.submit("a", reply="r" * room) == ["ACCEPTED"]
+    assert len(q.sent["a"].header) == 496
+    before = q.dump()
+    assert q.cancel("a") == "OK"
+    after = changes(before, q.dump())
+    assert after["lane:normal"] is GONE
+    assert list(after["reply:" + "r" * room]) == [q.result("a", "cancelled")]
+
+
+def test_512_requests_go_in_one_call(q: Queue) -> None:
+    ids = [f"r{i}" for i in range(512)]
+    assert q.submit(*ids, timeout=9) == ["ACCEPTED"] * 512
+    assert q.dump()["counts"]["waiting"] == 512
+    assert q.submit(*ids, timeout=9) == ["SAME"] * 512
+
+
+def test_the_time_of_the_tests_is_the_clock_of_the_scripts(q: Queue) -> None:
+    assert q.now == START + 4 * H
+    q.submit("a")
+    assert q.dump()["events"][-1] == q.event("submit", "-", f"a submit n-a normal 3:4:x 0 {q.now + NORMAL + 1}")

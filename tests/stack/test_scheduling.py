@@ -1,0 +1,202 @@
+"""The scheduler's parts at work: each test fails when the part it names is broken."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from conftest import Stack
+from helpers import wait_until
+from stoker import Client, InferenceRequest, RequestExpired, RequestFailed, RequestPriority
+
+ONE_ROW = ("--max-num-seqs", "1", "--profile", "zero")
+
+
+def finish_order(stack: Stack) -> list[str]:
+    """The ids in the order in which they ended, by the history."""
+    lines = [line for _, fields in stack.redis.xrange(stack.keys.events) for line in fields["lines"].split("\n")]
+    return [line.split(" ")[0] for line in lines if line.split(" ")[1] == "end"]
+
+
+def test_a_better_class_goes_first_and_fifo_within_a_class_whatever_the_ids(stack: Stack, client: Client) -> None:
+    """RequestQueue."""
+    jobs = client.submit_many(
+        [
+            InferenceRequest(request_id=request_id, prompt_tokens=[1], max_tokens=2, priority=priority)
+            for request_id, priority in [
+                ("z-batch", RequestPriority.BATCH),
+                ("y-normal", RequestPriority.NORMAL),
+                ("x-normal", RequestPriority.NORMAL),
+                ("w-high", RequestPriority.HIGH),
+                ("v-critical", RequestPriority.CRITICAL),
+            ]
+        ]
+    )
+    stack.scheduler()
+    stack.worker("worker", *ONE_ROW)
+    for job in jobs:
+        job.result(timeout=30)
+    assert finish_order(stack) == ["v-critical", "w-high", "y-normal", "x-normal", "z-batch"]
+
+
+def test_what_no_worker_can_hold_hides_nothing_behind_it(stack: Stack, client: Client) -> None:
+    """RequestQueue: thousands of better-scored entries that cannot run delay an eligible one by no more than a tick."""
+    too_large = [InferenceRequest(prompt_tokens=[1], max_tokens=100_000, priority="high") for _ in range(10_000)]
+    client.submit_many(too_large)
+    stack.scheduler()
+    stack.worker("worker", "--kv-cache-tokens", "1000", "--profile", "zero")
+    began = time.monotonic()
+    assert client.submit(prompt_tokens=[1], max_tokens=4).result(timeout=20).text
+    # One tick reads 10,000 entries; a tick for each of them would take minutes.
+    assert time.monotonic() - began < 10
+
+
+def test_inputs_are_batched_within_the_budget_and_a_bad_one_fails_alone(stack: Stack, client: Client) -> None:
+    """DynamicBatcher, in padded mode."""
+    jobs = client.submit_many([InferenceRequest(inputs=item) for item in ["aaaa"] * 10 + ["bad"] + ["bbbb"] * 10])
+    stack.scheduler()
+    stack.worker("worker", "--max-num-seqs", "4", model="stack_models:Echo")
+    responses = [job.response(timeout=30) for job in jobs]
+    sizes = [response.output["batch"] for response in responses if response.error is None]
+    assert len(sizes) == 20
+    assert max(sizes) == 4
+    assert isinstance(responses[10].error, RequestFailed)
+    assert "bad word" in str(responses[10].error)
+
+
+def test_a_batch_never_exceeds_the_budget_of_tokens(stack: Stack, client: Client) -> None:
+    """DynamicBatcher: each input counts 17 tokens here, so a budget of 40 takes two."""
+    jobs = client.submit_many([InferenceRequest(inputs="x") for _ in range(8)])
+    stack.scheduler()
+    stack.worker("worker", "--max-num-batched-tokens", "40", model="stack_models:Echo")
+    assert max(job.result(timeout=30).output["batch"] for job in jobs) == 2
+
+
+def test_two_workers_share_the_work(stack: Stack, client: Client) -> None:
+    """LoadBalancer."""
+    stack.scheduler()
+    stack.worker("one")
+    stack.worker("two")
+    jobs = client.submit_many([InferenceRequest(prompt_tokens=[i], max_tokens=20) for i in range(40)])
+    shares = [job.result(timeout=30).worker for job in jobs]
+    assert 15 <= shares.count("one") <= 25
+
+
+def test_no_worker_gets_more_rows_than_it_has(stack: Stack, client: Client) -> None:
+    """LoadBalancer and DynamicBatcher: credit is kept."""
+    stack.scheduler()
+    stack.worker("worker", "--max-num-seqs", "3")
+    jobs = client.submit_many([InferenceRequest(prompt_tokens=[i], max_tokens=10) for i in range(12)])
+    most = 0
+
+    def all_done() -> bool:
+        nonlocal most
+        most = max(most, len(stack.held("worker")))
+        return all(job.status() == "succeeded" for job in jobs)
+
+    wait_until(all_done, 30)
+    assert most == 3
+
+
+def test_a_worker_that_keeps_failing_gets_no_more_work(
+    stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HealthMonitor: its circuit opens, and everything is answered by the healthy one."""
+    stack.scheduler()
+    monkeypatch.setenv("BROKEN_WORKER", "1")
+    stack.worker("broken", "--max-num-seqs", "1", model="stack_models:Echo")
+    monkeypatch.delenv("BROKEN_WORKER")
+    stack.worker("healthy", "--max-num-seqs", "1", model="stack_models:Echo")
+
+    def faults() -> int:
+        client.submit(inputs="probe")
+        record = stack.redis.hget(stack.keys.inc, stack.incarnation("broken"))
+        return int(record.split("|")[12])
+
+    wait_until(lambda: faults() >= 5, 30, poll=0.05)
+    jobs = [client.submit(inputs=i) for i in range(20)]
+    responses = [job.response(timeout=30) for job in jobs]
+    held = [line for line in dispatches(stack)[-20:] if line[3].startswith("broken:")]
+    assert all(response.error is None for response in responses)
+    assert {response.worker for response in responses} == {"healthy"}
+    assert held == []
+
+
+def dispatches(stack: Stack) -> list[list[str]]:
+    lines = [line for _, fields in stack.redis.xrange(stack.keys.events) for line in fields["lines"].split("\n")]
+    return [parts for line in lines if (parts := line.split(" "))[1] == "dispatch"]
+
+
+def test_a_request_expires_in_the_queue_soon_after_its_deadline(stack: Stack, client: Client) -> None:
+    stack.scheduler()
+    job = client.submit(prompt_tokens=[1], timeout=1.5)
+    with pytest.raises(RequestExpired):
+        job.result(timeout=10)
+
+
+def test_a_request_expires_while_it_runs_and_its_row_is_freed(stack: Stack, client: Client) -> None:
+    stack.scheduler()
+    stack.worker("worker")
+    job = client.submit(prompt_tokens=[1], max_tokens=100_000, timeout=1.5)
+    wait_until(lambda: job.status() == "running", 10)
+    with pytest.raises(RequestExpired):
+        job.result(timeout=10)
+    wait_until(lambda: not stack.held("worker"), 10, what="the row is handed back")
+
+
+def test_a_cancelled_request_stops_within_a_beat(stack: Stack, client: Client) -> None:
+    stack.scheduler()
+    stack.worker("worker")
+    job = client.submit(prompt_tokens=[1], max_tokens=100_000)
+    wait_until(lambda: job.status() == "running", 10)
+    job.cancel()
+    assert job.status() == "cancelled"
+    wait_until(lambda: not stack.held("worker"), 5, what="the row is handed back")
+
+
+def test_an_idle_stack_issues_a_handful_of_commands_a_second(stack: Stack) -> None:
+    """Per second at H = 200 ms: 20 leases, 5 beats, and some reads that block. A loop that polls would issue hundreds."""
+    stack.scheduler()
+    stack.worker("worker")
+    calls = calls_so_far(stack)
+    until = time.monotonic() + 4
+    wait_until(lambda: time.monotonic() >= until, 10, poll=0.1)
+    spent = {name: count - calls.get(name, 0) for name, count in calls_so_far(stack).items()}
+    assert spent["evalsha"] / 4 < 35
+    assert spent["blpop"] / 4 < 8
+    assert spent["xreadgroup"] / 4 < 4
+
+
+def calls_so_far(stack: Stack) -> dict[str, int]:
+    """How often each command was called, by clients or by scripts."""
+    stats = stack.redis.info("commandstats")
+    return {name.removeprefix("cmdstat_"): int(value["calls"]) for name, value in stats.items()}
+
+
+def test_a_crash_simply_requeues_the_innocent(stack: Stack, client: Client) -> None:
+    stack.scheduler()
+    stack.worker("one", model="stack_models:Deadly")
+    jobs = client.submit_many([InferenceRequest(inputs=item) for item in ["a", "b", "c"]])
+    culprit = client.submit(inputs="die")
+    assert [job.result(timeout=60).output for job in jobs] == ["a", "b", "c"]
+    with pytest.raises(RequestFailed, match="poison"):
+        culprit.result(timeout=60)
+
+
+def test_a_model_that_cannot_be_loaded_is_said_and_nothing_is_lost(stack: Stack, client: Client) -> None:
+    stack.scheduler()
+    worker = stack.worker("worker", model="stack_models:Unloadable", wait=False)
+    job = client.submit(inputs=1)
+    wait_until(lambda: "the disk is on fire" in stack.log("worker"), 30)
+    assert worker.wait(20) == 2
+    stack.worker("good", model="stack_models:Echo")
+    assert job.result(timeout=30).output["echo"] == 1
+
+
+def test_another_model_is_refused_with_both_cards(stack: Stack, client: Client) -> None:
+    stack.scheduler()
+    stack.worker("sim")
+    other = stack.worker("other", model="stack_models:Echo", wait=False)
+    assert other.wait(20) == 2
+    assert "queue: sim" in stack.log("other")
+    assert "worker: stack_models:Echo" in stack.log("other")
