@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 
-from stoker._responses import lost, response_from
+from stoker._calls import lost, response_from
 from stoker.request import InferenceResponse
 from stoker.store.codec import Outcome, Submission
 from stoker.store.connection import new_id
@@ -77,15 +77,21 @@ class Book:
 
     def accepted(self, pending: Pending, submission: Submission, generation: str) -> Pending:
         """Note that a submit of ours made the request; gives the pending of this life of its id."""
+        if pending.nonce not in ("", submission.nonce) or (pending.response is not None and not pending.nonce):
+            # An earlier life of the id, which ended unseen or was lost: who waits for that must not get this answer.
+            self.lose(pending)
+            pending = Pending(pending.id, self, Phase.OWN)
         with self._lock:
-            if pending.nonce not in ("", submission.nonce) or (pending.response is not None and not pending.nonce):
-                # An earlier life of the id: it ended unseen, or was lost.
-                pending = Pending(pending.id, self, Phase.OWN)
             pending.nonce, pending.generation, pending.phase = submission.nonce, generation, Phase.OWN
             if pending.response is None:
                 pending.submission, pending.since = submission, time.monotonic()
                 self._waiting[pending.id] = pending
-            return pending
+        return pending
+
+    def disown(self, pending: Pending, generation: str) -> None:
+        """Note that the request now lives by another submit, whose wake-up goes elsewhere."""
+        with self._lock:
+            pending.nonce, pending.generation, pending.phase = "", generation, Phase.FOREIGN
 
     def known(self, pending: Pending, generation: str) -> Pending:
         """Note that Redis knew the request already: if no submit of this process made it, no wake-up comes here."""

@@ -171,7 +171,9 @@ class Model:
 
     @property
     def waiting(self) -> list[Waiting]:
-        queued = sorted((life for life in self.lives.values() if life.state == "Q"), key=lambda life: (life.score, life.member))
+        queued = sorted(
+            (life for life in self.lives.values() if life.state == "Q"), key=lambda life: (life.score, life.member)
+        )
         found = []
         for life in queued:
             prompt, most, exact = life.head["tail"].split(":")
@@ -314,9 +316,7 @@ class Model:
 
     # --- clients ----------------------------------------------------------------------------------------------------
 
-    def submit(
-        self, random: str, max_bytes: int, items: Sequence[Submission]
-    ) -> tuple[str, list[scripts.Accepted]]:
+    def submit(self, random: str, max_bytes: int, items: Sequence[Submission]) -> tuple[str, list[scripts.Accepted]]:
         generation = str(self.scalars.setdefault("generation", random))
         base, taken, words = self._base(), 0, []
         for item in items:
@@ -324,9 +324,7 @@ class Model:
             word = self._known(item.id, head["digest"])
             counts = self.all_counts()
             held, held_bytes = counts.get("waiting", 0), counts.get("waiting_bytes", 0)
-            if word is None and (
-                held >= self.config.max_waiting or held_bytes + int(head["bytes"]) > max_bytes
-            ):
+            if word is None and (held >= self.config.max_waiting or held_bytes + int(head["bytes"]) > max_bytes):
                 words.append(self._full(held))
                 continue
             if word is None:
@@ -432,9 +430,7 @@ class Model:
             self.bell = True
         return "OK"
 
-    def dispatch(
-        self, token: str, n: int, inc: str, requests: Iterable[tuple[Waiting, int]]
-    ) -> scripts.Dispatched:
+    def dispatch(self, token: str, n: int, inc: str, requests: Iterable[tuple[Waiting, int]]) -> scripts.Dispatched:
         if not self._leads(token):
             return scripts.Dispatched("FENCED")
         asked = list(requests)

@@ -108,6 +108,10 @@ class Attempt:
     stream: bool = False
 
 
+ACTS: dict[str, Callable[[Any, bytes], None]] = {}
+OFTEN = ("submit", "dispatch", "begin", "settle", "serve", "wait", "time_out")
+
+
 def step(act: Callable[[Any], None]) -> Any:
     """Make a rule of `act`: a little later, with dice of its own; its calls may each be repeated verbatim."""
 
@@ -118,6 +122,7 @@ def step(act: Callable[[Any], None]) -> Any:
         act(self)
 
     run.__name__ = act.__name__
+    ACTS[act.__name__] = run
     return rule(dice=DICE)(run)
 
 
@@ -411,8 +416,6 @@ class Machine(RuleBasedStateMachine):
             waiting = [item for item in waiting if (item.lane == "suspect") == suspect]
         self._dispatch(self.inc(), self.dice.some(waiting, CONFIG.group))
 
-    dispatch_more = step(dispatch.function) if hasattr(dispatch, "function") else dispatch
-
     def _dispatch(self, inc: str, chosen: list[Waiting]) -> Any:
         dice, token = self.dice, self.token()
         if self.waited and dice.chance(8):
@@ -576,8 +579,6 @@ class Machine(RuleBasedStateMachine):
         for bell in self._read_doorbells(inc) or [bell for name, bell in self.rung[::-1] if name == inc][:3]:
             self._begin(inc, bell)
 
-    begin_more = step(begin.function) if hasattr(begin, "function") else begin
-
     def _begin(self, inc: str, bell: reads.Doorbell) -> None:
         if self.dice.chance(3):
             inc = self.inc()  # a wrong one
@@ -618,8 +619,6 @@ class Machine(RuleBasedStateMachine):
     def settle(self) -> None:
         self._settle(self._attempts())
 
-    settle_more = step(settle.function) if hasattr(settle, "function") else settle
-
     def _settle(self, attempts: list[Attempt], outcome: str = "") -> None:
         if not attempts:
             return
@@ -637,7 +636,12 @@ class Machine(RuleBasedStateMachine):
         nonce = attempt.nonce
         if dice.chance(4):
             nonce = dice.pick([one.nonce for one in self.submissions[::-1] if one.id == attempt.id] or ["n0"])
-        body, first, prompt, most = dice.pick([b"a|b", b"", b"y" * 100]), dice.below(3) - 1, dice.below(4), dice.below(4)
+        body, first, prompt, most = (
+            dice.pick([b"a|b", b"", b"y" * 100]),
+            dice.below(3) - 1,
+            dice.below(4),
+            dice.below(4),
+        )
         texts = (attempt.number, first * 700, prompt, most, dice.below(2) * 9) if first >= 0 else (attempt.number,)
         return scripts.Settlement(attempt.id, attempt.delivery, nonce, how, "stop", body, *texts)
 
@@ -672,8 +676,6 @@ class Machine(RuleBasedStateMachine):
                 waiting = self.model.waiting
             if not waiting or not self._serve(self.dice.pick(waiting[:3])):
                 return
-
-    serve_more = step(serve.function) if hasattr(serve, "function") else serve
 
     def _serve(self, wanted: Waiting) -> bool:
         free = [name for name, inc in self.model.incs.items() if inc.life == "live" and not inc.work]
@@ -731,8 +733,6 @@ class Machine(RuleBasedStateMachine):
         self.model.forget(name)
         self.look()
 
-    time_out_more = step(time_out.function) if hasattr(time_out, "function") else time_out
-
     @step
     def wait(self) -> None:
         # Time passes under a leader's eyes, so that it is no gap; some workers beat.
@@ -746,8 +746,6 @@ class Machine(RuleBasedStateMachine):
             self.do("reclaim", self.token(), self.inc())
         if self.dice.chance(50):
             self.do("expire", self.token())
-
-    wait_more = step(wait.function) if hasattr(wait, "function") else wait
 
     @step
     def step_the_clock(self) -> None:
@@ -880,7 +878,8 @@ def test_every_script_does_what_the_model_does(redis_server: EmbeddedRedis) -> N
     shas = {name: client.script_load(source) for name, source in (sources | {"dump": DUMP}).items()}
     seen: Counter[tuple[str, str]] = Counter()
     number = int(os.environ.get("HYPOTHESIS_SEED") or SystemRandom().randrange(1 << 32))
-    factory = seed(number)(type("Bound", (Machine,), {"client": client, "shas": shas, "seen": seen}))
+    often = {f"{name}_more": rule(dice=DICE)(ACTS[name]) for name in OFTEN}
+    factory = seed(number)(type("Bound", (Machine,), {"client": client, "shas": shas, "seen": seen} | often))
     profile = PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "default")]
     try:
         run_state_machine_as_test(factory, settings=profile)

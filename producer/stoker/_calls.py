@@ -1,0 +1,234 @@
+"""The pure part of both clients: what a request becomes on its way to Redis, and what comes back. No I/O, no waiting."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+
+from stoker.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    QueueFull,
+    RequestFailed,
+    RequestLost,
+    StokerError,
+    UnsupportedParameter,
+)
+from stoker.request import Chunk, InferenceRequest, InferenceResponse, RequestPriority, Restarted
+from stoker.store.codec import Outcome, Submission, response_of
+from stoker.store.reads import Card, TokenRecord
+from stoker.store.scripts import Accepted
+
+T = TypeVar("T")
+Item = InferenceRequest | str | Sequence[int]
+"""What `map` and its like take: a whole request, a prompt, or a prompt's token ids."""
+
+GROUP_BYTES = 8 << 20
+"""About the most bytes of one submit: a script holds up all of Redis while its arguments are read."""
+
+UNSUPPORTED = frozenset(
+    "best_of echo frequency_penalty function_call functions guided_json logit_bias logprobs min_p n presence_penalty"
+    " prompt_logprobs repetition_penalty response_format suffix tool_choice tools top_logprobs".split()
+)
+"""What other interfaces know and no engine here honours: refused by name, never ignored."""
+
+
+class RequestFields(TypedDict, total=False):
+    """The fields of `InferenceRequest` as keywords of a call."""
+
+    request_id: str | None
+    prompt_tokens: Sequence[int] | None
+    prompt: str | None
+    messages: Sequence[Mapping[str, str]] | None
+    inputs: Any
+    max_tokens: int
+    priority: RequestPriority
+    timeout: float | None
+    tenant: str | None
+    temperature: float
+    top_p: float
+    top_k: int | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool
+    stream: bool
+    metadata: Mapping[str, Any] | None
+
+
+FIELDS = frozenset(field.name for field in dataclasses.fields(InferenceRequest))
+
+
+class Names:
+    """Unique names, for ids and nonces: a random prefix a process, and a counter."""
+
+    def __init__(self) -> None:
+        """Start with a fresh prefix."""
+        self.renew()
+
+    def renew(self) -> None:
+        """Take a new prefix: a forked child would otherwise give the names that its parent gives."""
+        self._prefix = os.urandom(8).hex()
+        self._numbers = itertools.count(1)
+
+    def __call__(self) -> str:
+        """Return the next name. Thread-safe: one step of a counter."""
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
+unique = Names()
+os.register_at_fork(after_in_child=unique.renew)
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def as_request(item: Item | None, fields: Mapping[str, Any]) -> InferenceRequest:
+    """Return what a call was given as one request; keyword fields complete it, or change a whole request.
+
+    Raises `InvalidRequest`, below it `UnsupportedParameter`.
+    """
+    for name in fields:
+        if name not in FIELDS:
+            raise _unknown(name, fields[name])
+    if isinstance(item, InferenceRequest):
+        return dataclasses.replace(item, **fields) if fields else item
+    if item is None:
+        return InferenceRequest(**fields)
+    name = "prompt" if isinstance(item, str) else "prompt_tokens"
+    if name in fields:
+        raise InvalidRequest(name, "must be given once, by the item or by keyword", fields[name])
+    return InferenceRequest(**{name: item}, **fields)
+
+
+def _unknown(name: str, value: object) -> InvalidRequest:
+    if name in UNSUPPORTED:
+        return UnsupportedParameter(name, "is not honoured by any engine here", value)
+    near = difflib.get_close_matches(name, FIELDS, n=1)
+    return InvalidRequest(name, "is no field of a request" + (f"; did you mean {near[0]}?" if near else ""), value)
+
+
+def over_card(request: InferenceRequest, card: Card | None) -> InvalidRequest | None:
+    """Return why the model cannot serve the request, where that is known exactly; an estimate never refuses."""
+    if card is None or request.inputs is not None:
+        return None
+    tokens, context, vocabulary = request.prompt_tokens, card.context, card.vocabulary
+    if tokens is not None and vocabulary and max(tokens) >= vocabulary:
+        limit = f"token ids must be under the model's vocabulary of {vocabulary}"
+        return InvalidRequest("prompt_tokens", limit, max(tokens))
+    # A text has at least one token, whatever the tokenizer.
+    least = 1 if tokens is None else len(tokens)
+    if context and least + request.max_tokens > context:
+        name = "max_tokens" if least < context else "prompt_tokens"
+        limit = f"prompt tokens + max_tokens must be at most the model's context of {context}"
+        return InvalidRequest(name, limit, least + request.max_tokens)
+    return None
+
+
+def groups(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """Cut into groups of at most `most`."""
+    for start in range(0, len(items), most):
+        yield items[start : start + most]
+
+
+def fitting(submissions: Sequence[Submission], most: int) -> int:
+    """Return how many of the first submissions make up one call: at most `most`, and about `GROUP_BYTES` bytes."""
+    sizes = itertools.accumulate(len(submission.body) for submission in submissions[:most])
+    return max(1, sum(1 for size in sizes if size <= GROUP_BYTES))
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def refusal(answer: Accepted, request_id: str, queue: str) -> StokerError | None:
+    """Return the error that submit's word for a request means, None where Redis has the request."""
+    match answer.word:
+        case "ACCEPTED" | "SAME" | "DONE":
+            return None
+        case "CONFLICT":
+            return IdempotencyConflict(request_id)
+        case _:
+            return QueueFull(queue, answer.retry_after)
+
+
+def response_from(outcome: Outcome) -> InferenceResponse:
+    """Return the outcome as a response; a body that cannot be read is that request's error and nobody else's."""
+    try:
+        return response_of(outcome)
+    except (InvalidRequest, TypeError, ValueError) as error:
+        failed = RequestFailed(outcome.id, f"its result cannot be read ({error})", outcome.attempts)
+        return InferenceResponse(outcome.id, outcome.status, attempts=outcome.attempts, error=failed)
+
+
+def lost(request_id: str) -> InferenceResponse:
+    """Return the response of a request that Redis does not know."""
+    return InferenceResponse(request_id, "lost", error=RequestLost(request_id))
+
+
+def refused(request_id: str, error: StokerError) -> InferenceResponse:
+    """Return the response of a request that was never accepted."""
+    return InferenceResponse(request_id, "refused", error=error)
+
+
+def full_pause(retry_after: float, deadline: float | None, now: float) -> float | None:
+    """Return how long to wait for room in a full queue, None when the deadline (None: never) has come."""
+    left = retry_after if deadline is None else deadline - now
+    return min(retry_after, left) if left > 0 else None
+
+
+# --- token streams ----------------------------------------------------------------------------------------------------
+
+
+class TokenReader:
+    """Makes chunks of the records of one token stream: each token once, in order, whatever workers died meanwhile.
+
+    `after` is the last entry seen, `ended` whether the stream's last record was among them.
+    """
+
+    def __init__(self) -> None:
+        """Start before the first token."""
+        self.after = "0"
+        self.ended = False
+        self._attempt = 0
+        self._position = 0
+        self._texts: list[str] = []
+
+    def feed(self, record: TokenRecord) -> Chunk | None:
+        """Return the chunk that a record adds, None for a duplicate, a fenced attempt's, or the end."""
+        self.after = record.entry
+        if record.end:
+            self.ended = True
+            return None
+        if record.attempt < self._attempt:
+            return None
+        if record.attempt > self._attempt:
+            return self._next_attempt(record)
+        return None if record.offset < self._position else self._take(record, Chunk)
+
+    def rest(self, response: InferenceResponse) -> Chunk | None:
+        """Return what the final answer has beyond what was published (all of it, where nothing was streamed).
+
+        Where they differ (the last attempt published nothing), the answer is right and what was read is not.
+        """
+        seen, text, ids = "".join(self._texts), response.text, response.token_ids or []
+        if text.startswith(seen):
+            more, start = text[len(seen) :], min(self._position, len(ids))
+            return Chunk(more, ids[start:], response.attempts, start) if more or start < len(ids) else None
+        return Restarted(text, ids, response.attempts, 0)
+
+    def _next_attempt(self, record: TokenRecord) -> Chunk:
+        # An engine that can resume goes on behind what was published; all others begin at 0 again.
+        resumed = self._attempt == 0 or record.offset == self._position
+        self._attempt = record.attempt
+        if resumed:
+            return self._take(record, Chunk)
+        self._texts = []
+        return self._take(record, Restarted)
+
+    def _take(self, record: TokenRecord, kind: type[Chunk]) -> Chunk:
+        self._position = record.offset + len(record.token_ids)
+        self._texts.append(record.text)
+        return kind(record.text, record.token_ids, record.attempt, record.offset)
