@@ -2,6 +2,165 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
-commands: list[click.Command] = []
+from stoker.command import EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, fail, guarded
+from stoker_workers.cli import engine_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from stoker.config import Config
+    from stoker_ops.local import LocalStack, StackSettings
+    from stoker_workers.messages import EngineOptions
+
+DEMO_READY_S = 180.0
+"""How long a demo waits for its workers, unless STOKER_LOAD_TIMEOUT_S says otherwise."""
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(1), help="How many workers; default: one for each GPU, else one.")
+@engine_options
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option(
+    "--redis", "redis_url", metavar="URL", help="Redis to use; default: STOKER_REDIS_URL, else one of its own."
+)
+@click.option("--queue", metavar="NAME", help="The queue; default: STOKER_QUEUE, else 'default'.")
+@guarded
+def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | None, **options: Any) -> None:
+    """Start a stack on this machine: a Redis, a scheduler and workers. Runs until Ctrl-C.
+
+    The Redis keeps its data in STOKER_STATE (default: ~/.local/state/stoker), and other commands find it there.
+    Ctrl-C lets the workers finish what they run; a second one makes them give it back.
+
+    \b
+    Examples:  stoker up --workers 2
+               stoker up --model /models/llama
+               stoker up --model my_models:Classifier --redis redis://10.0.0.5:6379/0
+    """
+    from stoker.command import state_dir
+    from stoker.log import configure
+    from stoker_ops.local import StackSettings
+
+    configure(log_level)
+    config = _config(redis_url, queue)
+    settings = StackSettings(
+        options=_engine(options, click.echo), workers=workers, home=state_dir(config), log_level=log_level
+    )
+    _run(lambda: _up(config, settings))
+
+
+async def _up(config: Config, settings: StackSettings) -> int:
+    from signal import SIGINT
+
+    from stoker_ops.local import LocalStack, interruptible
+
+    stack = LocalStack(config, settings)
+    with interruptible(stack) as interrupt:
+        try:
+            async with stack:
+                click.echo(_ready_line(stack, settings))
+                await _wait(stack)
+        except asyncio.CancelledError:
+            return EXIT_INTERRUPTED if interrupt.reason is SIGINT else EXIT_OK
+    return EXIT_OK
+
+
+async def _wait(stack: LocalStack) -> None:
+    try:
+        await stack.wait()
+    except asyncio.CancelledError:
+        click.echo("stopping: workers finish what they run; a second Ctrl-C makes them give it back", err=True)
+        raise
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="How many workers.")
+@engine_options
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Requests to push, as JSON lines with the fields of a request; default: some hundred that the model knows.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and nothing else to standard output.")
+@guarded
+def demo(workers: int, prompts: Path | None, as_json: bool, **options: Any) -> None:
+    """Start a whole stack here for a moment, push requests through it, and show how it did.
+
+    Nothing is left of it at the end. Exits with 1 if a request failed.
+
+    \b
+    Examples:  stoker demo
+               stoker demo --workers 1 --model /models/llama --prompts prompts.jsonl --json
+    """
+    from stoker.config import load_config
+    from stoker.log import configure
+    from stoker_ops.demo import read_prompts, run_demo
+    from stoker_ops.local import StackSettings
+
+    configure("warning")
+    engine = _engine(options, lambda line: click.echo(line, err=as_json))
+    requests = read_prompts(prompts)
+    # A stack of its own, whatever Redis the environment names.
+    config = load_config().model_copy(update={"redis_url": None})
+    limit_s = config.load_timeout_s if "load_timeout_s" in config.model_fields_set else DEMO_READY_S
+    settings = StackSettings(options=engine, workers=workers, share_gpus=True, quiet=True, ready_timeout_s=limit_s)
+    _run(lambda: run_demo(config, settings, requests, as_json=as_json))
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, int]]) -> None:
+    """Run to the end and exit."""
+    from stoker_ops.local import NotReady
+
+    try:
+        sys.exit(asyncio.run(main()))
+    except NotReady as error:
+        fail(str(error), EXIT_TIMEOUT)
+
+
+def _config(redis_url: str | None, queue: str | None) -> Config:
+    """Return the settings; their `redis_url` is None where a Redis of its own is to be started."""
+    from stoker.command import make_config
+    from stoker.config import load_config
+
+    config = load_config(queue=queue)
+    return make_config(redis_url, queue) if redis_url or config.redis_url else config
+
+
+def _engine(options: dict[str, Any], tell: Callable[[str], object]) -> EngineOptions:
+    """Return what workers are to run; without a model's name the best that is installed here."""
+    from importlib.util import find_spec
+
+    from stoker_workers.demo import DEMO
+    from stoker_workers.engines import SIM
+    from stoker_workers.messages import EngineOptions
+
+    if not options["model"]:
+        missing = [name for name in ("torch", "transformers") if not find_spec(name)]
+        if missing and options["engine"] != SIM:
+            tell(f'without {missing[0]} no model runs, so the sim engine answers; pip install "stoker[worker]" adds it')
+        options["model"] = SIM if missing or options["engine"] == SIM else DEMO
+    return EngineOptions(**options)
+
+
+def _ready_line(stack: LocalStack, settings: StackSettings) -> str:
+    from stoker.store.connection import redact
+
+    config = stack.config
+    url = redact(config.redis_url or "")
+    words = ["stoker", "submit", *(["--queue", config.queue] if config.queue != "default" else [])]
+    if not stack.owns_redis:
+        words += ["--redis", url]
+    names = ", ".join(stack.workers)
+    return f'ready at {url}: {names} serve {settings.options.model}. Try: {" ".join(words)} "The with statement"'
+
+
+commands: list[click.Command] = [up, demo]

@@ -1,4 +1,4 @@
-"""The pure part of both clients: what a request becomes on its way to Redis, and what comes back. No I/O, no waiting."""
+"""The pure part of both clients: what a request becomes on its way to Redis, and what comes back of it. No I/O."""
 
 from __future__ import annotations
 
@@ -31,8 +31,23 @@ GROUP_BYTES = 8 << 20
 """About the most bytes of one submit: a script holds up all of Redis while its arguments are read."""
 
 UNSUPPORTED = frozenset(
-    "best_of echo frequency_penalty function_call functions guided_json logit_bias logprobs min_p n presence_penalty"
-    " prompt_logprobs repetition_penalty response_format suffix tool_choice tools top_logprobs".split()
+    {
+        "best_of",
+        "echo",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "min_p",
+        "n",
+        "presence_penalty",
+        "prompt_logprobs",
+        "repetition_penalty",
+        "response_format",
+        "suffix",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+    }
 )
 """What other interfaces know and no engine here honours: refused by name, never ignored."""
 
@@ -91,9 +106,7 @@ def as_request(item: Item | None, fields: Mapping[str, Any]) -> InferenceRequest
 
     Raises `InvalidRequest`, below it `UnsupportedParameter`.
     """
-    for name in fields:
-        if name not in FIELDS:
-            raise _unknown(name, fields[name])
+    check_fields(fields)
     if isinstance(item, InferenceRequest):
         return dataclasses.replace(item, **fields) if fields else item
     if item is None:
@@ -101,7 +114,23 @@ def as_request(item: Item | None, fields: Mapping[str, Any]) -> InferenceRequest
     name = "prompt" if isinstance(item, str) else "prompt_tokens"
     if name in fields:
         raise InvalidRequest(name, "must be given once, by the item or by keyword", fields[name])
-    return InferenceRequest(**{name: item}, **fields)
+    given: dict[str, Any] = {name: item, **fields}
+    return InferenceRequest(**given)
+
+
+def checked_request(item: Item, fields: Mapping[str, Any]) -> InferenceRequest | InvalidRequest:
+    """Return what `as_request` gives or raises: one's error must not keep others from being sent."""
+    try:
+        return as_request(item, fields)
+    except InvalidRequest as error:
+        return error
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise `InvalidRequest` for a name that no request has."""
+    for name in fields:
+        if name not in FIELDS:
+            raise _unknown(name, fields[name])
 
 
 def _unknown(name: str, value: object) -> InvalidRequest:
@@ -111,9 +140,9 @@ def _unknown(name: str, value: object) -> InvalidRequest:
     return InvalidRequest(name, "is no field of a request" + (f"; did you mean {near[0]}?" if near else ""), value)
 
 
-def over_card(request: InferenceRequest, card: Card | None) -> InvalidRequest | None:
+def over_card(request: InferenceRequest | InvalidRequest, card: Card | None) -> InvalidRequest | None:
     """Return why the model cannot serve the request, where that is known exactly; an estimate never refuses."""
-    if card is None or request.inputs is not None:
+    if card is None or isinstance(request, InvalidRequest) or request.inputs is not None:
         return None
     tokens, context, vocabulary = request.prompt_tokens, card.context, card.vocabulary
     if tokens is not None and vocabulary and max(tokens) >= vocabulary:
@@ -134,9 +163,9 @@ def groups(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
         yield items[start : start + most]
 
 
-def fitting(submissions: Sequence[Submission], most: int) -> int:
-    """Return how many of the first submissions make up one call: at most `most`, and about `GROUP_BYTES` bytes."""
-    sizes = itertools.accumulate(len(submission.body) for submission in submissions[:most])
+def fitting(submissions: Sequence[Submission]) -> int:
+    """Return how many of a group go into one call: about `GROUP_BYTES` bytes, at least one."""
+    sizes = itertools.accumulate(len(submission.body) for submission in submissions)
     return max(1, sum(1 for size in sizes if size <= GROUP_BYTES))
 
 
@@ -171,6 +200,11 @@ def lost(request_id: str) -> InferenceResponse:
 def refused(request_id: str, error: StokerError) -> InferenceResponse:
     """Return the response of a request that was never accepted."""
     return InferenceResponse(request_id, "refused", error=error)
+
+
+def refused_error(error: StokerError) -> InferenceResponse:
+    """Return an error that `submit_many` gave instead of a job as a response."""
+    return refused(getattr(error, "request_id", ""), error)
 
 
 def full_pause(retry_after: float, deadline: float | None, now: float) -> float | None:

@@ -7,22 +7,28 @@ out, one by blocking, the other by awaiting; the flows themselves do no I/O.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from stoker._calls import T, fitting, full_pause, groups, over_card, refusal, unique
+from stoker._calls import Item, T, checked_request, fitting, full_pause, groups, over_card, refusal, unique
 from stoker._outstanding import Book, Pending, Phase
 from stoker.config import Config
-from stoker.errors import InvalidRequest, QueueFull, RedisUnavailable, RequestLost, StokerError
-from stoker.request import InferenceRequest
+from stoker.errors import InvalidRequest, ModelMismatch, QueueFull, RedisUnavailable, RequestLost, StokerError
+from stoker.request import InferenceRequest, InferenceResponse
+from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
 from stoker.store.codec import BYTES_PER_TOKEN, Submission, encode
 from stoker.store.connection import Read, new_id
 from stoker.store.keys import Keys
-from stoker.store.reads import QueueFacts
+from stoker.store.lookups import DeadLetter
+from stoker.store.pack import pack
+from stoker.store.reads import Card, QueueFacts
+from stoker.store.records import WorkerRecord
 from stoker.store.scripts import Call
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 FACTS_AGE_S = 30.0
 CARD_AGE_S = 1.0
 """A refusal must not rest on a card older than this: an operator may have replaced it."""
@@ -85,37 +91,38 @@ def read(what: Read[T]) -> Flow[T]:
 # --- submitting -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A request ready to be sent, and who waits for it."""
-
-    pending: Pending
-    submission: Submission
-
-
 def queue_facts(state: State, max_age_s: float = FACTS_AGE_S) -> Flow[QueueFacts]:
     """Return what submit checks against, read again when it is older than `max_age_s`."""
-    if state.facts is None or time.monotonic() - state.facts_at > max_age_s:
+    facts = state.facts
+    if facts is None or time.monotonic() - state.facts_at > max_age_s:
         facts = yield from read(reads.queue_facts(state.keys))
         state.saw_generation(facts.generation)
         state.facts, state.facts_at = facts, time.monotonic()
-    return state.facts
+    return facts
 
 
-def prepare(state: State, requests: Sequence[InferenceRequest]) -> Flow[list[Outgoing | InvalidRequest]]:
+def prepare(
+    state: State, items: Sequence[Item], fields: Mapping[str, Any] = NOTHING
+) -> Flow[list[Submission | InvalidRequest]]:
     """Check and encode requests; ids and nonces are fixed here, so that a repeated call is the same call."""
+    requests = [checked_request(item, fields) for item in items]
     facts = yield from queue_facts(state)
-    if any(over_card(request, facts.card) for request in requests):
+    refusals = [over_card(request, facts.card) for request in requests]
+    if any(refusals):
         facts = yield from queue_facts(state, CARD_AGE_S)
-    return [over_card(request, facts.card) or _outgoing(state, request, facts) for request in requests]
+        refusals = [over_card(request, facts.card) for request in requests]
+    return [refusal or _encoded(state, request, facts) for refusal, request in zip(refusals, requests, strict=True)]
 
 
-def _outgoing(state: State, request: InferenceRequest, facts: QueueFacts) -> Outgoing | InvalidRequest:
-    request_id = request.request_id or unique()
+def _encoded(
+    state: State, request: InferenceRequest | InvalidRequest, facts: QueueFacts
+) -> Submission | InvalidRequest:
+    if isinstance(request, InvalidRequest):
+        return request
     try:
-        submission = encode(
+        return encode(
             request,
-            request_id=request_id,
+            request_id=request.request_id or unique(),
             nonce=unique(),
             reply=state.book.channel,
             config=state.config,
@@ -123,52 +130,56 @@ def _outgoing(state: State, request: InferenceRequest, facts: QueueFacts) -> Out
         )
     except InvalidRequest as error:
         return error
-    return Outgoing(state.book.expect(request_id, Phase.SENT), submission)
 
 
-def send(state: State, items: Sequence[Outgoing]) -> Flow[list[Pending | StokerError]]:
+def send(state: State, items: Sequence[Submission]) -> Flow[list[Pending | StokerError]]:
     """Submit one group; gives who waits for each, or why it was not accepted."""
-    call = scripts.submit(new_id(), state.most_bytes, [item.submission for item in items])
+    book = state.book
+    pendings = [book.expect(item.id, Phase.SENT) for item in items]
     try:
-        generation, answers = yield from run(call)
+        generation, answers = yield from run(scripts.submit(new_id(), state.most_bytes, items))
     except BaseException:
-        for item in items:
-            state.book.refused(item.pending)
+        for pending in pendings:
+            book.refused(pending)
         raise
     state.saw_generation(generation)
-    outcomes = [_conclude(state, item, answer, generation) for item, answer in zip(items, answers, strict=True)]
-    done = [item.pending for item, answer in zip(items, answers, strict=True) if answer.word == "DONE"]
+    outcomes: list[Pending | StokerError] = []
+    done = []
+    for pending, item, answer in zip(pendings, items, answers, strict=True):
+        if error := refusal(answer, item.id, state.config.queue):
+            book.refused(pending)
+            outcomes.append(error)
+            continue
+        accepted = answer.word == "ACCEPTED"
+        pending = book.accepted(pending, item.nonce, generation, item) if accepted else book.known(pending, generation)
+        outcomes.append(pending)
+        if answer.word == "DONE":
+            done.append(pending)
     yield from fetch(state, done)
     return outcomes
 
 
-def _conclude(state: State, item: Outgoing, answer: scripts.Accepted, generation: str) -> Pending | StokerError:
-    if error := refusal(answer, item.submission.id, state.config.queue):
-        state.book.refused(item.pending)
-        return error
-    if answer.word == "ACCEPTED":
-        return state.book.accepted(item.pending, item.submission, generation)
-    return state.book.known(item.pending, generation)
-
-
-def submit(state: State, requests: Sequence[InferenceRequest]) -> Flow[list[Pending | StokerError]]:
+def submit(state: State, items: Sequence[Item]) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
-    prepared = yield from prepare(state, requests)
-    outcomes: list[Pending | StokerError | None] = [
-        item if isinstance(item, InvalidRequest) else None for item in prepared
-    ]
-    ready = [(i, item) for i, item in enumerate(prepared) if isinstance(item, Outgoing)]
+    prepared = yield from prepare(state, items)
+    outcomes: dict[int, Pending | StokerError] = {}
+    ready: list[tuple[int, Submission]] = []
+    for i, item in enumerate(prepared):
+        if isinstance(item, Submission):
+            ready.append((i, item))
+        else:
+            outcomes[i] = item
     while ready:
-        n = fitting([item.submission for _, item in ready[: state.config.group]], state.config.group)
+        n = fitting([item for _, item in ready[: state.config.group]])
         try:
             answers = yield from send(state, [item for _, item in ready[:n]])
         except RedisUnavailable as error:
             # What was accepted before keeps its handle; the rest is not tried in vain.
-            answers = [error] * (n := len(ready))
-        for (i, _), answer in zip(ready[:n], answers, strict=True):
-            outcomes[i] = answer
+            n = len(ready)
+            answers = [error] * n
+        outcomes.update((i, answer) for (i, _), answer in zip(ready[:n], answers, strict=True))
         del ready[:n]
-    return [outcome for outcome in outcomes if outcome is not None]
+    return [outcomes[i] for i in range(len(items))]
 
 
 def submit_one(state: State, request: InferenceRequest, block: bool, block_timeout: float | None) -> Flow[Pending]:
@@ -219,8 +230,8 @@ def _restore(state: State, vanished: Sequence[Pending]) -> Flow[None]:
         if pending.since <= born:
             state.book.lose(pending)
     while young:
-        n = fitting([submission for _, submission in young[: state.config.group]], state.config.group)
-        call = scripts.submit(new_id(), state.most_bytes, [submission for _, submission in young[:n]])
+        n = fitting([item for _, item in young[: state.config.group]])
+        call = scripts.submit(new_id(), state.most_bytes, [item for _, item in young[:n]])
         generation, answers = yield from run(call)
         for (pending, _), answer in zip(young[:n], answers, strict=True):
             if answer.word == "CONFLICT":
@@ -243,15 +254,33 @@ def sweep(state: State, quiet: bool) -> Flow[None]:
     own, foreign = book.oldest(most, Phase.OWN), book.oldest(most, Phase.FOREIGN)
     born = time.monotonic() - state.config.result_ttl_s
     doubtful = [pending for pending in own if suspicious or pending.since < born]
+    usual = [pending for pending in own if not suspicious and pending.since >= born]
     try:
         yield from ask(state, foreign + doubtful)
-        for group in groups([pending for pending in own if not suspicious and pending.since >= born], state.config.group):
+        for group in groups(usual, state.config.group):
             generation, outcomes = yield from read(reads.outcomes(state.keys, [pending.id for pending in group]))
             state.saw_generation(generation)
             book.judge(group, generation, outcomes)
     except BaseException:
         book.suspicious = True
         raise
+
+
+def outcome(state: State, pending: Pending) -> Flow[InferenceResponse | None]:
+    """Return a request's response, None while it goes on."""
+    if pending.response is None:
+        yield from ask(state, [pending])
+    return pending.response
+
+
+def status(state: State, request_id: str) -> Flow[str]:
+    """Read the state that a request is in."""
+    return (yield from read(reads.status(state.keys, request_id)))
+
+
+def cancel(state: State, pending: Pending) -> Flow[bool]:
+    """End a request; gives whether it is cancelled now."""
+    return (yield from run(scripts.cancel(pending.id, pending.nonce))) == "OK"
 
 
 def stream_nonce(state: State, pending: Pending) -> Flow[str]:
@@ -276,4 +305,54 @@ def retry_dead(state: State, request_id: str) -> Flow[Pending]:
         raise
     if word != "OK":
         raise RequestLost(request_id)
-    return state.book.accepted(pending, Submission(fresh, nonce, b"", b""), facts.generation or "")
+    return state.book.accepted(pending, nonce, facts.generation)
+
+
+def purge_dead(state: State, ids: Sequence[str]) -> Flow[int]:
+    """Forget dead letters; gives how many there were."""
+    purged = 0
+    for group in groups(ids, state.config.group):
+        purged += yield from run(scripts.purge_dead(group))
+    return purged
+
+
+def dead_letters(state: State, limit: int) -> Flow[list[DeadLetter]]:
+    """Read the newest dead letters."""
+    ids = yield from read(lookups.dead_ids(state.keys, limit))
+    letters: list[DeadLetter] = []
+    for group in groups(ids, state.config.group):
+        letters += yield from read(lookups.dead_letters(state.keys, group))
+    return letters
+
+
+def set_model(state: State, identity: str, fields: Mapping[str, Any]) -> Flow[None]:
+    """Replace the model card; raises `ModelMismatch` while workers of another model are registered."""
+    word = yield from run(scripts.set_model(identity, pack(dict(fields), "card") if identity else b""))
+    if word != "OK":
+        raise ModelMismatch(f"queue {state.config.queue!r} has workers of another model; stop them first")
+    state.facts = None
+
+
+def card(state: State) -> Flow[Card | None]:
+    """Read the card of the queue's model."""
+    return (yield from read(reads.card(state.keys)))
+
+
+def drain(state: State, worker: str, drained: bool) -> Flow[bool]:
+    """Stop or resume work for a worker; gives whether it is there."""
+    return (yield from run(scripts.drain(worker, drained))) == "OK"
+
+
+def workers(state: State) -> Flow[list[WorkerRecord]]:
+    """Read the registered workers and what they hold."""
+    records = yield from read(lookups.workers(state.keys))
+    if not records:
+        return []
+    rows = yield from read(lookups.held_rows(state.keys, [record.inc for record in records]))
+    return [replace(record, held_rows=held) for record, held in zip(records, rows, strict=True)]
+
+
+def queue_stats(state: State) -> Flow[Stats]:
+    """Read the queue's figures."""
+    overview = yield from read(lookups.overview(state.keys))
+    return assemble(state.config.queue, overview, (yield from workers(state)))

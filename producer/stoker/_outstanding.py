@@ -32,7 +32,18 @@ class Pending:
     submit again what a Redis that lost its last writes does not know.
     """
 
-    __slots__ = ("__weakref__", "book", "callbacks", "generation", "id", "nonce", "phase", "response", "since", "submission")
+    __slots__ = (
+        "__weakref__",
+        "book",
+        "callbacks",
+        "generation",
+        "id",
+        "nonce",
+        "phase",
+        "response",
+        "since",
+        "submission",
+    )
 
     def __init__(self, request_id: str, book: Book, phase: Phase) -> None:
         """Wait for `request_id`; its nonce is unknown until a submit of this process is accepted."""
@@ -57,7 +68,8 @@ class Book:
         """Open a book under a channel name of its own: a forked child's wake-ups must not go to its parent."""
         self.channel = new_id()
         self.suspicious = False
-        self._lock = threading.Lock()
+        # Reentrant: collecting garbage may close this book's client in the midst of a locked block.
+        self._lock = threading.RLock()
         # In the order in which they were last asked for.
         self._waiting: weakref.WeakValueDictionary[str, Pending] = weakref.WeakValueDictionary()
 
@@ -75,17 +87,20 @@ class Book:
                 pending = self._waiting[request_id] = Pending(request_id, self, phase)
             return pending
 
-    def accepted(self, pending: Pending, submission: Submission, generation: str) -> Pending:
+    def accepted(
+        self, pending: Pending, nonce: str, generation: str | None, submission: Submission | None = None
+    ) -> Pending:
         """Note that a submit of ours made the request; gives the pending of this life of its id."""
-        if pending.nonce not in ("", submission.nonce) or (pending.response is not None and not pending.nonce):
+        if pending.nonce not in ("", nonce) or (pending.response is not None and not pending.nonce):
             # An earlier life of the id, which ended unseen or was lost: who waits for that must not get this answer.
             self.lose(pending)
             pending = Pending(pending.id, self, Phase.OWN)
         with self._lock:
-            pending.nonce, pending.generation, pending.phase = submission.nonce, generation, Phase.OWN
+            pending.nonce, pending.generation, pending.phase = nonce, generation, Phase.OWN
             if pending.response is None:
                 pending.submission, pending.since = submission, time.monotonic()
-                self._waiting[pending.id] = pending
+                if self._waiting.get(pending.id) is not pending:
+                    self._waiting[pending.id] = pending
         return pending
 
     def disown(self, pending: Pending, generation: str) -> None:
@@ -200,11 +215,10 @@ class Book:
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def oldest(self, most: int, phases: Iterable[Phase]) -> list[Pending]:
-        """Return at most `most` outstanding requests, those first that were not asked for the longest time."""
-        wanted = set(phases)
+    def oldest(self, most: int, phase: Phase) -> list[Pending]:
+        """Return at most `most` requests of this phase, those first that were not asked for the longest time."""
         with self._lock:
-            found = list(itertools.islice((p for p in self._waiting.values() if p.phase in wanted), most))
+            found = list(itertools.islice((p for p in self._waiting.values() if p.phase is phase), most))
             for pending in found:
                 self._waiting[pending.id] = self._waiting.pop(pending.id)
             return found

@@ -6,6 +6,8 @@ from importlib.metadata import entry_points
 
 import click
 
+from stoker.commands import queues, requests
+
 GROUP = "stoker.commands"
 
 
@@ -43,3 +45,5 @@ def main() -> None:
     """
 
 
+for _command in (requests.submit, requests.status, requests.result, requests.cancel, queues.stats, queues.queue):
+    main.add_command(_command)

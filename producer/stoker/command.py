@@ -46,7 +46,9 @@ def local_url(config: Config | None = None) -> str | None:
 def queue_options(command: F) -> F:
     """Add `--redis` and `--queue`, and hand the command a `config` made of them and of the environment."""
 
-    @click.option("--redis", "redis_url", metavar="URL", help="Redis to use; default: STOKER_REDIS_URL, else the stack here.")
+    @click.option(
+        "--redis", "redis_url", metavar="URL", help="Redis to use; default: STOKER_REDIS_URL, else the stack here."
+    )
     @click.option("--queue", metavar="NAME", help="The queue; default: STOKER_QUEUE, else 'default'.")
     @functools.wraps(command)
     def wrapped(*args: Any, redis_url: str | None, queue: str | None, **kwargs: Any) -> Any:

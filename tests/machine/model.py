@@ -18,7 +18,7 @@ from stoker.store import scripts
 from stoker.store.codec import Submission
 from stoker.store.records import Waiting
 
-FIELDS = "version nonce digest cls tenant timeout term tail bytes reply stream link".split()
+FIELDS = ["version", "nonce", "digest", "cls", "tenant", "timeout", "term", "tail", "bytes", "reply", "stream", "link"]
 WINDOW_US = scripts.RATE_WINDOW_US
 BELL_MS = 60_000
 
@@ -166,6 +166,7 @@ class Model:
         self.leader: dict[str, int | str] = {}
         self.card: tuple[str, bytes] | None = None
         self.bell = False
+        self.ends: list[str] = []
 
     # --- what others see -----------------------------------------------------------------------------------------
 
@@ -283,6 +284,7 @@ class Model:
         self, life: Life, state: str, reason: str, *, body: bytes = b"", inc: str = "", dead: bool = False
     ) -> None:
         del self.lives[life.id]
+        self.ends.append(f"{state} {reason}")
         parts = (state, life.nonce, life.head["digest"], life.id, life.accepted, life.begun, self.now)
         head = text(*parts, life.attempts, reason, inc, ";".join(life.history), len(body)) + b"|"
         assert life.id not in self.results
@@ -701,7 +703,10 @@ class Model:
             b"ids": item.ids,
             b"text": item.text.encode(),
         }
-        self.tokens.setdefault(f"{life.id}:{life.nonce}", []).append(record)
+        records = self.tokens.setdefault(f"{life.id}:{life.nonce}", [])
+        last = records[-1] if records else {b"attempt": b"", b"offset": b"0"}
+        if last[b"attempt"] != record[b"attempt"] or int(last[b"offset"]) < item.offset:
+            records.append(record)
         return True
 
     def incarnate(self) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from protocol.rig import START, A, H, MakeQueue, Queue, T
+
 
 @pytest.fixture
 def make_bare(redis_url: str) -> Iterator[MakeQueue]:

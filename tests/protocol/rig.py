@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import redis
+
 from stoker.config import Config
 from stoker.request import InferenceRequest
 from stoker.store import codec, reads
@@ -42,18 +43,77 @@ RESULT_TTL, DEAD_TTL, REPLY_TTL, TOKENS_TTL, VOID_TTL, BELL_TTL, DAY = 1000, 200
 A, B, C, D = "a:1-x", "b:1-x", "c:1-x", "d:1-x"
 """Incarnations: each the first start of a worker of that letter."""
 
-HEADER = "version nonce digest class tenant timeout term tail bytes reply stream link".split()
-FLIGHT = (
-    "delivery state score attempts failures losses group solo begun history nonce digest class tenant tail bytes reply"
-    " stream accepted deadline"
-).split()
-MEMBER = "delivery cost state since suspect".split()
-INC = (
-    "worker identity capacity rows budget mode cache life accepting drained progress rate faults successes figures"
-    " cause crashed"
-).split()
-RESULT = "state nonce digest id accepted begun settled attempts reason inc history size".split()
-DEAD = "time reason attempts failures losses history".split()
+HEADER = [
+    "version",
+    "nonce",
+    "digest",
+    "class",
+    "tenant",
+    "timeout",
+    "term",
+    "tail",
+    "bytes",
+    "reply",
+    "stream",
+    "link",
+]
+FLIGHT = [
+    "delivery",
+    "state",
+    "score",
+    "attempts",
+    "failures",
+    "losses",
+    "group",
+    "solo",
+    "begun",
+    "history",
+    "nonce",
+    "digest",
+    "class",
+    "tenant",
+    "tail",
+    "bytes",
+    "reply",
+    "stream",
+    "accepted",
+    "deadline",
+]
+MEMBER = ["delivery", "cost", "state", "since", "suspect"]
+INC = [
+    "worker",
+    "identity",
+    "capacity",
+    "rows",
+    "budget",
+    "mode",
+    "cache",
+    "life",
+    "accepting",
+    "drained",
+    "progress",
+    "rate",
+    "faults",
+    "successes",
+    "figures",
+    "cause",
+    "crashed",
+]
+RESULT = [
+    "state",
+    "nonce",
+    "digest",
+    "id",
+    "accepted",
+    "begun",
+    "settled",
+    "attempts",
+    "reason",
+    "inc",
+    "history",
+    "size",
+]
+DEAD = ["time", "reason", "attempts", "failures", "losses", "history"]
 
 Value = Any
 Dump = dict[str, Value]
@@ -159,12 +219,14 @@ def shapes(client: Any, prefix: str) -> dict[str, tuple[str, bool]]:
     """Return every key of the queue, without its prefix, with its type and whether it has a TTL."""
     names = {key.decode().removeprefix(prefix): key for key in client.scan_iter(match=prefix + "*")}
     return {
-        name: (client.type(key).decode(), client.pttl(key) >= 0) for name, key in sorted(names.items()) if name != "vclock"
+        name: (client.type(key).decode(), client.pttl(key) >= 0)
+        for name, key in sorted(names.items())
+        if name != "vclock"
     }
 
 
 def dump(client: Any, prefix: str) -> Dump:
-    """Return every key of the queue with its value, and under `ttl` the seconds (to the next 10) of those that have one."""
+    """Return every key of the queue with its value; under `ttl` the seconds (to the next 10) of those that have one."""
     out: Dump = {}
     lives: dict[str, int] = {}
     for key in sorted(client.scan_iter(match=prefix + "*")):
@@ -188,7 +250,7 @@ def changes(before: Dump, after: Dump) -> Dump:
 def _change(old: Value, new: Value) -> Value:
     if isinstance(old, dict) and isinstance(new, dict):
         return changes(old, new)
-    if isinstance(new, list) and (old is GONE or isinstance(old, list) and new[: len(old)] == old):
+    if isinstance(new, list) and (old is GONE or (isinstance(old, list) and new[: len(old)] == old)):
         return Added(new[0 if old is GONE else len(old) :])
     return new
 
@@ -328,9 +390,7 @@ class Queue:
     ) -> s.Dispatched:
         """Dispatch with the n used last."""
         offered = [self.waiting(request_id, lane) for request_id in ids]
-        call = s.dispatch(
-            token or self.token, self.n, inc, [(w, w.cost if cost is None else cost) for w in offered]
-        )
+        call = s.dispatch(token or self.token, self.n, inc, [(w, w.cost if cost is None else cost) for w in offered])
         return self.store.run(call)
 
     def dispatch(self, inc: str, *ids: str, **more: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from protocol.rig import (
     GONE,
     REPLY_TTL,
@@ -68,9 +69,7 @@ def test_one_doorbell_begins_all_that_it_names_in_one_entry_of_the_history(q: Qu
     answers = q.begun(A, delivery, "a", "b", "c")
     assert [(x.id, x.word, x.attempt) for x in answers] == [("a", "RUN", 1), ("b", "GONE", 0), ("c", "RUN", 1)]
     assert [payload_value(x.payload)["nonce"] for x in answers if x.payload] == ["n-a", "n-c"]
-    assert q.dump()["events"][-1] == q.event(
-        "begin", A, f"a begin {delivery} 1 n-a", f"c begin {delivery} 1 n-c"
-    )
+    assert q.dump()["events"][-1] == q.event("begin", A, f"a begin {delivery} 1 n-a", f"c begin {delivery} 1 n-c")
 
 
 def test_a_doorbell_without_ids_is_deleted_all_the_same(q: Queue) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from protocol.rig import BELL_TTL, GONE, REPLY_TTL, RESULT_TTL, TOKENS_TTL, A, Added, Queue, changes, ok, settlement
 from stoker.store import scripts as s
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from protocol.rig import GONE, NORMAL, A, Added, B, C, H, MakeQueue, Queue, changes, member, ok, settlement
 from stoker.store import scripts as s
 
@@ -244,6 +245,16 @@ def test_a_request_in_another_lane_than_named_is_gone(q: Queue) -> None:
     before = q.before()
     assert q.offer(A, "a", lane="high").words == ("GONE",)
     assert changes(before, q.dump()) == {"leader": {"n": 1}}
+
+
+@pytest.mark.parametrize("lanes", [("high", "normal"), ("normal", "high")])
+def test_a_request_offered_in_two_lanes_is_found_in_its_own(q: Queue, lanes: tuple[str, str]) -> None:
+    q.submit("a")
+    q.n = 1
+    answer = q.store.run(s.dispatch(q.token, 1, A, [(q.waiting("a", lane), 7) for lane in lanes]))
+    assert answer.words == tuple("TOOK" if lane == "normal" else "GONE" for lane in lanes)
+    assert "lane:normal" not in q.dump()
+    assert q.dump()["credit"] == {A: 7}
 
 
 def test_a_row_that_is_still_held_is_not_handed_over_again(q: Queue) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from protocol.rig import GONE, START, A, Added, H, L, MakeQueue, Queue, T, changes
 from stoker.store import scripts as s
 

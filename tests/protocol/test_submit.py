@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, MakeQueue, Queue, changes, ok
 from redis.exceptions import ResponseError
+
+from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, MakeQueue, Queue, changes, ok
 from stoker.store import codec
 from stoker.store import scripts as s
 
@@ -256,7 +257,9 @@ def test_what_is_delayed_counts_as_waiting(make_queue: MakeQueue) -> None:
         "nothing-drains-any-more",
     ],
 )
-def test_a_full_queue_says_when_there_may_be_room(make_queue: MakeQueue, rates: dict[str, float], seconds: float) -> None:
+def test_a_full_queue_says_when_there_may_be_room(
+    make_queue: MakeQueue, rates: dict[str, float], seconds: float
+) -> None:
     q = make_queue(max_waiting=1)
     q.submit("a")
     fields = {name: value for name, value in rates.items() if name != "age"}

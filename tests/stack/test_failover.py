@@ -6,77 +6,76 @@ import os
 import signal
 import time
 
-from conftest import Stack
 from helpers import wait_until
+from stack_processes import Stack
 from stoker import Client, InferenceRequest
 
 SLOW = ("--max-num-seqs", "8")
 
 
-def requests(n: int, max_tokens: int, **fields: object) -> list[InferenceRequest]:
-    return [InferenceRequest(prompt_tokens=[i + 1, 2, 3], max_tokens=max_tokens, **fields) for i in range(n)]
+def requests(n: int, max_tokens: int) -> list[InferenceRequest]:
+    return [InferenceRequest(prompt_tokens=[i + 1, 2, 3], max_tokens=max_tokens, stream=True) for i in range(n)]
 
 
-def with_tokens_out(stack: Stack, client: Client, name: str, ids: list[str], at_least: int) -> set[str]:
-    """Wait until a worker runs that many of the requests and each of these has published tokens."""
+def with_tokens_out(stack: Stack, name: str, ids: list[str], at_least: int = 4) -> set[str]:
+    """Wait until a worker runs that many of the requests with published tokens; returns all that it runs then."""
 
-    def started() -> set[str]:
-        return {i for i in stack.running(name) & set(ids) if stack.redis.keys(f"{stack.keys.prefix}tokens:{i}:*")}
+    def started() -> bool:
+        streams = {key.split(":")[3] for key in stack.redis.keys(f"{stack.keys.prefix}tokens:*")}
+        return len(stack.running(name) & streams & set(ids)) >= at_least
 
-    return wait_until(lambda: found if len(found := started()) >= at_least else None, 30)
+    wait_until(started, 30, what=f"{at_least} requests of {name} have tokens out")
+    return stack.running(name)
 
 
 def test_requests_of_a_killed_child_are_answered_by_the_other_worker_once(stack: Stack, client: Client) -> None:
     stack.scheduler()
     victim = stack.worker("victim", *SLOW)
-    jobs = client.submit_many(requests(8, 200, stream=True))
-    ids = [job.id for job in jobs]
-    touched = with_tokens_out(stack, client, "victim", ids, 4)
     stack.worker("other", *SLOW)
-    touched = stack.running("victim") & set(ids)
+    jobs = client.submit_many(requests(12, 300))
+    ids = [job.id for job in jobs]
+    touched = with_tokens_out(stack, "victim", ids)
 
+    inc, killed = stack.incarnation("victim"), time.monotonic()
     os.kill(stack.child_of(victim), signal.SIGKILL)
-    killed = time.monotonic()
-    wait_until(lambda: not stack.redis.exists(*[stack.keys.work(inc) for inc in old_incs(stack, "victim")] or ["-"]), 5)
+    wait_until(lambda: not stack.redis.hexists(stack.keys.inc, inc), 5, what="its work is taken back")
     eligible_again_s = time.monotonic() - killed
 
-    responses = {job.id: job.result(timeout=60) for job in jobs}
-    assert len(touched) >= 4
-    assert eligible_again_s < 2
-    assert {i for i, response in responses.items() if response.attempts == 2} == touched
-    assert all(response.attempts == 1 for i, response in responses.items() if i not in touched)
-    assert all(len(response.token_ids) == 200 for response in responses.values())
+    responses = [job.result(timeout=60) for job in jobs]
+    assert {response.request_id for response in responses if response.attempts == 2} == touched
+    assert {response.attempts for response in responses if response.request_id not in touched} == {1}
+    assert {len(response.token_ids) for response in responses} == {300}
     assert settled_once(stack, ids)
+    # The promise is 0.5 s; this machine may be busy with other tests.
+    assert eligible_again_s < 2
 
 
 def test_requests_of_a_lost_machine_are_answered_after_its_lease(stack: Stack, client: Client) -> None:
     stack.scheduler()
     victim = stack.worker("victim", *SLOW)
-    jobs = client.submit_many(requests(6, 200, stream=True))
-    touched = with_tokens_out(stack, client, "victim", [job.id for job in jobs], 4)
     stack.worker("other", *SLOW)
-    touched = stack.running("victim")
+    jobs = client.submit_many(requests(12, 300))
+    ids = [job.id for job in jobs]
+    touched = with_tokens_out(stack, "victim", ids)
 
-    child = stack.child_of(victim)
+    inc, child, killed = stack.incarnation("victim"), stack.child_of(victim), time.monotonic()
     victim.kill()
     os.kill(child, signal.SIGKILL)
-    killed = time.monotonic()
-    inc = stack.incarnation("victim")
-    wait_until(lambda: not stack.redis.hexists(stack.keys.inc, inc), 10)
+    wait_until(lambda: not stack.redis.hexists(stack.keys.inc, inc), 10, what="its work is taken back")
     taken_back_s = time.monotonic() - killed
 
     responses = [job.result(timeout=60) for job in jobs]
-    assert {r.request_id for r in responses if r.attempts == 2} == touched
-    assert {r.worker for r in responses if r.attempts == 2} == {"other"}
+    assert {response.request_id for response in responses if response.attempts == 2} == touched
+    assert {response.worker for response in responses if response.attempts == 2} == {"other"}
+    assert settled_once(stack, ids)
     assert taken_back_s < stack.beats(4) + 1
-    assert settled_once(stack, [job.id for job in jobs])
 
 
 def test_a_short_pause_requeues_nothing(stack: Stack, client: Client) -> None:
     stack.scheduler()
     worker = stack.worker("worker", *SLOW)
-    jobs = client.submit_many(requests(4, 100, stream=True))
-    with_tokens_out(stack, client, "worker", [job.id for job in jobs], 4)
+    jobs = client.submit_many(requests(4, 300))
+    with_tokens_out(stack, "worker", [job.id for job in jobs])
 
     child = stack.child_of(worker)
     for pid in (worker.pid, child):
@@ -92,10 +91,10 @@ def test_a_short_pause_requeues_nothing(stack: Stack, client: Client) -> None:
 def test_a_zombie_is_fenced_off_and_serves_again(stack: Stack, client: Client) -> None:
     stack.scheduler()
     zombie = stack.worker("zombie", *SLOW)
-    jobs = client.submit_many(requests(4, 100, stream=True))
-    ids = [job.id for job in jobs]
-    with_tokens_out(stack, client, "zombie", ids, 4)
     stack.worker("other", *SLOW)
+    jobs = client.submit_many(requests(12, 300))
+    ids = [job.id for job in jobs]
+    touched = with_tokens_out(stack, "zombie", ids)
     child, inc = stack.child_of(zombie), stack.incarnation("zombie")
     for pid in (zombie.pid, child):
         os.kill(pid, signal.SIGSTOP)
@@ -104,7 +103,7 @@ def test_a_zombie_is_fenced_off_and_serves_again(stack: Stack, client: Client) -
         os.kill(pid, signal.SIGCONT)
 
     wait_until(lambda: (now := stack.incarnation("zombie")) and now != inc, 30, what="a new incarnation")
-    assert {response.worker for response in responses} == {"other"}
+    assert {response.worker for response in responses if response.request_id in touched} == {"other"}
     assert settled_once(stack, ids)
     assert client.submit(prompt_tokens=[1], max_tokens=4).result(timeout=30).text
 
@@ -125,8 +124,8 @@ def test_two_processes_of_one_name_do_not_fight(stack: Stack, client: Client) ->
 def test_sigterm_finishes_what_runs_and_leaves_nothing_held(stack: Stack, client: Client) -> None:
     stack.scheduler()
     worker = stack.worker("worker", *SLOW)
-    jobs = client.submit_many(requests(6, 60, stream=True))
-    with_tokens_out(stack, client, "worker", [job.id for job in jobs], 4)
+    jobs = client.submit_many(requests(6, 300))
+    with_tokens_out(stack, "worker", [job.id for job in jobs])
 
     worker.terminate()
     assert worker.wait(30) == 0
@@ -138,8 +137,8 @@ def test_sigterm_finishes_what_runs_and_leaves_nothing_held(stack: Stack, client
 def test_a_second_sigterm_hands_back_at_once_and_charges_nothing(stack: Stack, client: Client) -> None:
     stack.scheduler()
     worker = stack.worker("worker", *SLOW)
-    jobs = client.submit_many(requests(4, 2000, stream=True))
-    with_tokens_out(stack, client, "worker", [job.id for job in jobs], 4)
+    jobs = client.submit_many(requests(4, 3000))
+    with_tokens_out(stack, "worker", [job.id for job in jobs])
 
     worker.terminate()
     wait_until(lambda: "|0|0|" in stack.redis.hget(stack.keys.inc, stack.incarnation("worker")), 10)
@@ -149,11 +148,6 @@ def test_a_second_sigterm_hands_back_at_once_and_charges_nothing(stack: Stack, c
     failures = [stack.redis.get(stack.keys.flight(job.id)).split("|")[4] for job in jobs]
     assert states == ["queued"] * 4
     assert failures == ["0"] * 4
-
-
-def old_incs(stack: Stack, name: str) -> list[str]:
-    records = stack.redis.hgetall(stack.keys.inc)
-    return [inc for inc, text in records.items() if inc.startswith(f"{name}:") and "|dead|" in text]
 
 
 def settled_once(stack: Stack, ids: list[str]) -> bool:

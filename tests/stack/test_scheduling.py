@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import Stack
 from helpers import wait_until
+from stack_processes import Stack
 from stoker import Client, InferenceRequest, RequestExpired, RequestFailed, RequestPriority
 
 ONE_ROW = ("--max-num-seqs", "1", "--profile", "zero")

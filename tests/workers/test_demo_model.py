@@ -93,9 +93,15 @@ def test_a_prompt_is_continued_with_readable_text(model: Any, tokenizer: Any) ->
 
 @pytest.mark.torch
 def test_generation_can_stop_by_itself(model: Any, tokenizer: Any) -> None:
-    prompts = [sample.prompt for sample in sample_prompts() if sample.prompt and len(sample.prompt) < 60][:20]
-    stopped = [generate(model, tokenizer, prompt, 160)[-1] == tokenizer.eos_token_id for prompt in prompts]
-    assert any(stopped)
+    import torch
+
+    inputs = tokenizer("The value is", return_tensors="pt")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows = model.generate(**inputs, max_new_tokens=100, do_sample=True, num_return_sequences=32)
+    stopped = (rows == tokenizer.eos_token_id).any(dim=1)
+    assert stopped.any()
+    assert not stopped.all()
 
 
 @pytest.mark.torch

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from stoker.errors import InvalidRequest
+from stoker_workers.demo import demo_model_path
 from stoker_workers.engine import Admitted, Event, Finished, Full, Invalid, Sampling, Tokens, Work
 from stoker_workers.engines.torch import TorchEngine
 
@@ -68,6 +69,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with a real tokenizer."""
+    # As the engine does for small models: what transformers computes here must not wait for neighbours either.
+    torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("models") / "tiny-llama"
     torch.manual_seed(11)
     LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(path)
@@ -130,11 +133,14 @@ def alone(model: Any, prompt: list[int], max_tokens: int) -> list[int]:
     return answer
 
 
-def test_rows_that_join_at_random_steps_answer_as_generate_does_one_by_one(folder: Path, reference: Any) -> None:
+@pytest.mark.parametrize("model", ["random", "demo"])
+def test_rows_that_join_at_random_steps_answer_as_generate_does_one_by_one(folder: Path, model: str) -> None:
+    path = demo_model_path() if model == "demo" else folder
+    reference = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     numbers = random.Random(3)
     waiting = [work(str(i), prompt, numbers.randint(1, 50)) for i, prompt in enumerate(prompts(32))]
     expected = {each.id: alone(reference, list(each.prompt), each.max_tokens) for each in waiting}
-    engine = load(folder, max_num_seqs=12, max_num_batched_tokens=48)
+    engine = load(path, max_num_seqs=12, max_num_batched_tokens=48)
     answers: dict[str, Answer] = {}
     while waiting or engine.resident():
         for _ in range(numbers.randint(0, 3)):
@@ -400,6 +406,10 @@ def test_warming_up_leaves_no_trace(folder: Path) -> None:
     engine = load(folder)
     engine.warm_up()
     assert (engine.resident(), engine.prefilled_tokens) == ([], 0)
+
+
+def test_warming_up_is_no_error_where_nothing_fits(folder: Path) -> None:
+    load(folder, kv_cache_tokens=2).warm_up()
 
 
 def test_without_rows_a_step_does_nothing(folder: Path) -> None:

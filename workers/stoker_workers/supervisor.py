@@ -65,10 +65,16 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._hurry = False
         self._failures = 0
+        self._error: ConfigError | None = None
 
     def stop(self) -> None:
         """Drain and end; the second call hands back at once."""
         self._hurry = self._stop.is_set()
+        self._stop.set()
+
+    def give_up(self, error: ConfigError) -> None:
+        """End now, and let `run` raise `error`."""
+        self._error = error
         self._stop.set()
 
     async def run(self) -> None:
@@ -84,6 +90,8 @@ class Supervisor:
                     await pause(self._restart_delay(time.monotonic() - started), self._stop)
         finally:
             await self._store.close()
+        if self._error:
+            raise self._error
 
     def _restart_delay(self, lived_s: float) -> float:
         """None after a calm life; else 1, 2, 4 .. 60 s: a model that cannot be loaded must not cause a storm."""
@@ -249,8 +257,7 @@ class Life:
                 await self._child.tell(Stop([list(key) for key in answer.named]))
             return
         if answer.detail == "superseded":
-            log.error(superseded(self._supervisor.name))
-            self._supervisor.stop()
+            self._supervisor.give_up(ConfigError(superseded(self._supervisor.name)))
         self._void = answer.detail or answer.word
         self._over.set()
 

@@ -39,11 +39,13 @@ BLOCK_GRACE_S = 5.0
 class Read(Generic[T]):
     """Commands that change nothing, sent together, whose replies `parse` makes a value of.
 
-    Where Redis refuses one past the first `required` (all, if None), its reply is None: an ACL may forbid INFO.
+    `what` says in errors what was tried. Where Redis refuses one past the first `required` (all, if None), its reply is
+    None: an ACL may forbid INFO.
     """
 
     commands: Sequence[Command]
     parse: Callable[[list[Any]], T]
+    what: str = "read"
     required: int | None = None
 
 
@@ -131,7 +133,7 @@ class Store(_Base):
 
     def read(self, read: Read[T]) -> T:
         """Read; raises `RedisUnavailable`."""
-        return read.parse(self._guard("read", lambda: self._commands(read)))
+        return read.parse(self._guard(read.what, lambda: self._commands(read)))
 
     def run_patiently(self, call: Call[T]) -> T:
         """Make the call, again for `retry_timeout_s` while Redis does not answer; raises `RedisUnavailable`."""
@@ -195,7 +197,7 @@ class AsyncStore(_Base):
 
     async def read(self, read: Read[T]) -> T:
         """Read; raises `RedisUnavailable`."""
-        return read.parse(await self._guard("read", lambda: self._commands(read)))
+        return read.parse(await self._guard(read.what, lambda: self._commands(read)))
 
     async def run_patiently(self, call: Call[T]) -> T:
         """Make the call, again for `retry_timeout_s` while Redis does not answer; raises `RedisUnavailable`."""

@@ -36,7 +36,7 @@ def lives(keys: Keys, ids: Sequence[str]) -> Read[Lives]:
     """
     commands: list[Command] = [("EXISTS", keys.payload(request_id)) for request_id in ids]
     commands.append(("MGET", keys.generation, *(keys.result(request_id) for request_id in ids)))
-    return Read(commands, _parse_lives)
+    return Read(commands, _parse_lives, what="read results")
 
 
 def _parse_lives(reply: list[Any]) -> Lives:
@@ -67,16 +67,17 @@ Place = tuple[str, str, str]
 """Where a reader of a token stream is: the request's id, its nonce, and the last entry read ("0" at first)."""
 
 
-def token_streams(keys: Keys, places: Sequence[Place], block_ms: int) -> Read[dict[str, list[TokenRecord]]]:
-    """Read many token streams at once, waiting for the first entry at most `block_ms`; gives records by request id."""
-    names = {keys.tokens(request_id, nonce): request_id for request_id, nonce, _ in places}
+def token_streams(keys: Keys, places: Sequence[Place], block_ms: int) -> Read[dict[Place, list[TokenRecord]]]:
+    """Read past places in different streams, waiting for the first entry at most `block_ms`; gives those with news."""
+    named = {keys.tokens(request_id, nonce): (request_id, nonce, after) for request_id, nonce, after in places}
     head: Command = ("XREAD", "COUNT", 256, "BLOCK", block_ms, "STREAMS")
-    return Read([(*head, *names, *(after for _, _, after in places))], functools.partial(_parse_streams, names))
+    command = (*head, *named, *(after for _, _, after in named.values()))
+    return Read([command], functools.partial(_parse_streams, named), what="read tokens")
 
 
-def _parse_streams(names: Mapping[str, str], reply: list[Any]) -> dict[str, list[TokenRecord]]:
+def _parse_streams(named: Mapping[str, Place], reply: list[Any]) -> dict[Place, list[TokenRecord]]:
     return {
-        names[key.decode()]: [token_record(entry.decode(), pairs(fields)) for entry, fields in entries]
+        named[key.decode()]: [token_record(entry.decode(), pairs(fields)) for entry, fields in entries]
         for key, entries in streams(reply[0])
     }
 
@@ -159,7 +160,7 @@ def overview(keys: Keys) -> Read[Overview]:
         ("GET", keys.card),
         *(("ZCARD", keys.lane(lane)) for lane in LANES),
     ]
-    return Read(commands, _parse_overview)
+    return Read(commands, _parse_overview, what="read the figures")
 
 
 def _parse_overview(reply: list[Any]) -> Overview:
@@ -187,7 +188,7 @@ def workers(keys: Keys) -> Read[list[WorkerRecord]]:
         ("HGETALL", keys.credit),
         ("ZRANGE", keys.beats, 0, -1, "WITHSCORES"),
     ]
-    return Read(commands, _parse_workers)
+    return Read(commands, _parse_workers, what="read the workers")
 
 
 def _parse_workers(reply: list[Any]) -> list[WorkerRecord]:

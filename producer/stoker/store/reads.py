@@ -53,7 +53,7 @@ def queue_facts(keys: Keys) -> Read[QueueFacts]:
         ("HMGET", keys.rates, "text_bytes", "text_tokens"),
         ("INFO", "memory"),
     ]
-    return Read(commands, _parse_facts, required=3)
+    return Read(commands, _parse_facts, what="submit", required=3)
 
 
 def _parse_facts(reply: list[Any]) -> QueueFacts:
@@ -93,7 +93,7 @@ def model_card(data: bytes | None) -> Card | None:
 def outcomes(keys: Keys, ids: Sequence[str]) -> Read[tuple[str | None, list[Outcome | None]]]:
     """Read the generation, and the results of requests in one MGET."""
     command = ("MGET", keys.generation, *(keys.result(request_id) for request_id in ids))
-    return Read([command], _parse_outcomes)
+    return Read([command], _parse_outcomes, what="read results")
 
 
 def _parse_outcomes(reply: list[Any]) -> tuple[str | None, list[Outcome | None]]:
@@ -112,7 +112,7 @@ def status(keys: Keys, request_id: str) -> Read[str]:
         ("GETRANGE", keys.flight(request_id), 0, 255),
         ("GETRANGE", keys.result(request_id), 0, 15),
     ]
-    return Read(commands, _parse_status)
+    return Read(commands, _parse_status, what="read the status")
 
 
 def _parse_status(reply: list[Any]) -> str:
@@ -131,7 +131,7 @@ def wakeups(keys: Keys, client: str, block_s: float) -> Read[list[Outcome]]:
     """
     reply_key = keys.reply(client)
     commands: list[Command] = [("BLPOP", reply_key, block_s), ("LPOP", reply_key, 1024)]
-    return Read(commands, _parse_wakeups)
+    return Read(commands, _parse_wakeups, what="read wake-ups")
 
 
 def _parse_wakeups(reply: list[Any]) -> list[Outcome]:
@@ -187,7 +187,7 @@ class TokenRecord:
 def tokens(keys: Keys, request_id: str, nonce: str, after: str, block_ms: int) -> Read[list[TokenRecord]]:
     """Read a token stream past the entry `after`, waiting for one at most `block_ms`."""
     command = ("XREAD", "COUNT", 256, "BLOCK", block_ms, "STREAMS", keys.tokens(request_id, nonce), after)
-    return Read([command], _parse_tokens)
+    return Read([command], _parse_tokens, what="read tokens")
 
 
 def _parse_tokens(reply: list[Any]) -> list[TokenRecord]:

@@ -6,6 +6,7 @@ quote one another, a paragraph that shares a run of words with a held-out topic 
 """
 
 import contextlib
+import itertools
 import math
 import random
 import re
@@ -22,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 1024
 CONTEXT = 2048
-STEPS = 1600
+STEPS = 1800
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 HELD_OUT_EVERY = 10
@@ -33,9 +34,11 @@ PASSES = 6
 """How often the text is laid out anew, each time in another order and with other places to stop."""
 STOP_SHARE = 0.15
 """The share of paragraphs that end the text, so that a generation stops by itself now and then."""
-DROPOUT = 0.15
+DROPOUT = 0.1
 """Applied to what each layer adds: the text is short, and the model would learn it by heart."""
 
+OPENING_SHARE = 0.5
+"""The share of rows that begin where a text begins, as prompts do; the others begin anywhere."""
 WINDOWS = ((0.85, 160, 12), (0.10, 512, 4), (0.03, 1024, 2), (0.02, 2048, 1))
 """Share of steps, tokens in a row, rows: most steps are short and cheap, the few long ones teach far positions."""
 
@@ -169,24 +172,32 @@ def _layout(tokenizer: PreTrainedTokenizerFast, topics: list[list[str]], chance:
 
 
 def _with_stops(paragraphs: list[str], chance: random.Random) -> str:
-    joints = [EOS + BOS if chance.random() < STOP_SHARE else "\n\n" for _ in paragraphs[1:]]
-    return "".join(part for pair in zip(paragraphs, [*joints, ""], strict=True) for part in pair)
+    parts = [paragraphs[0]]
+    for before, paragraph in itertools.pairwise(paragraphs):
+        stops = chance.random() < STOP_SHARE and _heading(before) is None
+        parts += [EOS + BOS if stops else "\n\n", paragraph]
+    return "".join(parts)
 
 
 def _chats(paragraphs: list[str], chance: random.Random) -> Iterator[str]:
     """Ask for each heading, and answer with the one or two paragraphs that follow it."""
     for position, paragraph in enumerate(paragraphs[:-1]):
-        heading, _, rule = paragraph.partition("\n")
-        if rule and not rule.strip("*=-~^"):
+        if heading := _heading(paragraph):
             question = chance.choice(QUESTIONS).format(heading)
             answer = "\n\n".join(paragraphs[position + 1 : position + 2 + chance.randrange(2)])
             yield f"User:\n{question}\n\nAssistant:\n{answer}"
 
 
+def _heading(paragraph: str) -> str | None:
+    """Return the words of a paragraph that is an underlined heading."""
+    words, _, rule = paragraph.partition("\n")
+    return words if rule and not rule.strip("*=-~^") else None
+
+
 def _fit(model: LlamaForCausalLM, ids: torch.Tensor, steps: int, progress: Progress) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     began = time.monotonic()
-    opening = (ids == model.config.bos_token_id).nonzero().flatten() + 1
+    opening = torch.nonzero(ids.eq(torch.tensor(model.config.bos_token_id))).flatten() + 1
     model.train()
     with _dropout(model):
         for step in range(steps):
@@ -224,18 +235,19 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _windows(ids: torch.Tensor, opening: torch.Tensor) -> torch.Tensor:
-    """Draw one step's rows. Half of them begin where a text begins, as prompts do, the others anywhere."""
+    """Draw one step's rows, some of them from the opening of a text."""
     shares = torch.tensor([share for share, _, _ in WINDOWS])
     _, length, rows = WINDOWS[int(torch.multinomial(shares, 1))]
     starts = torch.randint(0, len(ids) - length, (rows,))
     picked = opening[torch.randint(0, len(opening), (rows,))].clamp(max=len(ids) - length)
-    starts = torch.where(torch.rand(rows) < 0.5, picked, starts)
+    starts = torch.where(torch.rand(rows) < OPENING_SHARE, picked, starts)
     return torch.stack([ids[start : start + length] for start in starts])
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     model.half().save_pretrained(directory)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     tokenizer.save_pretrained(directory)
+    (directory / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
 
 
 def main() -> None:

@@ -97,10 +97,6 @@ class RowCache(Cache):
         tensors = [tensor for pair in self._stores.values() for tensor in pair]
         return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in tensors)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: rows have lengths of their own, and positions and masks are always given."""
-        return 0
-
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         # Zeros, for what the mask hides must at least be finite.
         return like.new_zeros(self._rows, like.shape[1], self._length, like.shape[3])

@@ -111,7 +111,7 @@ class TorchEngine:
         size = max(1, min(room, _CPU_WARM_UP_TOKENS if on_cpu else self._budget))
         work = Work(id="warm-up", batch="warm-up", prompt=[0] * size, max_tokens=2, ignore_eos=True)
         if not isinstance(self.admit(work), Admitted):
-            return
+            return  # a cache of two tokens, which holds not even that
         while self._resident:
             self.step()
         self.prefilled_tokens = 0

@@ -1,4 +1,4 @@
--- use: events members incs
+-- use: members incs
 -- A supervisor's heartbeat. Names the members whose requests moved on (the worker stops their rows and hands them back),
 -- rings again for what was handed over longer than T ago, and takes the corrected costs of what is held.
 -- KEYS[1] prefix

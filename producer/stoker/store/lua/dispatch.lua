@@ -72,7 +72,7 @@ end
 local scores = {}
 for name, z in pairs(by_lane) do
   local found = call('ZMSCORE', K .. 'lane:' .. name, unpack(z))
-  for j = 1, #z do scores[z[j]] = found[j] end
+  for j = 1, #z do scores[name .. ' ' .. z[j]] = found[j] end
 end
 local flights = #ids > 0 and call('MGET', unpack(flight_keys)) or {}
 local out, took, sets, entries, leaving, reserved = {'OK', delivery}, {}, {}, {}, {}, 0
@@ -82,7 +82,7 @@ local function take(i, id, score, cost)
   local f = flights[i] and decode(flights[i]) or fresh(id)
   f[DELIVERY], f[STATE], f[SCORE] = delivery, 'D', score
   rows, total, reserved, longest = rows + 1, total + cost, reserved + cost, math.max(longest, cost)
-  scores[mb], members[i] = nil, true
+  scores[name .. ' ' .. mb], members[i] = nil, true
   local z = leaving[name]
   if not z then z = {} leaving[name] = z end
   z[#z + 1] = mb
@@ -96,8 +96,8 @@ local function take(i, id, score, cost)
 end
 
 for i, id in ipairs(ids) do
-  local mb, cost = ARGV[3 * i + 2], tonumber(ARGV[3 * i + 3])
-  local score = scores[mb]
+  local cost = tonumber(ARGV[3 * i + 3])
+  local score = scores[ARGV[3 * i + 1] .. ' ' .. ARGV[3 * i + 2]]
   out[i + 2] = not score and 'GONE' or members[i] and 'HELD' or not fits(cost) and 'FULL' or take(i, id, score, cost)
 end
 if #took > 0 then

@@ -2,4 +2,5 @@
 -- KEYS[1] prefix
 -- ARGV    none
 -- Returns the number
+touch()
 return {call('INCR', K .. 'incs')}

@@ -9,6 +9,7 @@ for i = 1, #all, 2 do
   local c = {string.match(all[i + 1], INC)}
   if c[IDENTITY] ~= ARGV[1] then return {'BUSY'} end
 end
+touch()
 if ARGV[1] == '' then
   call('DEL', K .. 'card')
 else

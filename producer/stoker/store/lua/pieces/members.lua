@@ -9,9 +9,11 @@ local function held_text(m)
   return m.delivery .. '|' .. m.cost .. '|' .. m.state .. '|' .. int(m.since) .. '|' .. m.suspect
 end
 
--- Members are dropped, and the credit lowered by their costs, in one HDEL and one HINCRBY a call.
+-- Members are dropped, and the credit lowered by their costs, in one HDEL and one HINCRBY a call; each counts once.
 local dropped, freed = {}, 0
 local function drop(id, m)
+  if dropped[id] then return end
+  dropped[id] = true
   dropped[#dropped + 1] = id
   freed = freed + m.cost
 end

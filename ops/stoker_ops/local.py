@@ -1,0 +1,400 @@
+"""A whole stack on one machine: a Redis, one scheduler, some workers. Nothing of it outlives its starter.
+
+    async with LocalStack(config, StackSettings(options=EngineOptions("demo"), workers=2)) as stack:
+        ...  # a leader schedules and the workers are registered; clients use stack.config
+
+`python -P -m stoker_ops.local` does the same for a program that has only pipes to it; see `stoker_ops.piped`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGINT, SIGTERM
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TypeVar, cast
+
+import structlog
+
+from stoker.command import EXIT_OK, EXIT_USAGE
+from stoker.config import ENV_PREFIX, Config
+from stoker.errors import ConfigError, RedisUnavailable, StokerError
+from stoker.every import every
+from stoker.store import lookups, reads, scripts
+from stoker.store.connection import AsyncStore
+from stoker.store.records import WorkerRecord
+from stoker_ops import embedded
+from stoker_ops.gpus import engine_kind, pick_devices
+from stoker_ops.kept import Kept
+from stoker_workers.card import read_config, weight_files
+from stoker_workers.demo import DEMO
+from stoker_workers.engines import TORCH
+from stoker_workers.messages import EngineOptions
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+POLL_S = 0.05
+REDIS_CHECK_S = 0.5
+READY_EXTRA_S = 30.0
+SCHEDULER_STOP_S = 5.0
+# Beyond its drain: a worker reads its stream in calls of a second, takes leave, and frees its device.
+WORKER_STOP_S = 10.0
+_LONGEST_TEMP = 70  # bytes of a folder for temporary files that leave room for a socket's path
+
+
+class StackError(StokerError):
+    """The stack cannot start or go on; the message says why."""
+
+
+class NotReady(StackError):
+    """The stack was not ready in time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackSettings:
+    """What to run.
+
+    `workers`: how many; None: one for each GPU that the model can use, else one. `share_gpus`: whether several may use
+    one. `home`: the folder of the Redis, kept at the end; None: a private one that is removed. `quiet`: what the
+    processes print goes into files, else to standard error. `worker_path`: where workers look for a model's own code,
+    besides the current folder. `ready_timeout_s`: None: as long as a model may take to load, and a little more.
+    """
+
+    options: EngineOptions
+    workers: int | None = None
+    share_gpus: bool = False
+    home: Path | None = None
+    quiet: bool = False
+    log_level: str = "info"
+    ready_timeout_s: float | None = None
+    worker_path: tuple[str, ...] = ()
+
+
+class LocalStack:
+    """A Redis (or the one that `config` names), a scheduler and workers, from `start` to `stop`.
+
+    1. Starts them in this order; they are ready when a leader schedules and the workers are registered.
+    2. Starts anew what dies: processes with back-off, the Redis on the data it left.
+    3. Stops workers first, so that what they run is finished or given back, then the scheduler, then the Redis.
+
+    Belongs to one event loop, in a thread that lives as long as the stack: the kernel ties processes to threads.
+    """
+
+    def __init__(self, config: Config, settings: StackSettings) -> None:
+        """Prepare a stack; `config.redis_url` names a Redis to use instead of starting one."""
+        if config.redis_url is None and settings.home is None and "drain_timeout_s" not in config.model_fields_set:
+            # What could be finished meanwhile, nobody could read: the results go with the Redis.
+            config = config.model_copy(update={"drain_timeout_s": 0.0})
+        self.config = config
+        self.devices: list[str] = []
+        self._settings = settings
+        self.owns_redis = config.redis_url is None
+        self._redis: embedded.EmbeddedRedis | None = None
+        self._redis_watch: asyncio.Task[None] | None = None
+        self._store: AsyncStore | None = None
+        self._scheduler: Kept | None = None
+        self._workers: list[Kept] = []
+        self._running: dict[asyncio.Task[int], Kept] = {}
+        self._stopping = asyncio.Event()
+        self._files = contextlib.ExitStack()
+
+    @property
+    def workers(self) -> list[str]:
+        """The names of the workers."""
+        return [worker.name for worker in self._workers]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    def private_folder(self) -> Path:
+        """Make a folder that is removed with the stack: beside the own Redis, whose guard sees to it, if it has one."""
+        if self._redis is None:
+            return Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix="stoker-")))
+        folder = self._redis.directory / "private"
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def use_model(self, model: str) -> None:
+        """Name the model, if it was not known before; before the workers start."""
+        options = dataclasses.replace(self._settings.options, model=model)
+        self._settings = dataclasses.replace(self._settings, options=options)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # --- starting -------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start all and return when it is ready.
+
+        Raises `ConfigError` for settings that cannot work, `RedisUnavailable`, and `StackError`; `stop` is due anyway.
+        """
+        settings = self._settings
+        check_model(settings.options)
+        self.devices = await pick_devices(settings.options, settings.workers, share=settings.share_gpus)
+        self.start_redis()
+        store = self._store = AsyncStore(self.config)
+        before = {record.inc for record in await self._records(store)}
+        if self._redis and not self._redis.joined:
+            await _forget_model(store)
+        self._scheduler = self._keep("scheduler", ["scheduler", "--log-level", settings.log_level], final=(EXIT_USAGE,))
+        names = _worker_names(len(self.devices), alone=self._redis is not None and not self._redis.joined)
+        for name, device in zip(names, self.devices, strict=True):
+            options = dataclasses.replace(settings.options, device=device)
+            arguments = ["worker", "--name", name, "--log-level", settings.log_level, *_arguments(options)]
+            # Code 0: somebody told this worker to end, or another one took its name.
+            self._workers.append(self._keep(name, arguments, final=(EXIT_OK, EXIT_USAGE)))
+        await self._ready(store, before)
+
+    def start_redis(self) -> None:
+        """Start the own Redis, if there is to be one and it does not run yet. Raises `RedisUnavailable`.
+
+        Blocks for the 20 ms that this takes, or as long as a server loads its data: nothing else can go on anyway.
+        """
+        if not self.owns_redis or self._redis:
+            return
+        home = self._settings.home or Path(tempfile.mkdtemp(prefix="stoker-", dir=_temp()))
+        try:
+            self._redis = self._run_redis(home)
+        except RedisUnavailable:
+            if self._settings.home is None:
+                shutil.rmtree(home, ignore_errors=True)
+            raise
+        self.config = self.config.model_copy(update={"redis_url": self._redis.url})
+        watch = every(REDIS_CHECK_S, self._check_redis, self._stopping)
+        self._redis_watch = asyncio.create_task(watch)
+
+    def _run_redis(self, home: Path) -> embedded.EmbeddedRedis:
+        try:
+            return embedded.start(home, ephemeral=self._settings.home is None)
+        except embedded.EmbeddedRedisError as error:
+            raise RedisUnavailable(str(error)) from error
+
+    async def _check_redis(self) -> None:
+        """Start the Redis again when it is gone; also when it was another starter's, which ended."""
+        server = self._redis
+        if server is None or await asyncio.to_thread(lambda: server.running) or self._stopping.is_set():
+            return
+        log.warning("redis is gone, starting it again", folder=str(server.directory))
+        # Not by `every`, which would only say that Redis is away.
+        try:
+            self._redis = await asyncio.to_thread(self._run_redis, server.directory)
+        except RedisUnavailable as error:
+            log.error("redis cannot be started again", error=str(error))
+
+    def _keep(self, name: str, arguments: Sequence[str], final: tuple[int, ...]) -> Kept:
+        environment = _environment(self.config)
+        if self._settings.worker_path:
+            path = [*self._settings.worker_path, *filter(None, [environment.get("PYTHONPATH")])]
+            environment["PYTHONPATH"] = os.pathsep.join(path)
+        process = Kept(name, arguments, environment, self._log_file(name), final)
+        self._running[asyncio.create_task(process.run())] = process
+        return process
+
+    def _log_file(self, name: str) -> BinaryIO | None:
+        """Return where a process prints to: beside the own Redis, else a file without a name, which leaves no trace."""
+        if not self._settings.quiet:
+            return None
+        if self._redis is None:
+            return self._files.enter_context(tempfile.TemporaryFile("a+b"))
+        return self._files.enter_context((self._redis.directory / f"{name}.log").open("a+b"))
+
+    async def _ready(self, store: AsyncStore, before: set[str]) -> None:
+        """Wait for a leader and the workers; some of the workers are enough once the time is over."""
+        limit_s = self._settings.ready_timeout_s or self.config.load_timeout_s + READY_EXTRA_S
+        deadline = time.monotonic() + limit_s
+        while True:
+            self._raise_if_ended()
+            overview = await store.read_patiently(lookups.overview(store.keys))
+            leads = overview.leader is not None and overview.leader_until_us > overview.now_us
+            missing = set(self.workers)
+            missing -= {record.worker for record in await self._records(store) if record.inc not in before}
+            if leads and not missing:
+                return
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(POLL_S)
+        waited = f"not ready within {limit_s:g} s"
+        if not leads:
+            raise NotReady(f"no scheduler leads queue {self.config.queue!r}: {waited}{self._words(self._scheduler)}")
+        late = next(worker for worker in self._workers if worker.name in missing)
+        if len(missing) == len(self._workers):
+            raise NotReady(f"no worker has loaded its model: {waited}{self._words(late)}")
+        log.warning("going on without some workers", missing=sorted(missing), reason=waited, says=late.last_words())
+
+    async def _records(self, store: AsyncStore) -> list[WorkerRecord]:
+        records = await store.read_patiently(lookups.workers(store.keys))
+        return [record for record in records if record.state == "live"]
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    async def wait(self) -> None:
+        """Wait until the stack cannot go on, and raise why: the scheduler or the last worker ended for good."""
+        left = dict(self._running)
+        while True:
+            done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                process = left.pop(task)
+                log.error("process ended for good", process=process.name, code=task.result())
+                if process is self._scheduler or len(left) == 1:
+                    raise self._why(process, task.result())
+
+    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` and return its value; raises what `wait` raises, should the stack end meanwhile."""
+        tasks = asyncio.create_task(work), asyncio.create_task(self.wait())
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return tasks[0].result() if tasks[0] in done else await cast("asyncio.Task[T]", tasks[1])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _raise_if_ended(self) -> None:
+        for task, process in self._running.items():
+            if task.done():
+                raise self._why(process, task.result())
+
+    def _why(self, process: Kept, code: int) -> StokerError:
+        """Return the error that the end of a process means."""
+        if code == EXIT_USAGE:
+            return ConfigError(process.last_words() or f"{process.name} cannot run; it said why above")
+        return StackError(f"{process.name} ended with code {code}{self._words(process)}")
+
+    def _words(self, process: Kept | None) -> str:
+        words = process.last_words() if process else ""
+        return f"; {process.name} said:\n{words}" if process and words else ""
+
+    # --- stopping -------------------------------------------------------------------------------------------------
+
+    def hurry(self) -> None:
+        """Let workers that finish what they run give it back instead; only while they stop."""
+        if self._stopping.is_set():
+            for worker in self._workers:
+                worker.signal(SIGTERM)
+
+    async def stop(self) -> None:
+        """Stop all, in order. Stopping again does nothing."""
+        self._stopping.set()
+        if self._redis_watch:
+            await self._redis_watch
+        patience_s = self.config.drain_timeout_s + WORKER_STOP_S
+        await asyncio.gather(*(worker.stop(patience_s) for worker in self._workers))
+        if self._scheduler:
+            await self._scheduler.stop(SCHEDULER_STOP_S)
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._workers, self._scheduler, self._running = [], None, {}
+        if self._store:
+            await self._store.close()
+        self._files.close()
+        if self._redis:
+            await asyncio.to_thread(self._redis.stop)
+            self._redis = None
+
+
+class Interrupt:
+    """Cancels a task at the first reason to end; hurries the stack at those that follow, and once it stops anyway."""
+
+    def __init__(self, stack: LocalStack, task: asyncio.Task[object]) -> None:
+        self.reason: object = None
+        self._stack = stack
+        self._task = task
+
+    def __call__(self, reason: object) -> None:
+        """End the task for `reason`, a signal or anything else."""
+        if self.reason is None and not self._stack.stopping:
+            self.reason = reason
+            self._task.cancel()
+        else:
+            self._stack.hurry()
+
+
+@contextlib.contextmanager
+def interruptible(stack: LocalStack) -> Iterator[Interrupt]:
+    """Make SIGINT and SIGTERM interrupt the current task."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    interrupt = Interrupt(stack, cast("asyncio.Task[object]", task))
+    for number in (SIGINT, SIGTERM):
+        loop.add_signal_handler(number, interrupt, number)
+    try:
+        yield interrupt
+    finally:
+        for number in (SIGINT, SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def check_model(options: EngineOptions) -> None:
+    """Raise `ConfigError` for a folder without a model: here, before a worker needs seconds to find out."""
+    if engine_kind(options) == TORCH and options.model != DEMO:
+        folder = Path(options.model)
+        read_config(folder)
+        weight_files(folder)
+
+
+# --- what processes get -----------------------------------------------------------------------------------------------
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """Return the settings as the environment of a process; never as arguments, which everybody can read."""
+    given = config.model_dump(mode="json", include=set(config.model_fields_set), exclude_none=True)
+    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in given.items()}}
+
+
+def _arguments(options: EngineOptions) -> list[str]:
+    given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _worker_names(count: int, *, alone: bool) -> list[str]:
+    """Name the workers: always the same on a Redis of our own, so that those of a stack that was killed are superseded
+    at once; else unique."""
+    prefix = "w" if alone else f"{socket.gethostname().split('.')[0]}-{os.getpid()}-w"
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def _temp() -> str:
+    """Return the folder for temporary files, or a shorter one where a socket in it would have too long a path."""
+    usual = tempfile.gettempdir()
+    return "/tmp" if len(os.fsencode(usual)) > _LONGEST_TEMP and os.access("/tmp", os.W_OK) else usual  # noqa: S108  # mkdtemp makes a private one in it
+
+
+async def _forget_model(store: AsyncStore) -> None:
+    """Let the next worker say what model the queue serves, if nothing waits for the one before it.
+
+    On a Redis of our own nobody else depends on it. With workers registered (a stack that was killed a moment ago) the
+    model stays.
+    """
+    counts = await store.read_patiently(reads.counts(store.keys))
+    if not counts.get("waiting"):
+        await store.run_patiently(scripts.set_model("", b""))
+
+
+if __name__ == "__main__":
+    import sys
+
+    from stoker_ops.piped import main
+
+    sys.exit(main())

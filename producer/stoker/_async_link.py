@@ -1,0 +1,259 @@
+"""The awaited client's tie to Redis in one event loop: it carries flows out, and two tasks read for all who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
+from stoker._flows import Flow, Pause, R, State, Step, ask, deliver, sweep
+from stoker._outstanding import Pending
+from stoker.config import Config
+from stoker.errors import RedisUnavailable, StokerError
+from stoker.store import lookups, reads
+from stoker.store.connection import AsyncStore, Read
+from stoker.store.lookups import Place
+from stoker.store.reads import TokenRecord
+
+log = logging.getLogger("stoker")
+
+
+class AsyncLink:
+    """One event loop's connections, its outstanding requests, and the tasks that read for all of them."""
+
+    def __init__(self, config: Config) -> None:
+        """Connect lazily; the tasks start when somebody first waits."""
+        self.pid = os.getpid()
+        self.loop = asyncio.get_running_loop()
+        self.state = State(config)
+        self.store = AsyncStore(config)
+        # Blocks longer than other reads may take; token streams and wake-ups are read on its connections.
+        self.waiting = AsyncStore(config, block_s=config.block_ms / 1000)
+        self.contact = Contact(config)
+        self.streams = Streams(self)
+        self.closed = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def drive(self, flow: Flow[R], *, patiently: bool = True) -> R:
+        """Carry out a flow's steps and return its value."""
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = await self._do(step, patiently)
+                except BaseException as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as end:
+            value: R = end.value
+            return value
+
+    async def _do(self, step: Step, patiently: bool) -> object:
+        match step:
+            case Pause():
+                await asyncio.sleep(step.seconds)
+                self.check_open()
+                return None
+            case Read():
+                return await (self.store.read_patiently(step) if patiently else self.store.read(step))
+            case _:
+                return await (self.store.run_patiently(step) if patiently else self.store.run(step))
+
+    def check_open(self) -> None:
+        """Raise when the client was closed, by another task perhaps."""
+        if self.closed:
+            raise StokerError("this client is closed")
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    async def wait(self, pending: Pending, timeout: float | None) -> bool:  # noqa: ASYNC109 (as the other client's)
+        """Wait until the outcome is there, at most `timeout` seconds; gives whether it is.
+
+        Without a timeout it waits while Redis can be reached; raises `RedisUnavailable` when it is away for too long.
+        """
+        book, event = self.state.book, asyncio.Event()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        comes = book.watch(pending)
+        pauses = itertools.repeat(None) if comes else poll_pauses()
+        if comes:
+            self.read_wakeups()
+        book.on_done(pending, event.set)
+        try:
+            for pause in pauses:
+                event.clear()
+                if not comes:
+                    await self._poll(pending)
+                left = seconds_left(deadline)
+                if pending.response is not None or left == 0:
+                    return pending.response is not None
+                self.check(timeout)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), min((s for s in (pause, left) if s is not None), default=None))
+        finally:
+            book.off_done(pending, event.set)
+        raise AssertionError("the pauses never end")
+
+    async def watch(self, pendings: Sequence[Pending], callbacks: Sequence[Callable[[], object]]) -> None:
+        """Have each callback called when its outcome is there; those that no wake-up comes for are asked for now."""
+        book = self.state.book
+        await self.drive(ask(self.state, [pending for pending in pendings if not book.watch(pending)]))
+        for pending, callback in zip(pendings, callbacks, strict=True):
+            book.on_done(pending, callback)
+        self.read_wakeups()
+
+    def check(self, timeout: float | None) -> None:
+        """Raise when waiting is in vain: the client is closed, or Redis is away and there is no timeout."""
+        self.check_open()
+        if timeout is None and (error := self.contact.lost):
+            raise RedisUnavailable(f"waiting for a result: {error}") from error
+
+    async def _poll(self, pending: Pending) -> None:
+        try:
+            await self.drive(ask(self.state, [pending]), patiently=False)
+        except RedisUnavailable as error:
+            self.contact.bad(error)
+        else:
+            self.contact.good()
+
+    # --- the readers --------------------------------------------------------------------------------------------------
+
+    def read_wakeups(self) -> None:
+        """Start the reader of wake-ups, if it does not run."""
+        self.start("wakeups", self._read)
+
+    def start(self, name: str, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a task, if it does not run."""
+        self.check_open()
+        task = self._tasks.get(name)
+        if task is None or task.done():
+            self._tasks[name] = self.loop.create_task(body(), name=f"stoker-{name}")
+
+    async def _read(self) -> None:
+        pause, swept_at = 0.0, time.monotonic()
+        while not self.closed:
+            try:
+                swept_at = await self._turn(swept_at)
+            except Exception as error:
+                self._trouble(error)
+                pause = min(TROUBLE_S, 2 * pause or 0.02)
+                await asyncio.sleep(pause)
+            else:
+                pause = 0.0
+                self.contact.good()
+
+    async def _turn(self, swept_at: float) -> float:
+        """Read wake-ups once; ask for what none came for when it is time. Gives when that last happened."""
+        state = self.state
+        outcomes = await self.waiting.read(reads.wakeups(state.keys, state.book.channel, state.config.block_ms / 1000))
+        await self.drive(deliver(state, outcomes), patiently=False)
+        now = time.monotonic()
+        if outcomes and not state.book.suspicious and now - swept_at < SWEEP_S:
+            return swept_at
+        await self.drive(sweep(state, quiet=not outcomes), patiently=False)
+        return now
+
+    def _trouble(self, error: Exception) -> None:
+        """A wake-up may have been lost with the reply, and Redis may come back without what it had."""
+        self.state.book.suspicious = True
+        if isinstance(error, RedisUnavailable):
+            self.contact.bad(error)
+            if self.contact.lost:
+                self.state.book.wake_all()
+        else:
+            log.error("reading wake-ups failed; trying again", exc_info=error)
+
+    async def close(self) -> None:
+        """End the tasks, wake up who waits, and close all connections."""
+        self.closed = True
+        self.state.book.wake_all()
+        self.streams.wake_all()
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.waiting.close()
+        await self.store.close()
+
+
+class Streams:
+    """Reads the token streams of all who wait for tokens, on one connection: a read each would need one each."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        """Read nothing yet."""
+        self._link = link
+        self._waiting: dict[Place, list[asyncio.Future[list[TokenRecord]]]] = {}
+        self._wanted = asyncio.Event()
+
+    async def read(self, place: Place, block_ms: int) -> list[TokenRecord]:
+        """Return the records past a place, waiting for one at most about `block_ms`."""
+        future: asyncio.Future[list[TokenRecord]] = self._link.loop.create_future()
+        self._waiting.setdefault(place, []).append(future)
+        self._wanted.set()
+        self._link.start("streams", self._run)
+        try:
+            return await asyncio.wait_for(future, max(block_ms, self._turn_ms) / 1000)
+        except TimeoutError:
+            return []
+        finally:
+            if future in (futures := self._waiting.get(place, [])):
+                futures.remove(future)
+
+    @property
+    def _turn_ms(self) -> int:
+        # Who joins waits for the end of the read in progress: no longer than tokens take to be published.
+        return self._link.state.config.flush_ms
+
+    def wake_all(self) -> None:
+        """Let everybody who waits look up: the client was closed."""
+        self._give({place: [] for place in self._waiting})
+
+    async def _run(self) -> None:
+        while not self._link.closed:
+            self._wanted.clear()
+            places = self._places()
+            if not places:
+                self._waiting.clear()
+                await self._wanted.wait()
+                continue
+            try:
+                self._give(await self._turn(places))
+            except Exception as error:
+                self._fail(error)
+            # Those who just got tokens ask for the next in this pause, and are in the next read.
+            await asyncio.sleep(0)
+
+    def _places(self) -> list[Place]:
+        """Where to read on: of several places in one stream the one furthest behind, which lacks what others have."""
+        found: dict[tuple[str, str], Place] = {}
+        for place, futures in self._waiting.items():
+            stream = place[:2]
+            if futures and (stream not in found or _entry(place) < _entry(found[stream])):
+                found[stream] = place
+        return list(found.values())
+
+    async def _turn(self, places: Sequence[Place]) -> dict[Place, list[TokenRecord]]:
+        read = lookups.token_streams(self._link.state.keys, places, self._turn_ms)
+        return await self._link.waiting.read_patiently(read)
+
+    def _give(self, found: dict[Place, list[TokenRecord]]) -> None:
+        for place, records in found.items():
+            for future in self._waiting.pop(place, []):
+                if not future.done():
+                    future.set_result(records)
+
+    def _fail(self, error: Exception) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for future in itertools.chain.from_iterable(waiting.values()):
+            if not future.done():
+                future.set_exception(error)
+
+
+def _entry(place: Place) -> list[int]:
+    return [int(part) for part in place[2].split("-")]

@@ -1,0 +1,295 @@
+"""The blocking client. It may be shared by threads, and used on both sides of a fork."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import queue
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Concatenate, ParamSpec, Self, Unpack
+
+from stoker import _flows
+from stoker._calls import Item, RequestFields, TokenReader, as_request, refused_error
+from stoker._contact import client_config, seconds_left, stream_block_ms
+from stoker._flows import Flow, R, State
+from stoker._link import Link
+from stoker._outstanding import Pending, Phase
+from stoker._window import Window
+from stoker.config import Config, check_name
+from stoker.errors import ResultTimeout, StokerError
+from stoker.request import Chunk, InferenceResponse
+from stoker.stats import Stats
+from stoker.store import reads
+from stoker.store.lookups import DeadLetter
+from stoker.store.reads import Card
+from stoker.store.records import WorkerRecord
+
+P = ParamSpec("P")
+
+
+class Client:
+    """A queue, seen by who submits to it. Use as a context manager, or call `close`.
+
+    Without `config` the settings come from the environment; `redis_url` and `queue` go before either. Without any URL
+    it is the stack that runs here. Raises `ConfigError`; every method raises `RedisUnavailable` when Redis does not
+    answer for `retry_timeout_s`.
+    """
+
+    def __init__(self, redis_url: str | None = None, *, queue: str | None = None, config: Config | None = None) -> None:
+        self.config = client_config(redis_url, queue, config)
+        self._open()
+
+    def _open(self) -> None:
+        self._link = Link(self.config)
+        # Ends the reader of a client that nobody closed; the link knows nothing of the client.
+        self._finalizer = weakref.finalize(self, Link.close, self._link)
+
+    def _here(self) -> Link:
+        """Return the link of this process; a forked child makes its own."""
+        self._link.check_open()
+        if self._link.pid != os.getpid():
+            self._finalizer.detach()
+            self._open()
+        return self._link
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections and end the reader; what waits in other threads raises. Requests go on."""
+        self._finalizer()
+
+    def __repr__(self) -> str:
+        return f"<stoker.Client of queue {self.config.queue!r}>"
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        request: Item | None = None,
+        *,
+        block: bool = False,
+        block_timeout: float | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Job:
+        """Submit a request, given whole or by its fields.
+
+        With `block` wait for room in a full queue, at most `block_timeout` seconds. Raises `InvalidRequest`,
+        `IdempotencyConflict`, `QueueFull`.
+        """
+        return Job(self, self._drive(_flows.submit_one, as_request(request, fields), block, block_timeout))
+
+    def submit_many(self, requests: Iterable[Item]) -> list[Job | StokerError]:
+        """Submit requests in groups; gives in order a job for each, or the error that its own `submit` had raised."""
+        outcomes = self._drive(_flows.submit, list(requests))
+        return [Job(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes]
+
+    def map(self, items: Iterable[Item], **fields: Unpack[RequestFields]) -> Iterator[InferenceResponse]:
+        """Run any number of prompts, token id lists or requests; gives their responses in order.
+
+        At most `config.in_flight` are taken from `items` and not yet given back; a full queue is waited out. An
+        item's error is its response's `error`.
+        """
+        window, source, link = Window(self.config, fields), iter(items), self._here()
+        while not window.finished:
+            link.read_wakeups()
+            link.drive(window.advance(link.state, window.take(source)))
+            yield from window.ready()
+            if window.wants or window.finished:
+                continue
+            pause = window.pause_s
+            if window.head is None:
+                link.sleep(pause or 0.0)
+            else:
+                link.wait(window.head, pause)
+
+    def stream(
+        self,
+        request: Item | None = None,
+        *,
+        block: bool = False,
+        block_timeout: float | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> Iterator[Chunk]:
+        """Submit a request and give its answer piece by piece: `Chunk`, or `Restarted` when it begins anew.
+
+        Raises what `Job.result` raises, after the last piece. Leaving the loop early cancels the request.
+        """
+        fields["stream"] = True
+        return _cancel_if_left(self.submit(request, block=block, block_timeout=block_timeout, **fields))
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def job(self, request_id: str) -> Job:
+        """Return the handle of a request by its id, whoever submitted it. Asks Redis nothing yet."""
+        return Job(self, self._here().state.book.expect(check_name("request_id", request_id), Phase.FOREIGN))
+
+    def as_completed(
+        self, jobs: Iterable[Job | StokerError], timeout: float | None = None
+    ) -> Iterator[InferenceResponse]:
+        """Give responses as they come; errors among `jobs` (of `submit_many`) are responses too.
+
+        Raises `ResultTimeout` when not all came within `timeout` seconds.
+        """
+        link, deadline = self._here(), None if timeout is None else time.monotonic() + timeout
+        given = list(jobs)
+        pendings = [self._own(job) for job in given if not isinstance(job, StokerError)]
+        done: queue.SimpleQueue[int] = queue.SimpleQueue()
+        callbacks = [functools.partial(done.put, i) for i in range(len(pendings))]
+        link.watch(pendings, callbacks)
+        left = set(range(len(pendings)))
+        try:
+            yield from (refused_error(error) for error in given if isinstance(error, StokerError))
+            while left:
+                try:
+                    i = done.get(timeout=seconds_left(deadline))
+                except queue.Empty:
+                    raise ResultTimeout(pendings[min(left)].id, timeout or 0.0) from link.contact.error
+                response = pendings[i].response
+                if response is None:
+                    link.check(timeout)
+                elif i in left:
+                    left.remove(i)
+                    yield response
+        finally:
+            for pending, callback in zip(pendings, callbacks, strict=True):
+                link.state.book.off_done(pending, callback)
+
+    def _own(self, job: Job) -> Pending:
+        return job._pending if job._client is self else self.job(job.id)._pending
+
+    # --- operating ----------------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Return the queue's figures; see `stoker.stats.Stats`."""
+        return self._drive(_flows.queue_stats)
+
+    def workers(self) -> list[WorkerRecord]:
+        """Return the registered workers and what they hold."""
+        return self._drive(_flows.workers)
+
+    def queue_card(self) -> Card | None:
+        """Return the card of the queue's model, None before its first worker."""
+        return self._drive(_flows.card)
+
+    def drain(self, worker: str, drained: bool = True) -> bool:
+        """Stop sending work to a worker, or go on with it; gives whether it is there."""
+        return self._drive(_flows.drain, worker, drained)
+
+    def set_model(self, identity: str, fields: Mapping[str, Any]) -> None:
+        """Replace the queue's model card; raises `ModelMismatch` while workers of another model are registered."""
+        self._drive(_flows.set_model, identity, fields)
+
+    def forget_model(self) -> None:
+        """Let the next worker to register decide the queue's model; raises `ModelMismatch` while there are workers."""
+        self._drive(_flows.set_model, "", {})
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Return the newest dead letters: what failed for good, and why."""
+        return self._drive(_flows.dead_letters, limit)
+
+    def retry_dead(self, request_id: str) -> Job:
+        """Submit a dead letter again, under a new id that links to it; raises `RequestLost` where there is none."""
+        return Job(self, self._drive(_flows.retry_dead, request_id))
+
+    def purge_dead(self, ids: Iterable[str]) -> int:
+        """Forget dead letters; gives how many there were."""
+        return self._drive(_flows.purge_dead, list(ids))
+
+    def _drive(self, flow: Callable[Concatenate[State, P], Flow[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+        link = self._here()
+        return link.drive(flow(link.state, *args, **kwargs))
+
+
+class Job:
+    """The handle of one request. Its result can be read by its id from any process, until it expires."""
+
+    __slots__ = ("_client", "_pending")
+
+    def __init__(self, client: Client, pending: Pending) -> None:
+        self._client = client
+        self._pending = pending
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self._pending.id
+
+    @property
+    def nonce(self) -> str:
+        """What tells this life of the id from others; empty while it is not known here."""
+        return self._pending.nonce
+
+    def __repr__(self) -> str:
+        return f"<stoker.Job {self.id}>"
+
+    def status(self) -> str:
+        """Return queued, dispatched, running, delayed, succeeded, failed, expired, cancelled or unknown."""
+        return self._client._drive(_flows.status, self.id)
+
+    def response(self, timeout: float | None = None) -> InferenceResponse:
+        """Return the outcome, whatever it is; raises `ResultTimeout` after `timeout` seconds.
+
+        Without a timeout it waits as long as Redis can be reached; raises `RedisUnavailable` when it is away longer
+        than `retry_timeout_s`.
+        """
+        link = self._client._here()
+        response = self._pending.response
+        if response is None and link.wait(self._pending, timeout):
+            response = self._pending.response
+        if response is None:
+            raise ResultTimeout(self.id, timeout or 0.0) from link.contact.error
+        return response
+
+    def result(self, timeout: float | None = None) -> InferenceResponse:
+        """Return the answer, as `response` does.
+
+        Raises `RequestFailed`, `InvalidRequest`, `RequestExpired`, `RequestCancelled` or `RequestLost` where there is
+        none.
+        """
+        return self.response(timeout).unwrap()
+
+    def cancel(self) -> bool:
+        """End the request at once; gives whether it is cancelled now, False when it ended before or is unknown."""
+        return self._client._drive(_flows.cancel, self._pending)
+
+    def stream(self, timeout: float | None = None) -> Iterator[Chunk]:
+        """Give the answer piece by piece, from its beginning. Raises what `result` raises, after the last piece.
+
+        All of it must come within `timeout` seconds, else raises `ResultTimeout`. What was not submitted with
+        `stream=True` comes in one piece.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        link, pending, reader = self._client._here(), self._pending, TokenReader()
+        link.state.book.watch(pending)
+        nonce = link.drive(_flows.stream_nonce(link.state, pending))
+        while True:
+            block_ms = stream_block_ms(link.state.config, pending, seconds_left(deadline))
+            what = reads.tokens(link.state.keys, self.id, nonce, reader.after, block_ms)
+            records = link.waiting.read_patiently(what)
+            yield from filter(None, map(reader.feed, records))
+            if reader.ended or not records:
+                link.check_open()
+                response = link.drive(_flows.outcome(link.state, pending))
+                if response is not None:
+                    yield from filter(None, [reader.rest(response.unwrap())])
+                    return
+            if seconds_left(deadline) == 0:
+                raise ResultTimeout(self.id, timeout or 0.0)
+
+
+def _cancel_if_left(job: Job) -> Iterator[Chunk]:
+    try:
+        yield from job.stream()
+    except Exception:
+        raise
+    except BaseException:  # the loop was left, or interrupted
+        with contextlib.suppress(StokerError):
+            job.cancel()
+        raise

@@ -1,0 +1,1 @@
+"""The commands of a client. Modules import only click and `stoker.command` at the top."""

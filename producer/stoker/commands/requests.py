@@ -1,0 +1,173 @@
+"""`stoker submit`, `status`, `result`, `cancel`: one request, from a shell."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stoker.command import EXIT_FAILED, fail, print_json, queue_options
+
+if TYPE_CHECKING:
+    from stoker.client import Client, Job
+    from stoker.config import Config
+    from stoker.request import InferenceResponse
+
+PRIORITIES = ("critical", "high", "normal", "low", "batch")
+WAIT_S = 300.0
+
+
+@click.command()
+@click.argument("text", required=False)
+@click.option("--file", "source", type=click.File(), help="Read the prompt from a file.")
+@click.option("--max-tokens", type=int, default=128, show_default=True, help="Most tokens of the answer.")
+@click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
+@click.option("--timeout", type=float, metavar="S", help="The request's time to live, in seconds.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--top-k", type=int)
+@click.option("--seed", type=int, help="Makes a sampled answer repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
+@click.option("--tenant", metavar="NAME")
+@click.option("--id", "request_id", metavar="ID", help="The request's id: the same id is the same request.")
+@click.option("--chat", is_flag=True, help="Send the text as a user's message through the model's chat template.")
+@click.option("--no-wait", is_flag=True, help="Print the id and leave; `stoker result ID` has the answer.")
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
+@click.option(
+    "--wait-timeout", type=float, default=WAIT_S, show_default=True, metavar="S", help="Most seconds to wait."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole response.")
+@queue_options
+def submit(config: Config, text: str | None, source: Any, **options: Any) -> None:
+    """Submit a prompt; wait for its answer and print it as it comes.
+
+    TEXT is the prompt; `-` reads it from standard input.
+
+    \b
+    Examples:  stoker submit "The with statement"
+               echo "Lambda expressions" | stoker submit - --max-tokens 40
+               stoker submit --file prompt.txt --no-wait
+    """
+    from stoker.client import Client
+
+    no_wait, no_stream = options.pop("no_wait"), options.pop("no_stream")
+    as_json, wait_s = options.pop("as_json"), options.pop("wait_timeout")
+    fields = _fields(_prompt(text, source), options)
+    with Client(config=config) as client:
+        stream = not (no_wait or no_stream or as_json)
+        job = client.submit(stream=stream, **fields)
+        if no_wait:
+            print_json({"id": job.id}) if as_json else click.echo(job.id)
+            return
+        _warn_without_workers(client)
+        if stream:
+            _print_pieces(job, wait_s)
+        else:
+            _print_response(job.response(timeout=wait_s), as_json)
+
+
+@click.command()
+@click.argument("request_id")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@queue_options
+def status(config: Config, request_id: str, as_json: bool) -> None:
+    """Print the state of a request: queued, dispatched, running, delayed, its outcome, or unknown.
+
+    \b
+    Example:  stoker status 3f1c-17
+    """
+    from stoker.client import Client
+
+    with Client(config=config) as client:
+        state = client.job(request_id).status()
+    print_json({"id": request_id, "status": state}) if as_json else click.echo(state)
+    if state == "unknown":
+        sys.exit(EXIT_FAILED)
+
+
+@click.command()
+@click.argument("request_id")
+@click.option("--wait-timeout", type=float, default=0.0, show_default=True, metavar="S", help="Most seconds to wait.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole response.")
+@queue_options
+def result(config: Config, request_id: str, wait_timeout: float, as_json: bool) -> None:
+    """Print the answer of a request, whoever submitted it.
+
+    \b
+    Example:  stoker result 3f1c-17 --wait-timeout 60
+    """
+    from stoker.client import Client
+
+    with Client(config=config) as client:
+        _print_response(client.job(request_id).response(timeout=wait_timeout), as_json)
+
+
+@click.command()
+@click.argument("request_ids", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@queue_options
+def cancel(config: Config, request_ids: tuple[str, ...], as_json: bool) -> None:
+    """Cancel requests: each ends at once, and what runs stops within a heartbeat.
+
+    \b
+    Example:  stoker cancel 3f1c-17 3f1c-18
+    """
+    from stoker.client import Client
+
+    with Client(config=config) as client:
+        cancelled = {request_id: client.job(request_id).cancel() for request_id in request_ids}
+    if as_json:
+        print_json({request_id: bool(done) for request_id, done in cancelled.items()})
+    else:
+        for request_id, done in cancelled.items():
+            click.echo(f"{request_id}: {'cancelled' if done else 'had ended, or is unknown'}")
+    if not all(cancelled.values()):
+        sys.exit(EXIT_FAILED)
+
+
+def _prompt(text: str | None, source: Any) -> str:
+    if (text is None) == (source is None):
+        raise click.UsageError("give the prompt as TEXT, as `-` for standard input, or with --file")
+    if source is not None:
+        return str(source.read())
+    return sys.stdin.read() if text == "-" else str(text)
+
+
+def _fields(prompt: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the request that the options ask for."""
+    fields = {name: value for name, value in options.items() if value is not None and name not in ("chat", "stop")}
+    if options["stop"]:
+        fields["stop"] = list(options["stop"])
+    return fields | ({"messages": [{"role": "user", "content": prompt}]} if options["chat"] else {"prompt": prompt})
+
+
+def _warn_without_workers(client: Client) -> None:
+    if not any(worker.available for worker in client.workers()):
+        click.echo("stoker: no workers are registered; the request waits (start one: stoker worker)", err=True)
+
+
+def _print_pieces(job: Job, wait_s: float) -> None:
+    from stoker.request import Restarted
+
+    for chunk in job.stream(timeout=wait_s):
+        if isinstance(chunk, Restarted):
+            click.echo("\n[a worker was lost; the answer begins anew]", err=True)
+        click.echo(chunk.text, nl=False)
+    click.echo()
+
+
+def _print_response(response: InferenceResponse, as_json: bool) -> None:
+    if as_json:
+        shown = {field.name: getattr(response, field.name) for field in dataclasses.fields(response)}
+        shown["usage"] = dataclasses.asdict(response.usage) | {"total_tokens": response.usage.total_tokens}
+        shown["timings"] = dataclasses.asdict(response.timings)
+        shown["error"] = None if response.error is None else str(response.error)
+        print_json(shown)
+        if response.error is not None:
+            sys.exit(EXIT_FAILED)
+        return
+    if response.error is not None:
+        fail(str(response.error), EXIT_FAILED)
+    click.echo(response.text if response.output is None else response.output)

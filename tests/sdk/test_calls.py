@@ -1,0 +1,111 @@
+"""The pure part of the clients: names, requests, and the chunks of token streams."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from stoker._calls import TokenReader, as_request, checked_request, fitting, full_pause, unique
+from stoker.errors import InvalidRequest
+from stoker.request import Chunk, InferenceRequest, InferenceResponse, Restarted
+from stoker.store.codec import Submission
+from stoker.store.reads import TokenRecord
+
+ONE, TWO = TokenRecord("1-0", 1, 0, [5], "a"), TokenRecord("2-0", 1, 1, [6, 7], "bc")
+END = TokenRecord("9-0", 0, 0, [], "", "succeeded")
+
+
+def feed(*records: TokenRecord) -> tuple[TokenReader, list[Chunk]]:
+    reader = TokenReader()
+    return reader, [chunk for chunk in map(reader.feed, records) if chunk]
+
+
+def test_names_are_unique_and_a_forked_child_gives_others() -> None:
+    prefix, number = unique().split("-")
+    receiver, sender = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.write(sender, unique().encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    child_prefix = os.read(receiver, 100).decode().split("-")[0]
+    os.close(receiver)
+    os.close(sender)
+    assert child_prefix != prefix
+    assert unique() == f"{prefix}-{int(number, 16) + 1:x}"
+
+
+def test_a_string_is_a_prompt_and_a_list_is_token_ids() -> None:
+    assert as_request("hi", {"max_tokens": 3}) == InferenceRequest(prompt="hi", max_tokens=3)
+    assert as_request([1, 2], {}) == InferenceRequest(prompt_tokens=[1, 2])
+
+
+def test_keywords_change_a_whole_request() -> None:
+    request = InferenceRequest(prompt="hi", stop=["x"])
+    assert as_request(request, {"max_tokens": 3}) == InferenceRequest(prompt="hi", stop=["x"], max_tokens=3)
+    assert as_request(request, {}) is request
+
+
+def test_a_prompt_may_not_be_given_twice() -> None:
+    error = checked_request("hi", {"prompt": "ho"})
+    assert isinstance(error, InvalidRequest)
+    assert error.field == "prompt"
+
+
+def test_groups_are_cut_by_bytes_too() -> None:
+    big = Submission("a", "n", b"", bytes(5 << 20))
+    assert fitting([big] * 4) == 1
+    assert fitting([Submission("a", "n", b"", bytes(100))] * 512) == 512
+    assert fitting([Submission("a", "n", b"", bytes(20 << 20))] * 2) == 1
+
+
+def test_waiting_for_room_ends_with_the_deadline() -> None:
+    assert full_pause(2.0, None, 10.0) == 2.0
+    assert full_pause(2.0, 10.5, 10.0) == 0.5
+    assert full_pause(2.0, 10.0, 10.0) is None
+
+
+def test_tokens_come_as_chunks_in_order() -> None:
+    reader, chunks = feed(ONE, TWO, END)
+    assert chunks == [Chunk("a", [5], 1, 0), Chunk("bc", [6, 7], 1, 1)]
+    assert reader.ended
+    assert reader.after == "9-0"
+
+
+def test_a_record_that_was_written_twice_is_read_once() -> None:
+    _, chunks = feed(ONE, ONE, TWO, TWO, ONE)
+    assert [chunk.text for chunk in chunks] == ["a", "bc"]
+
+
+def test_a_later_attempt_that_begins_again_is_a_restart() -> None:
+    _, chunks = feed(ONE, TWO, TokenRecord("3-0", 2, 0, [5], "a"), TokenRecord("4-0", 2, 1, [6], "b"), TWO)
+    assert chunks[2:] == [Restarted("a", [5], 2, 0), Chunk("b", [6], 2, 1)]
+    assert type(chunks[2]) is Restarted
+
+
+def test_a_later_attempt_that_goes_on_is_no_restart() -> None:
+    _, chunks = feed(ONE, TokenRecord("3-0", 2, 1, [6], "b"))
+    assert chunks[1] == Chunk("b", [6], 2, 1)
+    assert type(chunks[1]) is Chunk
+
+
+def test_the_first_tokens_seen_are_no_restart_whatever_their_attempt() -> None:
+    _, chunks = feed(TokenRecord("3-0", 2, 0, [5], "a"))
+    assert type(chunks[0]) is Chunk
+
+
+@pytest.mark.parametrize(
+    ("records", "rest"),
+    [
+        ((ONE, TWO), None),
+        ((ONE,), Chunk("bc", [6, 7], 1, 1)),
+        ((), Chunk("abc", [5, 6, 7], 1, 0)),
+        ((TokenRecord("1-0", 1, 0, [9], "z"),), Restarted("abc", [5, 6, 7], 1, 0)),
+    ],
+    ids=["complete", "end missing", "nothing streamed", "another attempt won"],
+)
+def test_the_final_answer_completes_what_was_streamed(records: tuple[TokenRecord, ...], rest: Chunk | None) -> None:
+    reader, _ = feed(*records)
+    found = reader.rest(InferenceResponse("r", "succeeded", text="abc", token_ids=[5, 6, 7], attempts=1))
+    assert found == rest
+    assert type(found) is type(rest)

@@ -1,0 +1,92 @@
+"""Runs the processes of a stack for tests: schedulers and workers, on a Redis of the test process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import redis
+from helpers import wait_until
+from stoker import Client, Config
+from stoker.store.keys import Keys
+
+HEARTBEAT_MS = 200
+
+
+class Stack:
+    """Starts and ends the processes of a stack; `beats(n)` is n heartbeats in seconds."""
+
+    def __init__(self, url: str, logs: Path) -> None:
+        self.url = url
+        self.config = Config(redis_url=url, heartbeat_ms=HEARTBEAT_MS, events=True)
+        self.keys = Keys(self.config.queue)
+        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self._logs = logs
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def beats(self, n: float) -> float:
+        return n * HEARTBEAT_MS / 1000
+
+    def client(self) -> Client:
+        return Client(config=self.config)
+
+    def scheduler(self, name: str = "scheduler") -> subprocess.Popen[bytes]:
+        return self._start(name, "scheduler")
+
+    def worker(self, name: str, *options: str, model: str = "sim", wait: bool = True) -> subprocess.Popen[bytes]:
+        process = self._start(name, "worker", "--name", name, "--model", model, *options)
+        if wait:
+            self.wait_for_worker(name, process)
+        return process
+
+    def wait_for_worker(self, name: str, process: subprocess.Popen[bytes] | None = None, timeout: float = 60) -> str:
+        def registered() -> str | None:
+            assert process is None or process.poll() is None, self.log(name)
+            return self.incarnation(name)
+
+        return wait_until(registered, timeout, what=f"{name} registered")
+
+    def incarnation(self, name: str) -> str | None:
+        """The live incarnation of a worker."""
+        records = self.redis.hgetall(self.keys.inc)
+        return next((inc for inc, text in records.items() if inc.startswith(f"{name}:") and "|live|" in text), None)
+
+    def child_of(self, process: subprocess.Popen[bytes]) -> int:
+        """The process that runs the model."""
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return int(children[0])
+
+    def held(self, name: str) -> dict[str, str]:
+        """What a worker's live incarnation holds: id -> its member record."""
+        inc = self.incarnation(name)
+        return self.redis.hgetall(self.keys.work(inc)) if inc else {}
+
+    def running(self, name: str) -> set[str]:
+        return {request_id for request_id, member in self.held(name).items() if member.split("|")[2] == "R"}
+
+    def log(self, name: str) -> str:
+        return (self._logs / f"{name}.log").read_text()
+
+    def end(self) -> None:
+        for process in reversed(self._processes.values()):
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+        for process in self._processes.values():
+            process.wait(10)
+        self.redis.close()
+
+    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        environment = os.environ | {
+            "STOKER_REDIS_URL": self.url,
+            "STOKER_HEARTBEAT_MS": str(HEARTBEAT_MS),
+            "STOKER_EVENTS": "1",
+            "PYTHONPATH": str(Path(__file__).parent / "stack" / "models"),
+        }
+        with (self._logs / f"{name}.log").open("ab") as log:
+            command = [sys.executable, "-c", "from stoker.cli import main; main()", *arguments]
+            self._processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        return self._processes[name]
