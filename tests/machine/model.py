@@ -616,7 +616,7 @@ class Model:
             if worker and member and member.delivery == item.delivery:
                 self._drop(worker, item.id)
             life = self.lives.get(item.id)
-            if not life or life.nonce != item.nonce or item.id in done:
+            if not life or not life.flew or life.nonce != item.nonce or item.id in done:
                 words.append("DUPLICATE")
             else:
                 words.append(self._judge(inc, float(f"{jitter:.6f}"), life, item))

@@ -170,8 +170,7 @@ def _dead_value(data: bytes) -> dict[str, Value]:
     return head | {"payload": payload_value(payload)}
 
 
-def _string(client: Any, key: bytes, name: str) -> Value:
-    data = client.get(key)
+def _string(name: str, data: bytes) -> Value:
     kind = name.partition(":")[0] if ":" in name else ""
     readers: dict[str, Callable[[bytes], Value]] = {
         "payload": payload_value,
@@ -182,62 +181,73 @@ def _string(client: Any, key: bytes, name: str) -> Value:
     return readers.get(kind, plain)(data)
 
 
-def _hash(client: Any, key: bytes, name: str) -> Value:
+def _hash(name: str, pairs: dict[bytes, bytes]) -> Value:
     records = {"work": MEMBER, "inc": INC}.get(name.partition(":")[0])
-    pairs = client.hgetall(key)
     return {field.decode(): fields(records, value) if records else plain(value) for field, value in pairs.items()}
 
 
-def _zset(client: Any, key: bytes, _: str) -> Value:
-    return {member.decode(): int(score) for member, score in client.zrange(key, 0, -1, withscores=True)}
+def _zset(_: str, pairs: list[tuple[bytes, float]]) -> Value:
+    return {member.decode(): int(score) for member, score in pairs}
 
 
-def _list(client: Any, key: bytes, name: str) -> Value:
-    return [result_value(item) if name.startswith("reply:") else plain(item) for item in client.lrange(key, 0, -1)]
+def _list(name: str, items: list[bytes]) -> Value:
+    return [result_value(item) if name.startswith("reply:") else plain(item) for item in items]
 
 
-def _stream(client: Any, key: bytes, name: str) -> Value:
-    entries = [{k.decode(): plain(v) for k, v in pairs.items()} for _, pairs in client.xrange(key)]
+def _stream(name: str, found: list[tuple[bytes, dict[bytes, bytes]]]) -> Value:
+    entries = [{k.decode(): plain(v) for k, v in pairs.items()} for _, pairs in found]
     if name == "events":
         return [(e["script"], e["time"], str(e["by"]), *str(e["lines"]).split("\n")) for e in entries]
     if name.startswith("stream:"):
-        waiting = client.xpending(key, "workers")["pending"]
-        return {"bells": [f"{e['delivery']} {e['ids']}" for e in entries], "pending": waiting}
+        return {"bells": [f"{e['delivery']} {e['ids']}" for e in entries]}
     return entries
 
 
-READERS: dict[bytes, Callable[[Any, bytes, str], Value]] = {
-    b"string": _string,
-    b"hash": _hash,
-    b"zset": _zset,
-    b"list": _list,
-    b"stream": _stream,
+READERS: dict[bytes, tuple[Callable[[Any, str], Any], Callable[[str, Any], Value]]] = {
+    b"string": (lambda pipe, key: pipe.get(key), _string),
+    b"hash": (lambda pipe, key: pipe.hgetall(key), _hash),
+    b"zset": (lambda pipe, key: pipe.zrange(key, 0, -1, withscores=True), _zset),
+    b"list": (lambda pipe, key: pipe.lrange(key, 0, -1), _list),
+    b"stream": (lambda pipe, key: pipe.xrange(key), _stream),
 }
+"""For each type: the command that reads it, and what makes a value of the reply."""
+
+
+def _all(client: Any, ask: Callable[[Any, str], Any], keys: Sequence[str]) -> list[Any]:
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        ask(pipe, key)
+    return list(pipe.execute())
+
+
+def _metadata(client: Any, prefix: str) -> dict[str, tuple[bytes, int]]:
+    """Return every key of the queue, without its prefix, with its type and its PTTL."""
+    names = sorted(key.decode().removeprefix(prefix) for key in client.scan_iter(match=prefix + "*", count=1000))
+    keys = [prefix + name for name in names]
+    types = _all(client, lambda pipe, key: pipe.type(key), keys)
+    left = _all(client, lambda pipe, key: pipe.pttl(key), keys)
+    return {name: (kind, ms) for name, kind, ms in zip(names, types, left, strict=True) if name != "vclock"}
 
 
 def shapes(client: Any, prefix: str) -> dict[str, tuple[str, bool]]:
     """Return every key of the queue, without its prefix, with its type and whether it has a TTL."""
-    names = {key.decode().removeprefix(prefix): key for key in client.scan_iter(match=prefix + "*")}
-    return {
-        name: (client.type(key).decode(), client.pttl(key) >= 0)
-        for name, key in sorted(names.items())
-        if name != "vclock"
-    }
+    return {name: (kind.decode(), ms >= 0) for name, (kind, ms) in _metadata(client, prefix).items()}
 
 
 def dump(client: Any, prefix: str) -> Dump:
     """Return every key of the queue with its value; under `ttl` the seconds (to the next 10) of those that have one."""
+    found = _metadata(client, prefix)
     out: Dump = {}
-    lives: dict[str, int] = {}
-    for key in sorted(client.scan_iter(match=prefix + "*")):
-        name = key.decode().removeprefix(prefix)
-        if name == "vclock":
-            continue
-        out[name] = READERS[client.type(key)](client, key, name)
-        left = client.pttl(key)
-        if left >= 0:
-            lives[name] = math.ceil(left / 10_000) * 10
-    return out | {"ttl": lives}
+    for kind, (ask, read) in READERS.items():
+        names = [name for name, (its, _) in found.items() if its == kind]
+        replies = _all(client, ask, [prefix + name for name in names])
+        out |= {name: read(name, reply) for name, reply in zip(names, replies, strict=True)}
+    streams = [name for name in out if name.startswith("stream:")]
+    groups = _all(client, lambda pipe, key: pipe.xpending(key, "workers"), [prefix + name for name in streams])
+    for name, group in zip(streams, groups, strict=True):
+        out[name]["pending"] = group["pending"]
+    lives = {name: math.ceil(ms / 10_000) * 10 for name, (_, ms) in found.items() if ms >= 0}
+    return dict(sorted(out.items())) | {"ttl": lives}
 
 
 def changes(before: Dump, after: Dump) -> Dump:

@@ -89,11 +89,10 @@ def demo_model(directory: Path, train: bool) -> None:
     if not train:
         shutil.copytree(demo_model_path(), directory, dirs_exist_ok=True)
     else:
-        from stoker_workers.demo.train import STEPS
-        from stoker_workers.demo.train import train as train_model
+        from stoker_workers.demo import train as trainer
 
-        with click.progressbar(length=STEPS, label="training", file=click.get_text_stream("stderr")) as bar:
-            train_model(directory, progress=lambda step: bar.update(step.step - bar.pos))
+        with click.progressbar(length=trainer.STEPS, label="training", file=click.get_text_stream("stderr")) as bar:
+            trainer.train(directory, progress=lambda step: bar.update(step.step - bar.pos))
     click.echo(str(directory))
 
 
