@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from stoker.config import Config
-    from stoker_ops.local import LocalStack, StackSettings
+    from stoker_ops.local import LocalStack
+    from stoker_ops.settings import StackSettings
     from stoker_workers.messages import EngineOptions
 
 DEMO_READY_S = 180.0
@@ -47,7 +48,7 @@ def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | 
     """
     from stoker.command import state_dir
     from stoker.log import configure
-    from stoker_ops.local import StackSettings
+    from stoker_ops.settings import StackSettings
 
     configure(log_level)
     config = _config(redis_url, queue)
@@ -60,7 +61,8 @@ def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | 
 async def _up(config: Config, settings: StackSettings) -> int:
     from signal import SIGINT
 
-    from stoker_ops.local import LocalStack, interruptible
+    from stoker_ops.interrupt import interruptible
+    from stoker_ops.local import LocalStack
 
     stack = LocalStack(config, settings)
     with interruptible(stack) as interrupt:
@@ -104,7 +106,7 @@ def demo(workers: int, prompts: Path | None, as_json: bool, **options: Any) -> N
     from stoker.config import load_config
     from stoker.log import configure
     from stoker_ops.demo import read_prompts, run_demo
-    from stoker_ops.local import StackSettings
+    from stoker_ops.settings import StackSettings
 
     configure("warning")
     engine = _engine(options, lambda line: click.echo(line, err=as_json))

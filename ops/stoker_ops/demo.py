@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,16 +15,17 @@ import click
 from stoker.async_client import AsyncClient
 from stoker.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from stoker.config import Config
-from stoker.errors import ConfigError
+from stoker.errors import ConfigError, InvalidRequest, RequestError
 from stoker.request import InferenceRequest, InferenceResponse, RequestPriority
 from stoker.store.records import WorkerRecord
-from stoker_ops.local import LocalStack, StackSettings, interruptible
+from stoker_ops.interrupt import interruptible, parent_ends
+from stoker_ops.local import LocalStack
 from stoker_ops.screen import Screen, make_screen
+from stoker_ops.settings import StackSettings
 from stoker_workers.demo import sample_prompts
 
-STREAMED_PROMPT = 'The "with" statement'
+STREAMED_PROMPT = 'The "with" statement is used to'
 STREAMED_TOKENS = 96
-PARENT_CHECK_S = 0.5
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 _FIGURES_BEATS = 3
 _POLL_S = 0.05
@@ -66,7 +67,7 @@ async def run_demo(
     stack = LocalStack(config, settings)
     with interruptible(stack) as interrupt:
         # Nobody looks at a demo whose starter (make, a script) was killed.
-        watch = asyncio.create_task(_parent_ends())
+        watch = asyncio.create_task(parent_ends())
         watch.add_done_callback(interrupt)
         try:
             report = await _run(stack, settings.options.model, requests, make_screen(quiet=as_json))
@@ -78,12 +79,6 @@ async def run_demo(
     if as_json:
         click.echo(json.dumps(asdict(report), indent=2))
     return EXIT_OK if report.failed == 0 else EXIT_FAILED
-
-
-async def _parent_ends() -> None:
-    parent = os.getppid()
-    while os.getppid() == parent:  # noqa: ASYNC110  # no event comes: the parent may have been killed
-        await asyncio.sleep(PARENT_CHECK_S)
 
 
 async def _run(stack: LocalStack, model: str, requests: Sequence[InferenceRequest], screen: Screen) -> Report:
@@ -108,12 +103,14 @@ async def _push(client: AsyncClient, requests: Sequence[InferenceRequest], scree
     responses = []
     with screen.live(len(requests) + 1):
         jobs = await client.submit_many(requests)
-        async with asyncio.TaskGroup() as group:
-            streaming = group.create_task(_stream(client, screen))
+        streaming = asyncio.create_task(_stream(client, screen))
+        try:
             async for response in client.as_completed(jobs):
                 responses.append(response)
                 screen.finished(response)
-        responses.append(streaming.result())
+            responses.append(await streaming)
+        finally:
+            streaming.cancel()
         screen.finished(responses[-1])
     return responses
 
@@ -124,8 +121,9 @@ async def _stream(client: AsyncClient, screen: Screen) -> InferenceResponse:
     job = await client.submit(
         prompt=STREAMED_PROMPT, max_tokens=STREAMED_TOKENS, priority=RequestPriority.CRITICAL, stream=True
     )
-    async for chunk in job.stream():
-        screen.piece(chunk)
+    with contextlib.suppress(RequestError, InvalidRequest):  # how it ended is in the response
+        async for chunk in job.stream():
+            screen.piece(chunk)
     return await job.response()
 
 

@@ -13,32 +13,34 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import socket
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGTERM
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
 import structlog
 
 from stoker.command import EXIT_OK, EXIT_USAGE
-from stoker.config import ENV_PREFIX, Config
+from stoker.config import Config
 from stoker.errors import ConfigError, RedisUnavailable, StokerError
 from stoker.every import every
 from stoker.store import lookups, reads, scripts
 from stoker.store.connection import AsyncStore
-from stoker.store.records import WorkerRecord
 from stoker_ops import embedded
-from stoker_ops.gpus import engine_kind, pick_devices
+from stoker_ops.gpus import pick_devices
 from stoker_ops.kept import Kept
-from stoker_workers.card import read_config, weight_files
-from stoker_workers.demo import DEMO
-from stoker_workers.engines import TORCH
-from stoker_workers.messages import EngineOptions
+from stoker_ops.settings import (
+    StackSettings,
+    arguments_of,
+    check_model,
+    environment_of,
+    short_temp,
+    worker_names,
+)
 
 T = TypeVar("T")
 
@@ -50,7 +52,6 @@ READY_EXTRA_S = 30.0
 SCHEDULER_STOP_S = 5.0
 # Beyond its drain: a worker reads its stream in calls of a second, takes leave, and frees its device.
 WORKER_STOP_S = 10.0
-_LONGEST_TEMP = 70  # bytes of a folder for temporary files that leave room for a socket's path
 
 
 class StackError(StokerError):
@@ -59,26 +60,6 @@ class StackError(StokerError):
 
 class NotReady(StackError):
     """The stack was not ready in time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StackSettings:
-    """What to run.
-
-    `workers`: how many; None: one for each GPU that the model can use, else one. `share_gpus`: whether several may use
-    one. `home`: the folder of the Redis, kept at the end; None: a private one that is removed. `quiet`: what the
-    processes print goes into files, else to standard error. `worker_path`: where workers look for a model's own code,
-    besides the current folder. `ready_timeout_s`: None: as long as a model may take to load, and a little more.
-    """
-
-    options: EngineOptions
-    workers: int | None = None
-    share_gpus: bool = False
-    home: Path | None = None
-    quiet: bool = False
-    log_level: str = "info"
-    ready_timeout_s: float | None = None
-    worker_path: tuple[str, ...] = ()
 
 
 class LocalStack:
@@ -113,6 +94,11 @@ class LocalStack:
     def workers(self) -> list[str]:
         """The names of the workers."""
         return [worker.name for worker in self._workers]
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the Redis is ours, and nobody else's processes use it."""
+        return self._redis is not None and not self._redis.joined
 
     @property
     def stopping(self) -> bool:
@@ -157,14 +143,14 @@ class LocalStack:
         self.devices = await pick_devices(settings.options, settings.workers, share=settings.share_gpus)
         self.start_redis()
         store = self._store = AsyncStore(self.config)
-        before = {record.inc for record in await self._records(store)}
-        if self._redis and not self._redis.joined:
+        before = await _Before.read(store)
+        if self._alone:
             await _forget_model(store)
         self._scheduler = self._keep("scheduler", ["scheduler", "--log-level", settings.log_level], final=(EXIT_USAGE,))
-        names = _worker_names(len(self.devices), alone=self._redis is not None and not self._redis.joined)
+        names = worker_names(len(self.devices), alone=self._alone)
         for name, device in zip(names, self.devices, strict=True):
             options = dataclasses.replace(settings.options, device=device)
-            arguments = ["worker", "--name", name, "--log-level", settings.log_level, *_arguments(options)]
+            arguments = ["worker", "--name", name, "--log-level", settings.log_level, *arguments_of(options)]
             # Code 0: somebody told this worker to end, or another one took its name.
             self._workers.append(self._keep(name, arguments, final=(EXIT_OK, EXIT_USAGE)))
         await self._ready(store, before)
@@ -176,7 +162,7 @@ class LocalStack:
         """
         if not self.owns_redis or self._redis:
             return
-        home = self._settings.home or Path(tempfile.mkdtemp(prefix="stoker-", dir=_temp()))
+        home = self._settings.home or Path(tempfile.mkdtemp(prefix="stoker-", dir=short_temp()))
         try:
             self._redis = self._run_redis(home)
         except RedisUnavailable:
@@ -206,7 +192,7 @@ class LocalStack:
             log.error("redis cannot be started again", error=str(error))
 
     def _keep(self, name: str, arguments: Sequence[str], final: tuple[int, ...]) -> Kept:
-        environment = _environment(self.config)
+        environment = environment_of(self.config)
         if self._settings.worker_path:
             path = [*self._settings.worker_path, *filter(None, [environment.get("PYTHONPATH")])]
             environment["PYTHONPATH"] = os.pathsep.join(path)
@@ -222,7 +208,7 @@ class LocalStack:
             return self._files.enter_context(tempfile.TemporaryFile("a+b"))
         return self._files.enter_context((self._redis.directory / f"{name}.log").open("a+b"))
 
-    async def _ready(self, store: AsyncStore, before: set[str]) -> None:
+    async def _ready(self, store: AsyncStore, before: _Before) -> None:
         """Wait for a leader and the workers; some of the workers are enough once the time is over."""
         limit_s = self._settings.ready_timeout_s or self.config.load_timeout_s + READY_EXTRA_S
         deadline = time.monotonic() + limit_s
@@ -230,8 +216,10 @@ class LocalStack:
             self._raise_if_ended()
             overview = await store.read_patiently(lookups.overview(store.keys))
             leads = overview.leader is not None and overview.leader_until_us > overview.now_us
-            missing = set(self.workers)
-            missing -= {record.worker for record in await self._records(store) if record.inc not in before}
+            # On a Redis of our own, the lease of a scheduler that was killed may not have run out yet.
+            leads = leads and not (self._alone and overview.leader == before.leader)
+            records = await store.read_patiently(lookups.workers(store.keys))
+            missing = set(self.workers) - {record.worker for record in records if record.inc not in before.workers}
             if leads and not missing:
                 return
             if time.monotonic() > deadline:
@@ -244,10 +232,6 @@ class LocalStack:
         if len(missing) == len(self._workers):
             raise NotReady(f"no worker has loaded its model: {waited}{self._words(late)}")
         log.warning("going on without some workers", missing=sorted(missing), reason=waited, says=late.last_words())
-
-    async def _records(self, store: AsyncStore) -> list[WorkerRecord]:
-        records = await store.read_patiently(lookups.workers(store.keys))
-        return [record for record in records if record.state == "live"]
 
     # --- running --------------------------------------------------------------------------------------------------
 
@@ -315,70 +299,18 @@ class LocalStack:
             self._redis = None
 
 
-class Interrupt:
-    """Cancels a task at the first reason to end; hurries the stack at those that follow, and once it stops anyway."""
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What the queue knew before this stack: what was killed with an earlier one still looks alive for some seconds."""
 
-    def __init__(self, stack: LocalStack, task: asyncio.Task[object]) -> None:
-        self.reason: object = None
-        self._stack = stack
-        self._task = task
+    workers: frozenset[str]
+    leader: str | None
 
-    def __call__(self, reason: object) -> None:
-        """End the task for `reason`, a signal or anything else."""
-        if self.reason is None and not self._stack.stopping:
-            self.reason = reason
-            self._task.cancel()
-        else:
-            self._stack.hurry()
-
-
-@contextlib.contextmanager
-def interruptible(stack: LocalStack) -> Iterator[Interrupt]:
-    """Make SIGINT and SIGTERM interrupt the current task."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    interrupt = Interrupt(stack, cast("asyncio.Task[object]", task))
-    for number in (SIGINT, SIGTERM):
-        loop.add_signal_handler(number, interrupt, number)
-    try:
-        yield interrupt
-    finally:
-        for number in (SIGINT, SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-def check_model(options: EngineOptions) -> None:
-    """Raise `ConfigError` for a folder without a model: here, before a worker needs seconds to find out."""
-    if engine_kind(options) == TORCH and options.model != DEMO:
-        folder = Path(options.model)
-        read_config(folder)
-        weight_files(folder)
-
-
-# --- what processes get -----------------------------------------------------------------------------------------------
-
-
-def _environment(config: Config) -> dict[str, str]:
-    """Return the settings as the environment of a process; never as arguments, which everybody can read."""
-    given = config.model_dump(mode="json", include=set(config.model_fields_set), exclude_none=True)
-    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in given.items()}}
-
-
-def _arguments(options: EngineOptions) -> list[str]:
-    given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
-    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def _worker_names(count: int, *, alone: bool) -> list[str]:
-    """Name the workers: always the same on a Redis of our own, so that those of a stack that was killed are superseded
-    at once; else unique."""
-    prefix = "w" if alone else f"{socket.gethostname().split('.')[0]}-{os.getpid()}-w"
-    return [f"{prefix}{number}" for number in range(count)]
-
-
-def _temp() -> str:
-    """Return the folder for temporary files, or a shorter one where a socket in it would have too long a path."""
-    usual = tempfile.gettempdir()
-    return "/tmp" if len(os.fsencode(usual)) > _LONGEST_TEMP and os.access("/tmp", os.W_OK) else usual  # noqa: S108  # mkdtemp makes a private one in it
+    @classmethod
+    async def read(cls, store: AsyncStore) -> _Before:
+        records = await store.read_patiently(lookups.workers(store.keys))
+        overview = await store.read_patiently(lookups.overview(store.keys))
+        return cls(frozenset(record.inc for record in records), overview.leader)
 
 
 async def _forget_model(store: AsyncStore) -> None:

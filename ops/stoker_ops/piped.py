@@ -18,17 +18,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from typing import Any
 
 from stoker import errors
 from stoker.config import Config, load_config
 from stoker.errors import ConfigError, StokerError
-from stoker_ops.local import LocalStack, StackSettings, interruptible
+from stoker_ops.interrupt import interruptible, parent_ends
+from stoker_ops.local import LocalStack
+from stoker_ops.settings import StackSettings
 from stoker_workers.messages import EngineOptions
 
-PARENT_CHECK_S = 0.5
 MAX_LINE = 1 << 20
 
 
@@ -60,7 +60,7 @@ async def _serve() -> int:
 async def _run(request: dict[str, Any], orders: asyncio.StreamReader) -> None:
     """Run the stack until something ends it, which raises."""
     stack = LocalStack(_config(request), _settings(request))
-    parent = asyncio.create_task(_parent_ends(int(request["parent"])))
+    parent = asyncio.create_task(parent_ends(int(request["parent"])))
     with interruptible(stack) as interrupt:
         parent.add_done_callback(interrupt)
         try:
@@ -102,11 +102,6 @@ async def _open_orders() -> asyncio.StreamReader:
     protocol = asyncio.StreamReaderProtocol(reader)
     await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
     return reader
-
-
-async def _parent_ends(parent: int) -> None:
-    while os.getppid() == parent:  # noqa: ASYNC110  # no event comes: the parent may have been killed
-        await asyncio.sleep(PARENT_CHECK_S)
 
 
 def say(what: str, value: object) -> None:

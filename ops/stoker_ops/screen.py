@@ -100,7 +100,7 @@ class LiveScreen(Screen):
             TextColumn("{task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f} tokens/s"),
             TimeElapsedColumn(),
         )
-        self._task = self._progress.add_task("serving", total=None, tokens=0, rate=0.0)
+        self._task = self._progress.add_task("serving", start=False, total=None, tokens=0, rate=0.0)
         self._live = Live(console=console, refresh_per_second=_REFRESH_HZ, get_renderable=self._view)
 
     @contextlib.contextmanager
@@ -108,6 +108,7 @@ class LiveScreen(Screen):
         """Draw, and leave the last picture."""
         self._total, self._started = total, time.monotonic()
         self._progress.update(self._task, total=total)
+        self._progress.start_task(self._task)
         with self._live:
             yield
 

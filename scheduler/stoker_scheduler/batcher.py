@@ -21,7 +21,7 @@ half a window. On lengths of conversations and a budget of 32,768 tokens, 16 bud
 32 of 0.96 and 64 of 0.97.
 """
 
-BATCH_OVERHEAD = 0.03
+BATCH_OVERHEAD = 0.1
 """The fixed cost of a padded batch as a share of a full one's: what it is worth to fill batches up."""
 
 PLACE_WEIGHT = 0.05
@@ -92,7 +92,7 @@ class Room:
         """
         if not self.admits(1, cost, cost):
             return False
-        if self.mode == "continuous" or self.idle or cost > self.budget:
+        if self.mode == "continuous" or self.idle or cost >= self.budget:
             return True
         return self.tokens_free >= self.budget and self.rows - self.held_rows >= self.share
 
@@ -152,7 +152,7 @@ class DynamicBatcher:
 
     def window_tokens(self, room: Room) -> int:
         """Return how many tokens of waiting requests to show to `form`; fewer are allowed, more are not looked at."""
-        return WINDOW_BUDGETS * room.budget if room.mode == "padded" else room.budget
+        return WINDOW_BUDGETS * room.budget if room.mode == "padded" else max(0, room.tokens_free)
 
     def form(self, waiting: Sequence[Waiting], room: Room, *, now_us: int) -> Batch:
         """Return the next batch for `room`, empty when the head doesn't fit or a better batch is worth the wait."""
@@ -262,9 +262,9 @@ class _Table:
             start = self._start(sums, end, lengths[end - 1])
             if start > head:
                 break
+            worth = (sums[end] - sums[start]) / self._paid((end - start) * lengths[end - 1])
             back = (ranks[end] - ranks[start]) / (end - start) / len(self._lengths)
-            worth = self._worth(sums[end] - sums[start], (end - start) * lengths[end - 1], back)
-            best = max(best, (worth, start, end))
+            best = max(best, (worth * (1 - PLACE_WEIGHT * back), start, end))
         return self._choice(order[best[1] : best[2]])
 
     def filled_up(self, choice: _Choice, places: Sequence[int]) -> _Choice:
@@ -287,8 +287,6 @@ class _Table:
     def _start(self, sums: Sequence[int], end: int, longest: int) -> int:
         """Return where a run that ends at `end` may begin at the earliest."""
         start = max(0, end - self._rows_of(longest))
-        if self._room.cache == "rect":
-            return start
         return max(start, bisect_left(sums, sums[end] - self._room.tokens_free, 0, end))
 
     def _rows_of(self, longest: int) -> int:
@@ -299,21 +297,18 @@ class _Table:
         widest = max(1, self._room.longest, longest)
         return min(rows, self._room.capacity // widest - self._room.held_rows)
 
-    def _worth(self, tokens: int, padded: int, back: float) -> float:
-        return tokens / self._paid(padded) * (1 - PLACE_WEIGHT * back)
-
     def _paid(self, padded: int) -> float:
+        """Return what a batch costs, in padded tokens."""
         return BATCH_OVERHEAD * self._room.budget + padded
 
     def _choice(self, places: list[int]) -> _Choice:
         longest = max(1, *map(self._lengths.__getitem__, places))
         tokens = sum(map(self._lengths.__getitem__, places))
         padded = longest * len(places)
-        efficiency = tokens / padded if tokens else 1.0
-        back = sum(places) / len(places) / len(self._lengths)
+        efficiency = tokens / padded
         return _Choice(
-            self._worth(tokens, padded, back),
-            efficiency * len(places) / max(1, self._rows_of(longest)),
+            tokens / self._paid(padded),
+            efficiency * len(places) / self._rows_of(longest),
             padded / self._room.budget,
             efficiency,
             places,

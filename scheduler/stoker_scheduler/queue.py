@@ -83,7 +83,7 @@ class RequestQueue:
         """
         largest = largest_capacity(workers)
         passed_over = sum(not could_hold(request, largest) for request in page)
-        return len(page) >= asked and 2 * passed_over >= len(page) > 0
+        return len(page) >= asked and 2 * passed_over >= len(page)
 
     def dispatched(self, requests: Iterable[Waiting], *, now_us: int) -> None:
         """Note what was dispatched at `now_us` (microseconds of Redis TIME): the account behind `critical_share`."""

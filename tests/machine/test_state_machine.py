@@ -717,8 +717,8 @@ class Machine(RuleBasedStateMachine):
     @step
     def serve(self) -> None:
         # One request goes all the way into an engine; its worker may be lost there, or give up, over and over.
-        fate, wanted, cause = self.dice.below(4), "", self.dice.pick(["killed", "crash", "hung", ""])
-        for _ in range(1 + self.dice.below(6)):
+        fate, wanted, cause = self.dice.below(4), "", self.dice.pick(["killed", "crash", "killed", "hung", ""])
+        for _ in range(1 + self.dice.below(8)):
             inc = self._serve(wanted)
             mine = [one for one in self.begun if one.inc == inc and self.holds(one)]
             if not mine:
@@ -767,6 +767,10 @@ class Machine(RuleBasedStateMachine):
         if self.dice.chance(60):
             for bell in self._read_doorbells(inc):
                 self._begin(inc, bell)
+        if self.dice.chance(40):
+            self._report(inc)
+            for _ in range(3):
+                self.do("reclaim", self.token(), inc)
 
     @step
     def isolate(self) -> None:

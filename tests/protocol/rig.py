@@ -7,6 +7,7 @@ every write.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -286,12 +287,17 @@ def settlement(
     return s.Settlement(request_id, delivery, outcome=outcome, **rest)
 
 
+@functools.cache
+def _config(url: str | None, settings: tuple[tuple[str, Any], ...]) -> Config:
+    return Config(redis_url=url, **dict(settings))
+
+
 class Queue:
     """One queue in an empty Redis: every script as a method that speaks of ids, and a clock that stands still."""
 
     def __init__(self, url: str | None = None, *, client: Any = None, **settings: Any) -> None:
         """Connect; `settings` replace those of the test queue."""
-        self.config = Config(redis_url=url, **(SETTINGS | settings))
+        self.config = _config(url, tuple(sorted((SETTINGS | settings).items())))
         self.store = Store(self.config, clock=CLOCK, client=client)
         self.keys = self.store.keys
         self.redis = client or redis.Redis.from_url(str(url))

@@ -83,12 +83,18 @@ def test_an_estimate_reserves_no_more_than_the_largest_worker_has(room: Room) ->
     assert form([known, guess], replace(room, largest=9000)).costs[0] == 10
 
 
+def test_padded_an_estimate_is_as_long_as_the_largest_worker_at_most() -> None:
+    requests = [waiting(2900, "known"), waiting(90_000, "guess", exact=False)]
+    assert form(requests, replace(PADDED, largest=3000)).costs == (2900, 3000)
+
+
 def test_the_room_of_a_padded_worker_keeps_half_its_rows_for_the_batch_that_runs() -> None:
     worker = WorkerRecord(
         inc="a:1-x", worker="a", rows=64, capacity=20_000, budget=10_000, mode="padded", cache="paged", held_rows=3
     )
     assert Room.of(worker, share=512).share == 32
     assert Room.of(worker, share=8).share == 8
+    assert Room.of(replace(worker, rows=1), share=8).share == 1
     assert Room.of(replace(worker, mode="continuous"), share=512).share == 512
     assert not Room.of(worker, share=512).idle
     assert Room.of(replace(worker, held_rows=0), share=512).idle
@@ -196,6 +202,7 @@ def test_prompts_sum_to_one_step_and_outputs_do_not_count() -> None:
     batch = form(requests, replace(CONTINUOUS, capacity=100_000))
     assert names(batch) == ["0", "1"]
     assert batch.fill == 0.8
+    assert names(form(line(500, 500, 1), CONTINUOUS)) == ["0", "1"]
 
 
 def test_a_prompt_above_the_budget_goes_alone() -> None:
@@ -262,9 +269,9 @@ def test_free_tokens_of_a_paged_cache_end_a_padded_batch() -> None:
 
 
 def test_a_rectangular_cache_ends_a_padded_batch() -> None:
-    room = replace(PADDED, cache="rect", capacity=3500, held_rows=1, longest=800)
+    room = replace(PADDED, cache="rect", capacity=3000, held_rows=1, longest=800)
     assert names(form(line(1000, 1000, 1000), room)) == ["0", "1"]
-    assert names(form(line(500, 500, 500, 500), room)) == ["0", "1", "2"]
+    assert names(form(line(500, 500, 500, 500), room)) == ["0", "1"]
 
 
 # Padded, the class of the head first
@@ -280,8 +287,13 @@ def test_lengths_that_fit_better_do_not_go_before_the_class_of_the_head() -> Non
 
 
 def test_the_rows_that_a_class_leaves_go_to_the_next() -> None:
-    batch = form(burst([1000, 900], [10, 2000, 950, 990, 980]), replace(PADDED, budget=4000))
+    batch = form(burst([1000, 900], [10, 2000, 950, 1000, 980]), replace(PADDED, budget=4000))
     assert names(batch) == ["h0", "h1", "n3", "n4"]
+
+
+def test_the_next_class_takes_no_more_than_the_free_tokens() -> None:
+    batch = form(burst([1000], [1000] * 9), replace(PADDED, capacity=3500))
+    assert names(batch) == ["h0", "n0", "n1"]
 
 
 def test_rows_stay_free_rather_than_be_all_padding() -> None:
@@ -289,11 +301,16 @@ def test_rows_stay_free_rather_than_be_all_padding() -> None:
     assert names(batch) == ["h0", "h1"]
 
 
-def test_a_class_gives_way_when_its_batch_would_be_mostly_padding() -> None:
+def test_a_long_request_of_the_head_class_does_not_pad_the_short_ones() -> None:
     batch = form(burst([100, 9900], [100] * 200), PADDED)
-    assert names(batch)[0] == "h0"
     assert "h1" not in names(batch)
     assert len(batch.requests) == 100
+
+
+def test_lengths_go_before_the_class_of_the_head_when_its_batch_would_be_nearly_empty() -> None:
+    batch = form(burst([10], [20] * 600), PADDED)
+    assert names(batch)[0] == "h0"
+    assert len(batch.requests) == 500
 
 
 def test_a_burst_of_a_better_class_is_served_in_little_more_than_its_own_batches() -> None:
@@ -342,8 +359,11 @@ def test_padding_makes_a_full_batch_wait_too() -> None:
     assert form(requests, replace(BUSY, share=10, budget=10_000)).linger_us > 0
 
 
-def test_the_wait_is_counted_from_the_arrival_and_not_from_the_score() -> None:
-    requests = line(100, lane="batch", at=T + 3600 * S)
+@pytest.mark.parametrize(
+    ("lane", "window_s"), [("critical", 0), ("high", 0), ("normal", 60), ("low:acme", 600), ("batch", 3600)]
+)
+def test_the_wait_is_counted_from_the_arrival_and_not_from_the_score(lane: str, window_s: int) -> None:
+    requests = line(100, lane=lane, at=T + window_s * S)
     assert form(requests, BUSY, T).linger_us > 0
     assert names(form(requests, BUSY, T + 50 * MS)) == ["0"]
 
@@ -361,6 +381,9 @@ def test_a_busy_worker_gets_no_third_batch_out_of_what_two_leave() -> None:
     assert form(full, replace(BUSY, held_tokens=10_001)) == Batch()
     assert form(full, replace(BUSY, held_rows=501)) == Batch()
     assert len(form(full, replace(BUSY, held_tokens=10_000, held_rows=500)).requests) == 10
+    rect = replace(BUSY, cache="rect", held_rows=10)
+    assert form(full, replace(rect, longest=1001)) == Batch()
+    assert len(form(full, replace(rect, longest=1000)).requests) == 10
 
 
 # Padded, the bound on reordering
@@ -435,6 +458,7 @@ def test_requests_above_the_budget_do_not_keep_a_generation_open() -> None:
 def test_only_the_window_is_looked_at() -> None:
     batcher = DynamicBatcher(CONFIG)
     assert batcher.window_tokens(PADDED) >= 16 * PADDED.budget
+    assert batcher.window_tokens(replace(CONTINUOUS, held_tokens=5000)) == 15_000
     filler = [5000] * (batcher.window_tokens(PADDED) // 5000)
     requests = line(1000, *filler, *[1000] * 9)
     assert names(batcher.form(requests, PADDED, now_us=T)) == ["0"]

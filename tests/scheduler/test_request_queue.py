@@ -87,6 +87,25 @@ def test_critical_beyond_its_share_goes_by_its_score() -> None:
     assert names(queue.order(heads, [worker()]).requests) == ["n1", "c1", "n2"]
 
 
+def test_at_equal_scores_critical_goes_first_beyond_its_share_too() -> None:
+    queue = RequestQueue(CONFIG)
+    queue.dispatched([waiting("before", "critical", 0, tokens=10_000)], now_us=0)
+    heads = {"normal": [waiting("n", "normal", 1)], "critical": [waiting("c", "critical", 1)]}
+    assert names(queue.order(heads, [worker()]).requests) == ["c", "n"]
+
+
+def test_a_second_ago_still_counts() -> None:
+    heads = {"normal": [waiting("n", "normal", 1)], "critical": [waiting("c", "critical", 1000)]}
+    much_critical = RequestQueue(CONFIG)
+    much_critical.dispatched([waiting("a", "critical", 0, tokens=10_000)], now_us=0)
+    much_critical.dispatched([waiting("b", "normal", 0, tokens=1000)], now_us=1 * S)
+    assert names(much_critical.order(heads, [worker()]).requests) == ["n", "c"]
+    little_critical = RequestQueue(CONFIG)
+    little_critical.dispatched([waiting("a", "normal", 0, tokens=10_000)], now_us=0)
+    little_critical.dispatched([waiting("b", "critical", 0, tokens=1000)], now_us=1 * S)
+    assert names(little_critical.order(heads, [worker()]).requests) == ["c", "n"]
+
+
 def test_the_share_is_of_what_was_dispatched_lately() -> None:
     queue = RequestQueue(CONFIG)
     queue.dispatched([waiting("long ago", "critical", 0, tokens=1_000_000)], now_us=0)
@@ -141,8 +160,14 @@ def test_a_lane_that_is_held_back_hides_nothing() -> None:
 
 
 def test_a_lane_of_a_tenant_belongs_to_the_class_before_the_colon() -> None:
-    heads = {"normal:acme": [waiting("n", "normal:acme", 1)], "critical:acme": [waiting("c", "critical:acme", 1000)]}
-    assert names(RequestQueue(CONFIG).order(heads, [worker()]).requests) == ["c", "n"]
+    heads = {
+        "normal:acme": [waiting("n", "normal:acme", 1)],
+        "critical:acme": [waiting("c2", "critical:acme", 1001)],
+        "critical:zeta": [waiting("c1", "critical:zeta", 1000)],
+    }
+    queue = RequestQueue(CONFIG)
+    queue.dispatched([waiting("before", "normal", 0, tokens=10_000)], now_us=0)
+    assert names(queue.order(heads, [worker()]).requests) == ["c1", "c2", "n"]
     assert class_rank("low:acme") == class_rank("low") == 3
 
 

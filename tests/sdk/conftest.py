@@ -1,4 +1,4 @@
-"""Fixtures of the clients' tests: clients of a real Redis, a worker whose answers tests can foretell, and a fake Redis."""
+"""Fixtures of the clients' tests: clients of a real Redis, a worker whose answers tests know, and a fake Redis."""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ def test_all_public_names_are_listed() -> None:
 
 @pytest.mark.parametrize("module", ["stoker", "stoker.cli"])
 def test_importing_it_loads_no_redis_no_pydantic_and_no_torch(module: str) -> None:
-    program = f"import {module}, sys; print([m for m in ('redis', 'pydantic', 'torch', 'structlog') if m in sys.modules])"
+    program = (
+        f"import {module}, sys; print([m for m in ('redis', 'pydantic', 'torch', 'structlog') if m in sys.modules])"
+    )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def demo_model(directory: Path, train: bool) -> None:
     else:
         from stoker_workers.demo import train as trainer
 
-        with click.progressbar(length=trainer.STEPS, label="training", file=click.get_text_stream("stderr")) as bar:
+        with click.progressbar(length=trainer.STEPS, label="training", file=sys.stderr) as bar:
             trainer.train(directory, progress=lambda step: bar.update(step.step - bar.pos))
     click.echo(str(directory))
 

@@ -98,7 +98,7 @@ def encode(
     """
     if request.timeout is not None and request.timeout > config.max_age_s:
         raise InvalidRequest("timeout", f"must be at most max_age_s ({config.max_age_s} s)", request.timeout)
-    core = pack(_core(request))
+    core = _packed_core(request)
     body = b"\x92" + core + pack(request.metadata, "metadata")
     if len(body) > config.payload_bytes:
         raise PayloadTooLarge("request", f"encoded size must be at most {config.payload_bytes} bytes", len(body))
@@ -136,6 +136,13 @@ def text_bytes(request: InferenceRequest) -> int:
     if request.prompt is not None:
         return len(request.prompt.encode())
     return sum(len(message["content"].encode()) for message in request.messages or ())
+
+
+def _packed_core(request: InferenceRequest) -> bytes:
+    try:
+        return pack(_core(request))
+    except InvalidRequest as error:  # of `inputs`: all else was checked field by field
+        raise InvalidRequest(error.field, error.limit, type(request.inputs).__name__) from None
 
 
 def _core(request: InferenceRequest) -> dict[str, Any]:

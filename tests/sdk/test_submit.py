@@ -1,0 +1,186 @@
+"""Submitting: the same request twice, another one under its id, a full queue, and the model's limits."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import fakeredis
+import pytest
+
+from helpers import wait_until
+from sdk.fleet import Fleet
+from stoker.client import Client, Job
+from stoker.config import Config
+from stoker.errors import ConfigError, IdempotencyConflict, InvalidRequest, QueueFull, RedisUnavailable, StokerError
+from stoker.request import InferenceRequest, RequestPriority
+
+
+def test_a_request_waits_in_the_lane_of_its_class(fake_client: Client) -> None:
+    job = fake_client.submit(prompt="hi", priority=RequestPriority.HIGH, timeout=30)
+    assert job.status() == "queued"
+    assert fake_client.stats()["queue"]["waiting"]["high"] == 1
+    assert job.id in repr(job)
+    assert "default" in repr(fake_client)
+
+
+def test_the_same_id_with_the_same_content_is_the_same_request(fake_client: Client) -> None:
+    fake_client.submit(prompt="hi", request_id="a", priority="high")
+    fake_client.submit(prompt="hi", request_id="a", tenant="other", timeout=3)
+    assert fake_client.stats()["counts"]["submitted"] == 1
+
+
+def test_the_same_id_with_other_content_is_a_conflict(fake_client: Client) -> None:
+    fake_client.submit(prompt="hi", request_id="a")
+    with pytest.raises(IdempotencyConflict, match="request id 'a' is taken"):
+        fake_client.submit(prompt="ho", request_id="a")
+
+
+def test_many_are_submitted_in_order_and_one_error_is_nobody_elses(fake_client: Client) -> None:
+    requests = [InferenceRequest(prompt="x", request_id=f"r{i}") for i in range(1200)]
+    requests[700] = InferenceRequest(prompt="other", request_id="r3")
+    jobs = fake_client.submit_many([*requests, ""])
+    assert [job.id for job in jobs if isinstance(job, Job)] == [f"r{i}" for i in range(1200) if i != 700]
+    assert isinstance(jobs[700], IdempotencyConflict)
+    assert isinstance(jobs[1200], InvalidRequest)
+
+
+def test_no_requests_are_no_call(fake_client: Client) -> None:
+    assert fake_client.submit_many([]) == []
+
+
+def test_a_model_without_limits_refuses_nothing(fake_client: Client) -> None:
+    fake_client.set_model("m", {"vocabulary": 0, "context": 0})
+    assert fake_client.submit(prompt_tokens=[4_000_000_000], max_tokens=1 << 20).status() == "queued"
+
+
+def test_an_estimate_never_refuses(fake_client: Client) -> None:
+    fake_client.set_model("m", {"vocabulary": 10, "context": 64})
+    assert fake_client.submit(prompt="word " * 1000).status() == "queued"
+
+
+def test_a_refusal_never_rests_on_an_old_card(fake_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_client.set_model("m", {"vocabulary": 10, "context": 0})
+    with pytest.raises(InvalidRequest):
+        fake_client.submit(prompt_tokens=[10])
+    with Client(config=fake_client.config) as operator:
+        operator.set_model("m", {"vocabulary": 20, "context": 0})
+    monkeypatch.setattr("stoker._flows.CARD_AGE_S", 0.0)
+    assert fake_client.submit(prompt_tokens=[10]).status() == "queued"
+
+
+def full_config(redis_url: str, **settings: float) -> Config:
+    return Config(redis_url=redis_url, heartbeat_ms=100, max_waiting=2, **settings)
+
+
+def test_a_full_queue_says_when_to_try_again(redis_url: str) -> None:
+    with Client(config=full_config(redis_url)) as client:
+        client.submit_many(["a", "b"])
+        with pytest.raises(QueueFull, match=r"queue 'default' is full; try again in 1\.0 s") as caught:
+            client.submit(prompt="c")
+        assert caught.value.retry_after == 1.0
+
+
+def test_a_full_queue_is_waited_out_for_so_long(redis_url: str) -> None:
+    with Client(config=full_config(redis_url)) as client:
+        client.submit_many(["a", "b"])
+        started = time.monotonic()
+        with pytest.raises(QueueFull):
+            client.submit(prompt="c", block=True, block_timeout=0.2)
+        assert 0.2 <= time.monotonic() - started < 2
+
+
+def test_with_block_a_request_gets_in_when_there_is_room(redis_url: str) -> None:
+    config = full_config(redis_url)
+    with Client(config=config) as client:
+        client.submit_many(["a", "b"])
+        with Fleet(config):
+            assert client.submit(prompt="c", block=True, block_timeout=20).result(timeout=5).text == "C "
+
+
+def test_bytes_that_wait_are_bounded_too(redis_url: str) -> None:
+    with Client(config=Config(redis_url=redis_url, max_waiting_bytes=1000)) as client:
+        client.submit(prompt="x" * 900)
+        with pytest.raises(QueueFull):
+            client.submit(prompt="x" * 900)
+
+
+def test_closing_ends_who_waits_for_room(redis_url: str) -> None:
+    client = Client(config=full_config(redis_url))
+    client.submit_many(["a", "b"])
+    errors: list[Exception] = []
+
+    def submit() -> None:
+        try:
+            client.submit(prompt="c", block=True)
+        except StokerError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    wait_until(lambda: client.stats()["queue"]["waiting"]["normal"] == 2)
+    client.close()
+    thread.join(5)
+    assert "closed" in str(errors[0])
+
+
+def test_a_server_that_is_down_is_an_error_in_bounded_time(fake: fakeredis.FakeServer, fake_client: Client) -> None:
+    fake.connected = False
+    started = time.monotonic()
+    with pytest.raises(RedisUnavailable, match=r"submit: Redis at redis://fake does not answer since 0\.\d s"):
+        fake_client.submit(prompt="hi")
+    assert 0.2 <= time.monotonic() - started < 2
+
+
+def test_a_server_that_comes_back_gets_the_request(fake: fakeredis.FakeServer) -> None:
+    fake.connected = False
+    with Client(config=Config(redis_url="redis://fake", retry_timeout_s=20)) as client:
+        timer = threading.Timer(0.1, lambda: setattr(fake, "connected", True))
+        timer.start()
+        assert client.submit(prompt="hi").status() == "queued"
+        timer.join()
+
+
+def test_what_was_accepted_before_the_server_went_down_keeps_its_job(
+    fake: fakeredis.FakeServer, fake_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stoker._calls.GROUP_BYTES", 1)  # one call a request
+    store = fake_client._link.store
+    run, calls = store.run_patiently, []
+
+    def run_once(call: object) -> object:
+        calls.append(call)
+        fake.connected = len(calls) < 2
+        return run(call)
+
+    monkeypatch.setattr(store, "run_patiently", run_once)
+    first, *others = fake_client.submit_many(["a", "b", "c"])
+    assert isinstance(first, Job)
+    assert [type(other).__mro__[1] for other in others] == [RedisUnavailable] * 2
+    assert len(calls) == 2
+
+
+def test_without_any_redis_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, short_tmp: object) -> None:
+    monkeypatch.delenv("STOKER_REDIS_URL", raising=False)
+    monkeypatch.setenv("STOKER_STATE", str(short_tmp))
+    with pytest.raises(ConfigError, match="stoker up"):
+        Client()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:6379"])
+def test_a_url_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="redis_url"):
+        Client(url)
+
+
+def test_url_and_queue_go_before_the_config() -> None:
+    with Client("redis://here", queue="q", config=Config(redis_url="redis://there", max_waiting=7)) as client:
+        assert (client.config.redis_url, client.config.queue, client.config.max_waiting) == ("redis://here", "q", 7)
+
+
+def test_a_closed_client_says_so(redis_url: str) -> None:
+    client = Client(redis_url)
+    client.close()
+    client.close()
+    with pytest.raises(StokerError, match="this client is closed"):
+        client.submit(prompt="hi")
