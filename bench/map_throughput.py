@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redis
+
 from stoker import Client, InferenceRequest
 from stoker_ops.embedded import start
 

@@ -105,12 +105,12 @@ class LocalStack:
         """Whether `stop` was called."""
         return self._stopping.is_set()
 
-    def private_folder(self) -> Path:
+    def private_folder(self, name: str) -> Path:
         """Make a folder that is removed with the stack: beside the own Redis, whose guard sees to it, if it has one."""
         if self._redis is None:
             return Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix="stoker-")))
-        folder = self._redis.directory / "private"
-        folder.mkdir(mode=0o700)
+        folder = self._redis.directory / name
+        folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     def use_model(self, model: str) -> None:
@@ -193,6 +193,9 @@ class LocalStack:
 
     def _keep(self, name: str, arguments: Sequence[str], final: tuple[int, ...]) -> Kept:
         environment = environment_of(self.config)
+        if self._redis and self._settings.home is None:
+            # torch leaves a folder of its own there, for one.
+            environment["TMPDIR"] = str(self.private_folder("tmp"))
         if self._settings.worker_path:
             path = [*self._settings.worker_path, *filter(None, [environment.get("PYTHONPATH")])]
             environment["PYTHONPATH"] = os.pathsep.join(path)

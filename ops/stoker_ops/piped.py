@@ -48,8 +48,8 @@ async def _serve() -> int:
     if not first:
         return 0
     try:
-        request = json.loads(first)
-        await _run(request, orders)
+        await _run(json.loads(first), orders)
+        return 0
     except StokerError as error:
         say("failed", {"error": _public_name(error), "message": str(error)})
     except (ValueError, TypeError, KeyError) as error:
@@ -66,7 +66,7 @@ async def _run(request: dict[str, Any], orders: asyncio.StreamReader) -> None:
         try:
             if request["options"]["model"] is None:
                 stack.start_redis()
-                say("folder", str(stack.private_folder()))
+                say("folder", str(stack.private_folder("model")))
                 model = json.loads(await orders.readline() or b"{}").get("model")
                 if model is None:
                     return

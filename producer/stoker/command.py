@@ -24,6 +24,7 @@ EXIT_UNREACHABLE = 3
 EXIT_TIMEOUT = 4
 EXIT_INTERRUPTED = 130
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 LOCAL_SOCKET = "redis.sock"
 
 

@@ -7,8 +7,6 @@ import sys
 
 import structlog
 
-LEVELS = ("debug", "info", "warning", "error")
-
 
 def configure(level: str = "info") -> None:
     """Set up logging of this process from `level` on."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stoker.command import queue_options
+from stoker.command import LOG_LEVELS, queue_options
 
 if TYPE_CHECKING:
     from stoker.config import Config
 
 
 @click.command()
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
 @queue_options
 def scheduler(config: Config, log_level: str) -> None:
     """Schedule a queue: order what waits, form batches, watch the workers.

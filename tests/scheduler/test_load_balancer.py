@@ -171,7 +171,7 @@ def test_only_a_worker_that_could_hold_the_head_when_empty_is_reserved() -> None
         worker("rowless", rows=0),
         worker("draining", drained=True),
         worker("broken"),
-        worker("large", held_rows=1, held_tokens=900),
+        worker("large", capacity=500, rows=1, held_rows=1, held_tokens=400),
     ]
     balancer.reserve(fleet, request(500), {"broken:1-x"}, now_us=0)
     kept = balancer.reserve(fleet, request(500), {"broken:1-x"}, now_us=50 * MS)

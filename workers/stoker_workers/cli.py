@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stoker.command import guarded, queue_options
+from stoker.command import LOG_LEVELS, guarded, queue_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,9 +41,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @engine_options
 @click.option("--name", metavar="NAME", help="Unique in the queue; default: host and process id.")
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
 @queue_options
 def worker(config: Config, name: str | None, log_level: str, **options: Any) -> None:
     """Run a model and serve a queue with it.

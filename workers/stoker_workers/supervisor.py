@@ -352,7 +352,7 @@ class Child:
         await self.tell(self._options)
 
     async def loaded(self, timeout_s: float, stop: asyncio.Event) -> Loaded | None:
-        """Wait for the model; None if the child died or we are to stop. Raises `ConfigError` where it never can load."""
+        """Wait for the model; None if the child died or we stop. Raises `ConfigError` where it never can load."""
         waits = {
             asyncio.create_task(self._news.get()),
             asyncio.create_task(self.wait()),
