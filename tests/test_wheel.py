@@ -27,7 +27,18 @@ asyncio.run(main())
 
 
 def test_the_wheel_installed_in_a_new_environment_answers_a_prompt(short_tmp: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", short_tmp, ROOT]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        short_tmp,
+        ROOT,
+    ]
     subprocess.run(build, check=True, timeout=120)
     wheel = next(short_tmp.glob("stoker-*.whl"))
     home = short_tmp / "env"

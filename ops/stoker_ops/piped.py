@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from typing import Any
+from dataclasses import dataclass
 
 from stoker import errors
 from stoker.config import Config, load_config
@@ -48,23 +48,31 @@ async def _serve() -> int:
     if not first:
         return 0
     try:
-        await _run(json.loads(first), orders)
-        return 0
+        await _run(_parse(first), orders)
     except StokerError as error:
         say("failed", {"error": _public_name(error), "message": str(error)})
-    except (ValueError, TypeError, KeyError) as error:
-        say("failed", {"error": "ConfigError", "message": f"settings: {error!r}"})
-    return 1
+        return 1
+    return 0
 
 
-async def _run(request: dict[str, Any], orders: asyncio.StreamReader) -> None:
-    """Run the stack until something ends it, which raises."""
-    stack = LocalStack(_config(request), _settings(request))
-    parent = asyncio.create_task(parent_ends(int(request["parent"])))
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The starter's settings. `needs_model`: whether it will put one into a folder of ours."""
+
+    parent: int
+    config: Config
+    settings: StackSettings
+    needs_model: bool
+
+
+async def _run(request: _Request, orders: asyncio.StreamReader) -> None:
+    """Run the stack until it is told to stop, or something ends it, which raises."""
+    stack = LocalStack(request.config, request.settings)
+    parent = asyncio.create_task(parent_ends(request.parent))
     with interruptible(stack) as interrupt:
         parent.add_done_callback(interrupt)
         try:
-            if request["options"]["model"] is None:
+            if request.needs_model:
                 stack.start_redis()
                 say("folder", str(stack.private_folder("model")))
                 model = json.loads(await orders.readline() or b"{}").get("model")
@@ -81,20 +89,23 @@ async def _run(request: dict[str, Any], orders: asyncio.StreamReader) -> None:
             await stack.stop()
 
 
-def _config(request: dict[str, Any]) -> Config:
-    config = load_config(queue=request.get("queue"))
-    # The environment's Redis is for clients of it; a stack uses another one than its own only when it is told to.
-    return config.model_copy(update={"redis_url": request.get("redis_url")})
-
-
-def _settings(request: dict[str, Any]) -> StackSettings:
-    return StackSettings(
-        options=EngineOptions(**{**request["options"], "model": request["options"]["model"] or ""}),
-        workers=request.get("workers"),
-        quiet=True,
-        ready_timeout_s=request["ready_timeout_s"],
-        worker_path=tuple(request.get("worker_path", ())),
-    )
+def _parse(line: bytes) -> _Request:
+    try:
+        said = json.loads(line)
+        config = load_config(queue=said.get("queue"))
+        # The environment's Redis is for clients of it; a stack uses another than its own only when it is told to.
+        config = config.model_copy(update={"redis_url": said.get("redis_url")})
+        model = said["options"]["model"]
+        settings = StackSettings(
+            options=EngineOptions(**{**said["options"], "model": model or ""}),
+            workers=said.get("workers"),
+            quiet=True,
+            ready_timeout_s=said["ready_timeout_s"],
+            worker_path=tuple(said.get("worker_path", ())),
+        )
+        return _Request(int(said["parent"]), config, settings, needs_model=model is None)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"settings: {error!r}") from error
 
 
 async def _open_orders() -> asyncio.StreamReader:

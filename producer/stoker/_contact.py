@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from stoker._outstanding import Pending
-from stoker.config import Config, load_config
+from stoker.config import Config, check_name, load_config
 from stoker.errors import RedisUnavailable
 from stoker.store.connection import checked_url
 
@@ -24,8 +24,11 @@ POLL_S = 0.25
 def client_config(redis_url: str | None, queue: str | None, config: Config | None) -> Config:
     """Return a client's settings: `config`, else the environment's, with the other two on top.
 
-    Where nothing names a Redis it is that of the stack that runs here. Raises `ConfigError`.
+    Where nothing names a Redis it is that of the stack that runs here. Raises `ConfigError`, and `InvalidRequest` for a
+    queue's name that no key may have.
     """
+    if queue is not None:
+        check_name("queue", queue)
     if config is None:
         config = load_config(redis_url=redis_url, queue=queue)
     elif redis_url is not None or queue is not None:
@@ -78,8 +81,8 @@ class Contact:
         return failure[1] if failure and time.monotonic() - failure[0] >= self._patience_s else None
 
 
-def stream_block_ms(config: Config, pending: Pending, left_s: float | None) -> int:
+def stream_block_ms(most_ms: int, pending: Pending, nonce: str, left_s: float | None) -> int:
     """Return how long to wait for tokens: what has ended lies there whole, or is gone, and is not waited for."""
-    if pending.response is not None:
+    if pending.response is not None or not nonce:
         return 1
-    return max(1, min(config.block_ms, config.block_ms if left_s is None else int(left_s * 1000)))
+    return max(1, min(most_ms, most_ms if left_s is None else int(left_s * 1000)))

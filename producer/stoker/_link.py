@@ -173,9 +173,12 @@ class Link:
             reader = self._reader
         self.state.book.wake_all()
         self._disconnect()
-        if reader is not None and reader is not threading.current_thread():
-            reader.join()
-            self._disconnect()  # the reader may have connected once more before it saw that it is over
+        if reader is None or reader is threading.current_thread():
+            return
+        while reader.is_alive():
+            # Again, for it may have connected just after it was disconnected.
+            reader.join(0.05)
+            self._disconnect()
 
     def _disconnect(self) -> None:
         self.waiting.close()

@@ -281,9 +281,10 @@ class AsyncJob:
         deadline = None if timeout is None else time.monotonic() + timeout
         link, pending, reader = self._client._here(), self._pending, TokenReader()
         link.state.book.watch(pending)
-        nonce = await link.drive(_flows.stream_nonce(link.state, pending))
+        nonce = ""
         while True:
-            block_ms = stream_block_ms(link.state.config, pending, seconds_left(deadline))
+            nonce = nonce or await link.drive(_flows.stream_nonce(link.state, pending))
+            block_ms = stream_block_ms(link.state.config.block_ms, pending, nonce, seconds_left(deadline))
             records = await link.streams.read((self.id, nonce, reader.after), block_ms)
             for chunk in filter(None, map(reader.feed, records)):
                 yield chunk

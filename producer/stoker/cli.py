@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from stoker.commands import queues, requests
+from stoker.commands import dead, operate, queues, requests, settings
 
 GROUP = "stoker.commands"
 
@@ -45,5 +45,8 @@ def main() -> None:
     """
 
 
-for _command in (requests.submit, requests.status, requests.result, requests.cancel, queues.stats, queues.queue):
+for _command in (
+    *(requests.submit, requests.status, requests.result, requests.cancel),
+    *(queues.stats, queues.queue, operate.workers, operate.drain, dead.dead, settings.config),
+):
     main.add_command(_command)

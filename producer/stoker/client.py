@@ -29,6 +29,9 @@ from stoker.store.records import WorkerRecord
 
 P = ParamSpec("P")
 
+STREAM_BLOCK_MS = 250
+"""How long one read waits for tokens: more threads than there are connections must get their turns."""
+
 
 class Client:
     """A queue, seen by who submits to it. Use as a context manager, or call `close`.
@@ -268,9 +271,10 @@ class Job:
         deadline = None if timeout is None else time.monotonic() + timeout
         link, pending, reader = self._client._here(), self._pending, TokenReader()
         link.state.book.watch(pending)
-        nonce = link.drive(_flows.stream_nonce(link.state, pending))
+        nonce = ""
         while True:
-            block_ms = stream_block_ms(link.state.config, pending, seconds_left(deadline))
+            nonce = nonce or link.drive(_flows.stream_nonce(link.state, pending))
+            block_ms = stream_block_ms(STREAM_BLOCK_MS, pending, nonce, seconds_left(deadline))
             what = reads.tokens(link.state.keys, self.id, nonce, reader.after, block_ms)
             records = link.waiting.read_patiently(what)
             yield from filter(None, map(reader.feed, records))

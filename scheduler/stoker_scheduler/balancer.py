@@ -49,7 +49,7 @@ class LoadBalancer:
     ) -> WorkerRecord | None:
         """Return the worker for `request`, None where none can take it now; `excluded` are incarnations."""
         cost = charged_cost(request, largest_capacity(workers))
-        able = [worker for worker in _usable(workers, excluded) if Room.of(worker, share=1).opens_to(cost)]
+        able = [worker for worker in _usable(workers, excluded) if Room.of(worker, share=worker.rows).opens_to(cost)]
         chosen = _first_done(able, workers, cost)
         if chosen is not None:
             self._blocked.pop(request.id, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, Self
@@ -20,6 +20,9 @@ A generation is used up before newer requests may overtake what is left of it, s
 half a window. On lengths of conversations and a budget of 32,768 tokens, 16 budgets reach a padding efficiency of 0.94,
 32 of 0.96 and 64 of 0.97.
 """
+
+WINDOW_STEP = 64
+"""Requests by which a window grows until it has its tokens."""
 
 BATCH_OVERHEAD = 0.1
 """The fixed cost of a padded batch as a share of a full one's: what it is worth to fill batches up."""
@@ -151,7 +154,7 @@ class DynamicBatcher:
         self._opened_us = 0
 
     def window_tokens(self, room: Room) -> int:
-        """Return how many tokens of waiting requests to show to `form`; fewer are allowed, more are not looked at."""
+        """Return how many tokens of waiting requests to show to `form`; fewer will do, far more are not looked at."""
         return WINDOW_BUDGETS * room.budget if room.mode == "padded" else max(0, room.tokens_free)
 
     def form(self, waiting: Sequence[Waiting], room: Room, *, now_us: int) -> Batch:
@@ -315,13 +318,20 @@ class _Table:
         )
 
 
-def _lengths(waiting: Iterable[Waiting], largest: int | None, window_tokens: int) -> list[int]:
-    """Return the padded lengths of the window: the first requests with together `window_tokens`."""
-    # The costs are added up here, for this runs for every request of a window and a property would double its time.
-    lengths = [request.prompt_tokens + request.max_tokens for request in waiting]
-    if largest is not None and max(lengths) > largest:
-        lengths = [charged_cost(request, largest) for request in waiting]
-    return lengths[: bisect_left(list(accumulate(lengths)), window_tokens) + 1]
+def _lengths(waiting: Sequence[Waiting], largest: int | None, window_tokens: int) -> list[int]:
+    """Return the padded lengths of the window: of the first requests, until these have `window_tokens` together."""
+    lengths: list[int] = []
+    tokens = 0
+    for start in range(0, len(waiting), WINDOW_STEP):
+        # The costs are added up here: this runs for every request of a window, and calls would double its time.
+        step = [request.prompt_tokens + request.max_tokens for request in waiting[start : start + WINDOW_STEP]]
+        if largest is not None and max(step) > largest:
+            step = [charged_cost(request, largest) for request in waiting[start : start + WINDOW_STEP]]
+        lengths += step
+        tokens += sum(step)
+        if tokens >= window_tokens:
+            break
+    return lengths
 
 
 def _peers(waiting: Sequence[Waiting], places: Sequence[int]) -> Sequence[int]:

@@ -19,10 +19,10 @@ RECENT_BATCHES = 1024
 ANSWERED = ("succeeded", "failed")
 """The counters of requests that a worker brought to an end."""
 
-TOKENS = "tokens"
-"""The counter of tokens, prompt and completion, of the requests that were answered."""
+TOKENS = ("prompt_tokens", "generation_tokens")
+"""The counters of tokens of the requests that were answered."""
 
-COUNTERS = ("submitted", *ANSWERED, "expired", "cancelled", TOKENS)
+COUNTERS = ("submitted", *ANSWERED, "expired", "cancelled", *TOKENS)
 """The queue's counters that only rise. Others, such as what waits now, have no rate."""
 
 BUSY = "busy_us"
@@ -50,8 +50,8 @@ class SchedulerMetrics:
 class MetricsCollector:
     """Turns what happened into figures.
 
-    1. Rates over a sliding window, from snapshots of counters that only rise. A counter that fell belongs to another
-       history (an emptied Redis, a restarted worker): the window begins anew.
+    1. Rates over a sliding window, from snapshots, half a heartbeat apart, of counters that only rise. A counter
+       that fell belongs to another history (an emptied Redis): the window begins anew.
     2. Size, fill and padding efficiency of the last batches, and each worker's share of their tokens.
     3. Utilisation of each worker over the same window, from the busy time that it reports.
     4. Bounded memory: windows have an end, and what is gone is forgotten.
@@ -60,8 +60,7 @@ class MetricsCollector:
     """
 
     def __init__(self, config: Config) -> None:
-        # One snapshot a heartbeat is enough for a window, however often it is fed.
-        self._step_s = config.heartbeat_ms / 1000
+        self._step_s = config.heartbeat_ms / 2000
         self._counts = _Window(self._step_s)
         self._busy: dict[str, _Window] = {}
         self._names: dict[str, str] = {}
@@ -95,7 +94,7 @@ class MetricsCollector:
         busy = {self._names[inc]: window.rates().get(BUSY, 0.0) / 1e6 for inc, window in self._busy.items()}
         return SchedulerMetrics(
             requests_per_s=sum(rates.get(name, 0.0) for name in ANSWERED),
-            tokens_per_s=rates.get(TOKENS, 0.0),
+            tokens_per_s=sum(rates.get(name, 0.0) for name in TOKENS),
             rates=rates,
             batches=self._batches,
             batch_size=sum(size for _, size, _, _, _ in self._recent) / count,
@@ -107,7 +106,7 @@ class MetricsCollector:
 
 
 class _Window:
-    """The first and the last snapshot of rising counters within a sliding window, and some in between."""
+    """Snapshots of rising counters within a sliding window."""
 
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
@@ -115,18 +114,17 @@ class _Window:
 
     def add(self, counts: Mapping[str, int], now_s: float) -> None:
         snapshots = self._snapshots
+        # However often it is fed, a window of this many snapshots is fine enough.
+        if snapshots and now_s - snapshots[-1][0] < self._step_s:
+            return
         if snapshots and any(counts.get(name, 0) < value for name, value in snapshots[-1][1].items()):
             snapshots.clear()
-        # The newest snapshot is replaced until the one before it is a step old.
-        if len(snapshots) > 1 and snapshots[-1][0] - snapshots[-2][0] < self._step_s:
-            snapshots.pop()
         snapshots.append((now_s, dict(counts)))
-        while len(snapshots) > 2 and snapshots[1][0] <= now_s - WINDOW_S:
+        while len(snapshots) > 1 and snapshots[1][0] <= now_s - WINDOW_S:
             snapshots.popleft()
 
     def rates(self) -> dict[str, float]:
         if len(self._snapshots) < 2:
             return {}
         (first_s, first), (last_s, last) = self._snapshots[0], self._snapshots[-1]
-        elapsed_s = max(last_s - first_s, 1e-9)
-        return {name: (value - first.get(name, 0)) / elapsed_s for name, value in last.items()}
+        return {name: (value - first.get(name, 0)) / (last_s - first_s) for name, value in last.items()}

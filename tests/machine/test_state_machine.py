@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import SystemRandom
@@ -19,7 +21,7 @@ import hypothesis.strategies as st
 import msgpack
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, note, seed, settings
+from hypothesis import HealthCheck, note, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from machine.model import Life, Model, renewed
@@ -130,10 +132,16 @@ def step(act: Callable[[Any], None]) -> Any:
     """Make a rule of `act`: a little later, with dice of its own; its calls may each be repeated verbatim."""
 
     def run(self: Any, dice: bytes) -> None:
+        if self.out_of_time:
+            return
         self.dice = Dice(dice)
         self.now += self.dice.pick(TICKS_US)
         self.again = self.dice.chance(20)
-        act(self)
+        try:
+            act(self)
+        except BaseException:
+            type(self).until = math.inf  # what failed has all the time it needs to be made smaller
+            raise
 
     run.__name__ = act.__name__
     ACTS[act.__name__] = run
@@ -146,11 +154,12 @@ class Machine(RuleBasedStateMachine):
     client: ClassVar[redis.Redis]
     shas: ClassVar[dict[str, str]]
     seen: ClassVar[Counter[tuple[str, str]]]
+    until: ClassVar[float] = math.inf
     keys = Keys(CONFIG.queue)
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.unique = START, 0
+        self.now, self.unique, self.begun_at = START, 0, time.monotonic()
         self.dice, self.again = Dice(b""), False
         self.tokens: list[str] = []
         self.schedulers = {name: [f"{name}:{self._new()}", ""] for name in ("s1", "s2")}
@@ -161,7 +170,6 @@ class Machine(RuleBasedStateMachine):
         self.named: list[Attempt] = []
         self.rung: list[tuple[str, reads.Doorbell]] = []
         self.waited: list[Waiting] = []
-        self._begin_history()
 
     def _begin_history(self) -> None:
         self.client.flushall()
@@ -169,6 +177,11 @@ class Machine(RuleBasedStateMachine):
         self.place = b"0-0"
         self.sent: list[tuple[str, tuple[Any, ...]]] = []
         self.spent: set[tuple[str, str] | str] = set()
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the run's time is spent, or this history so old that keys with a TTL begin to go by themselves."""
+        return time.monotonic() > min(self.until, self.begun_at + 30)
 
     def _new(self) -> str:
         self.unique += 1
@@ -485,8 +498,15 @@ class Machine(RuleBasedStateMachine):
     @step
     def promote(self) -> None:
         due = [life.due for life in self.model.lives.values() if life.state == "Y"]
-        if due and self.dice.chance(50) and 0 < min(due) - self.now < 5 * H:
-            self.now = min(due)
+        if not due:
+            self._settle(self._attempts(), "retry")
+        match self.dice.below(3):
+            case 0:
+                self.now = max(self.now, min(due, default=0))
+            case 1:
+                self.now -= TEN_MINUTES
+            case _:
+                pass
         self.do("promote", self.token())
 
     @step
@@ -624,6 +644,12 @@ class Machine(RuleBasedStateMachine):
         for bell in self._read_doorbells(inc) or [bell for name, bell in self.rung[::-1] if name == inc][:3]:
             self._begin(inc, bell)
 
+    def _begin_all(self, inc: str) -> list[Attempt]:
+        """Begin what the doorbells name; return the attempts that the incarnation holds now."""
+        for bell in self._read_doorbells(inc):
+            self._begin(inc, bell)
+        return [one for one in self.begun if one.inc == inc and self.holds(one)]
+
     def _begin(self, inc: str, bell: reads.Doorbell) -> None:
         if self.dice.chance(3):
             inc = self.inc()  # a wrong one
@@ -745,32 +771,52 @@ class Machine(RuleBasedStateMachine):
             return ""
         wanted = next((one for one in waiting if one.id == wanted_id), None)
         wanted = wanted or (waiting[-1] if stream else self.dice.pick(waiting[:3]))
-        free = [name for name in self.ready() if not self.model.incs[name].work]
-        inc = self.dice.pick(free) if free else self._register(self.dice.pick(["w1", "w2", "w3"]))
+        inc = self._free()
         fit = [one for one in waiting if one != wanted and (one.lane == "suspect") == (wanted.lane == "suspect")]
         if self._dispatch(inc, [wanted, *self.dice.some(fit, 2)]).word != "OK":
             return ""
-        for bell in self._read_doorbells(inc):
-            self._begin(inc, bell)
+        self._begin_all(inc)
         return inc
+
+    def _free(self) -> str:
+        """An incarnation that takes work and has none."""
+        free = [name for name in self.ready() if not self.model.incs[name].work]
+        return self.dice.pick(free) if free else self._register(self.dice.pick(["w1", "w2", "w3"]))
+
+    def _fill(self, inc: str) -> None:
+        if len(self.model.waiting) < CONFIG.group:
+            self._submit([self._request() for _ in range(CONFIG.group)])
+        clean = [one for one in self.model.waiting if one.lane != "suspect"]
+        self._dispatch(inc, sorted(clean, key=lambda one: one.cost)[: CONFIG.group])
 
     @step
     def fill(self) -> None:
         # A worker gets more than one call of reclaim takes back.
-        ready = self.ready()
-        inc = self.dice.pick(ready) if ready else self._register("w1")
-        for _ in range(2):
-            if len(self.model.waiting) < CONFIG.group:
-                self._submit([self._request() for _ in range(CONFIG.group)])
-            clean = [one for one in self.model.waiting if one.lane != "suspect"]
-            self._dispatch(inc, sorted(clean, key=lambda one: one.cost)[: CONFIG.group])
+        inc = self._free()
+        self._fill(inc)
+        self._fill(inc)
         if self.dice.chance(60):
-            for bell in self._read_doorbells(inc):
-                self._begin(inc, bell)
+            self._begin_all(inc)
         if self.dice.chance(40):
             self._report(inc)
             for _ in range(3):
                 self.do("reclaim", self.token(), inc)
+
+    @step
+    def halve(self) -> None:
+        # A set of suspects is lost in company.
+        if sum(one.lane == "suspect" for one in self.model.waiting) < 2:
+            inc = self._free()
+            self._fill(inc)
+            self._begin_all(inc)
+            self.do("report", inc, "crash", self.running(inc))
+            self.do("reclaim", self.token(), inc)
+        inc = self._free()
+        self._dispatch(inc, [one for one in self.model.waiting if one.lane == "suspect"][: CONFIG.group])
+        self._begin_all(inc)
+        if self.dice.chance(70):
+            self._report(inc)
+            self.do("reclaim", self.token(), inc)
 
     @step
     def isolate(self) -> None:
@@ -785,6 +831,62 @@ class Machine(RuleBasedStateMachine):
         if self.dice.chance(50):
             self._tick(2 + self.dice.below(5))
             self._beat(inc)
+
+    @step
+    def ring_again(self) -> None:
+        # A doorbell is not heard for long, or the clock goes back under it.
+        inc = self._free()
+        self._fill(inc)
+        if self.dice.chance(50):
+            self._tick(4)
+        else:
+            self.now -= TEN_MINUTES
+        self._beat(inc)
+
+    @step
+    def lapse(self) -> None:
+        # A worker is silent until its lease is over; perhaps its last beat is older than a clock that went back.
+        inc = self.inc()
+        if self.dice.chance(50):
+            self.now -= self.dice.pick([TEN_MINUTES, LEASE])
+            self.do("reclaim", self.token(), inc)
+        self._tick(1 + self.dice.below(8))
+        self.do("reclaim", self.token(), inc)
+
+    @step
+    def heard_twice(self) -> None:
+        # A doorbell of what runs comes again, perhaps after the deadline.
+        inc = self._serve()
+        late = max([self.model.lives[i].deadline for i in self.running(inc) if i in self.model.lives], default=0)
+        if self.dice.chance(60):
+            self.now = max(self.now, late)
+        for bell in [bell for name, bell in self.rung if name == inc]:
+            self._begin(inc, bell)
+
+    @step
+    def comes_back_to_the_same(self) -> None:
+        # A worker gets a request again, and then an old word of its attempt before arrives.
+        inc = self._serve()
+        before = [one for one in self.begun if one.inc == inc and self.holds(one)]
+        if not before:
+            return
+        old = self.dice.pick(before)
+        if self.dice.chance(50):
+            self.do("hand_back", inc, [(old.id, old.delivery)])
+        else:
+            self._settle([old], "retry")
+            self.now += 5 * H
+            self.do("promote", self.token())
+        self._dispatch(inc, [one for one in self.model.waiting if one.id == old.id])
+        self._begin_all(inc)
+        match self.dice.below(4):
+            case 0 | 1:
+                self._settle([old])
+            case 2:
+                self.do("hand_back", inc, [(old.id, old.delivery)])
+            case _:
+                for bell in [bell for name, bell in self.rung if name == inc and bell.delivery == old.delivery]:
+                    self._begin(inc, bell)
 
     @step
     def id_comes_back(self) -> None:
@@ -807,8 +909,7 @@ class Machine(RuleBasedStateMachine):
         if waiting and self.dice.chance(60):
             inc = one.inc if self.dice.chance(50) else self.inc()
             self._dispatch(inc, waiting)
-            for bell in self._read_doorbells(inc):
-                self._begin(inc, bell)
+            self._begin_all(inc)
 
     @step
     def late_duplicate(self) -> None:
@@ -874,15 +975,19 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(dice=DICE)
     def populate(self, dice: bytes) -> None:
+        if self.out_of_time:
+            return
+        self._begin_history()
         self.dice = Dice(dice)
-        if self.dice.chance(95):
+        if not self.dice.chance(5):
             self._lead("s1")
             for worker in ("w1", "w2"):
                 self._register(worker)
             self._submit([self._request() for _ in range(3)])
 
     def teardown(self) -> None:
-        self.seen.update(("end", end) for end in self.model.ends)
+        if hasattr(self, "model"):
+            self.seen.update(("end", end) for end in self.model.ends)
 
     def read(self, read: Read[T]) -> T:
         return read.parse([self.client.execute_command(*command) for command in read.commands])
@@ -976,11 +1081,9 @@ READ: dict[bytes, Callable[[Any], Any]] = {
 }
 
 COMMON = settings(deadline=None, print_blob=True, report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
-PROFILES = {
-    "default": settings(COMMON, max_examples=200, stateful_step_count=50),
-    "long": settings(COMMON, max_examples=5000, stateful_step_count=80),
-    # Without making failures smaller: for the count of what is found.
-    "raw": settings(COMMON, max_examples=200, stateful_step_count=50, phases=[Phase.generate]),
+PROFILES = {  # and how many seconds they may take at most
+    "default": (settings(COMMON, max_examples=150, stateful_step_count=50), 50.0),
+    "long": (settings(COMMON, max_examples=20_000, stateful_step_count=60), 3600.0),
 }
 
 
@@ -998,7 +1101,8 @@ def test_every_script_does_what_the_model_does(redis_server: EmbeddedRedis) -> N
     number = int(os.environ.get("HYPOTHESIS_SEED") or SystemRandom().randrange(1 << 32))
     often = {f"{name}_{i}": rule(dice=DICE)(ACTS[name]) for i, name in enumerate(OFTEN)}
     factory = seed(number)(type("Bound", (Machine,), {"client": client, "shas": shas, "seen": seen} | often))
-    profile = PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "default")]
+    profile, seconds = PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "default")]
+    factory.until = time.monotonic() + seconds
     try:
         run_state_machine_as_test(factory, settings=profile)
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -14,14 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from helpers import marked_processes, process_is_gone, wait_until
 from stoker import AsyncClient, Client, Config
 from stoker.errors import ConfigError, RedisUnavailable
-from stoker_ops import gpus, kept
+from stoker_ops import gpus, kept, tied
+from stoker_ops.cli import _config, _ready_line, _run
 from stoker_ops.interrupt import Interrupt
 from stoker_ops.kept import Kept, restart_delay
-from stoker_ops.local import LocalStack, NotReady, StackError
+from stoker_ops.local import LocalStack, NotReady, StackError, _Before
 from stoker_ops.settings import StackSettings, short_temp
 from stoker_workers.messages import EngineOptions
 
@@ -115,6 +118,31 @@ def test_up_refuses_a_model_that_is_not_there_at_once(python, short_tmp, monkeyp
     assert process.returncode == 2
     assert errors == "stoker: model: no folder at /nowhere (a model is a local folder; nothing is downloaded)\n"
     assert not (short_tmp / "s").exists()
+
+
+def test_a_given_redis_is_named_in_the_ready_line_without_its_password():
+    stack = LocalStack(Config(redis_url="redis://me:secret@host:1/0", queue="q"), StackSettings(options=SIM))
+    line = _ready_line(stack, StackSettings(options=SIM))
+    assert line.startswith("ready at redis://host:1/0: ")
+    assert line.endswith('Try: stoker submit --queue q --redis redis://host:1/0 "The with statement"')
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, None), ("redis://a:1/0", "redis://a:1/0")])
+def test_up_uses_the_redis_it_is_given_else_starts_one(monkeypatch, given, used):
+    monkeypatch.delenv("STOKER_REDIS_URL", raising=False)
+    assert _config(given, None).redis_url == used
+    with pytest.raises(ConfigError, match="password on the command line"):
+        _config("redis://:secret@a:1/0", None)
+
+
+def test_a_stack_that_is_not_ready_in_time_exits_with_4(capsys):
+    async def late() -> int:
+        raise NotReady("no worker has loaded its model")
+
+    with pytest.raises(SystemExit) as caught:
+        _run(late)
+    assert caught.value.code == 4
+    assert capsys.readouterr().err == "stoker: no worker has loaded its model\n"
 
 
 # --- behind pipes -----------------------------------------------------------------------------------------------------
@@ -226,12 +254,24 @@ async def test_a_worker_that_can_never_load_its_model_is_quoted(temp):
             pass
 
 
+async def goes_on_without_some_workers(stack: LocalStack) -> None:
+    """Wait anew, for another worker that does not come."""
+    late = Kept("late", ["worker"], os.environ, None, final=())
+    stack._workers.append(late)
+    stack._settings = dataclasses.replace(stack._settings, ready_timeout_s=0.1)
+    with structlog.testing.capture_logs() as logs:
+        await stack._ready(stack._store, _Before(frozenset(), None))
+    assert logs[-1]["missing"] == ["late"]
+    stack._workers.remove(late)
+
+
 async def test_a_given_redis_is_used_and_survives(temp, redis_url):
     config = Config(redis_url=redis_url, queue="other")
     async with LocalStack(config, StackSettings(options=SIM, quiet=True)) as stack:
         assert stack.workers == [f"{os.uname().nodename.split('.')[0]}-{os.getpid()}-w0"]
         folder = stack.private_folder("model")
         assert folder.is_relative_to(temp)
+        await goes_on_without_some_workers(stack)
     assert not folder.exists()
     with Client(redis_url, queue="other") as client:
         assert client.workers() == []
@@ -334,6 +374,16 @@ def test_where_the_kernel_cannot_tie_processes_a_thread_looks_at_the_parent(pyth
     assert not process_is_gone(child)
     starter.kill()
     wait_until(lambda: process_is_gone(child))
+
+
+def test_a_watched_parent_that_is_another_one_ends_this_process(monkeypatch):
+    ended: list[bool] = []
+    monkeypatch.setattr(tied, "_end", lambda: ended.append(True))
+    monkeypatch.setattr(tied, "_ask_the_kernel", lambda: False)
+    monkeypatch.setattr(tied, "PARENT_CHECK_S", 0.01)
+    tied.tie(1)
+    # Once by looking, once by the thread.
+    wait_until(lambda: ended == [True, True])
 
 
 # --- devices ----------------------------------------------------------------------------------------------------------

@@ -460,7 +460,7 @@ def test_only_the_window_is_looked_at() -> None:
     assert batcher.window_tokens(PADDED) >= 16 * PADDED.budget
     assert batcher.window_tokens(replace(CONTINUOUS, held_tokens=5000)) == 15_000
     filler = [8000] * (batcher.window_tokens(PADDED) // 8000)
-    requests = line(1000, *filler, *[1000] * 9)
+    requests = line(1000, *filler, *[8000] * 64, *[1000] * 9)
     assert names(batcher.form(requests, PADDED, now_us=T)) == ["0"]
 
 

@@ -153,11 +153,17 @@ def test_a_restart_keeps_the_doublings_but_not_the_successes() -> None:
 
 def test_faults_count_across_restarts() -> None:
     monitor = HealthMonitor(CONFIG)
-    for inc in range(5):
-        monitor.observe([replace(A, inc=f"a:{inc}-x"), B], inc)
+    monitor.observe([A, B], 0)
+    for inc in range(1, 6):
         assert monitor.state("a") is CLOSED
-        monitor.observe([replace(A, inc=f"a:{inc}-x", faults=1), B], inc)
+        monitor.observe([replace(A, inc=f"a:{inc}-y", faults=1), B], inc)
     assert monitor.state("a") is OPEN
+
+
+def test_successes_of_the_new_process_close_the_circuit_after_a_restart() -> None:
+    monitor = opened_at(0)
+    monitor.observe([replace(A, inc="a:3-y", successes=2), B], 5)
+    assert monitor.state("a") is CLOSED
 
 
 def test_the_superseded_incarnation_beside_a_new_one_changes_nothing() -> None:

@@ -104,6 +104,8 @@ def test_a_busy_padded_worker_takes_a_batch_only_when_a_whole_one_fits() -> None
     padded = worker("a", mode="padded", rows=64, held_rows=4)
     assert chosen(replace(padded, held_tokens=500)) == "a"
     assert chosen(replace(padded, held_tokens=501)) is None
+    assert chosen(replace(padded, held_rows=32)) == "a"
+    assert chosen(replace(padded, held_rows=33)) is None
 
 
 def test_an_estimate_is_placed_as_if_it_were_the_largest_capacity() -> None:

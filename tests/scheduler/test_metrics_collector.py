@@ -36,8 +36,11 @@ def test_before_anything_happened_every_figure_is_zero() -> None:
 
 def test_rates_are_the_change_of_counters_over_time() -> None:
     metrics = collector()
-    metrics.observe_counts({"submitted": 1, "succeeded": 10, "failed": 2, "tokens": 1000}, 100.0)
-    metrics.observe_counts({"submitted": 9, "succeeded": 30, "failed": 6, "tokens": 5000, "expired": 1}, 104.0)
+    metrics.observe_counts({"submitted": 1, "succeeded": 10, "failed": 2, "prompt_tokens": 1000}, 100.0)
+    metrics.observe_counts(
+        {"submitted": 9, "succeeded": 30, "failed": 6, "prompt_tokens": 4600, "generation_tokens": 400, "expired": 1},
+        104.0,
+    )
     now = metrics.snapshot()
     assert now.requests_per_s == 6
     assert now.tokens_per_s == 1000
@@ -84,16 +87,20 @@ def test_what_rises_and_falls_has_no_rate_and_ends_no_history() -> None:
     assert "waiting" not in metrics.snapshot().rates
 
 
-def test_two_reads_of_one_moment_are_no_rate_without_end() -> None:
+def test_snapshots_less_than_half_a_heartbeat_apart_are_one() -> None:
     metrics = collector()
     metrics.observe_counts({"succeeded": 5}, 1.0)
-    metrics.observe_counts({"succeeded": 5}, 1.0)
+    metrics.observe_counts({"succeeded": 6}, 1.0)
+    metrics.observe_counts({"succeeded": 7}, 1.49)
     assert metrics.snapshot().requests_per_s == 0
+    metrics.observe_counts({"succeeded": 8}, 1.5)
+    assert metrics.snapshot().requests_per_s == 6
 
 
 def test_batches_are_counted_and_their_means_kept() -> None:
     metrics = collector()
     metrics.observe_batch(batch(10, 20, 30, fill=0.5, efficiency=0.9), A)
+    assert metrics.snapshot().batch_size == 3
     metrics.observe_batch(batch(40, fill=1.0, efficiency=1.0), A)
     now = metrics.snapshot()
     assert (now.batches, now.batch_size) == (2, 2)

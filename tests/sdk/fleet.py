@@ -6,6 +6,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import redis
+
+from helpers import wait_until
 from stoker.config import Config
 from stoker.errors import InvalidRequest, RedisUnavailable
 from stoker.request import InferenceRequest
@@ -19,6 +22,17 @@ WORKER = "w"
 CARD = {"name": "echo", "dtype": "none", "vocabulary": 1000, "context": 100_000, "mode": "continuous"}
 HOLDING = ("hold", "first")
 Piece = tuple[int, str]
+
+
+def cut_readers(redis_url: str) -> None:
+    """Cut the connections on which clients wait for wake-ups, and no others."""
+    with redis.Redis.from_url(redis_url) as server:
+
+        def cut() -> list[str]:
+            readers = [found["id"] for found in server.client_list() if found["cmd"] == "blpop"]
+            return [reader for reader in readers if server.client_kill_filter(_id=reader)]
+
+        wait_until(cut, what="a client waits for wake-ups")
 
 
 def pieces(request: InferenceRequest) -> list[Piece]:
@@ -104,7 +118,8 @@ class Fleet:
         self.store.close()
 
     def release(self) -> None:
-        """Let what was held finish."""
+        """Let what is held, one at least, finish."""
+        wait_until(lambda: self.held, what="a request is held")
         for running in self.held:
             running.do = ""
 

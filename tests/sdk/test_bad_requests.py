@@ -82,10 +82,8 @@ def test_a_bad_request_is_refused_with_its_field_its_limit_and_what_was_given(
     assert str(error).startswith(f"{field}: ")
     assert len(str(error)) < 300
     assert fake_client.stats()["counts"]["submitted"] == 0
-    with pytest.raises(type(error)):
-        next(iter(fake_client.stream(**fields)))
 
 
 def test_a_queue_with_an_impossible_name_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="queue: must match"):
+    with pytest.raises(InvalidRequest, match="queue: must match"):
         Client("redis://127.0.0.1:1/0", queue="a:b")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import fakeredis
 import pytest
+import redis
 
 from helpers import wait_until
 from sdk.fleet import Fleet
@@ -14,6 +16,7 @@ from stoker.client import Client, Job
 from stoker.config import Config
 from stoker.errors import ConfigError, IdempotencyConflict, InvalidRequest, QueueFull, RedisUnavailable, StokerError
 from stoker.request import InferenceRequest, RequestPriority
+from stoker_ops.embedded import ServerBinary, start
 
 
 def test_a_request_waits_in_the_lane_of_its_class(fake_client: Client) -> None:
@@ -184,3 +187,41 @@ def test_a_closed_client_says_so(redis_url: str) -> None:
     client.close()
     with pytest.raises(StokerError, match="this client is closed"):
         client.submit(prompt="hi")
+
+
+def test_a_server_that_is_out_of_memory_refuses_for_now(short_tmp: Path, server_binary: ServerBinary) -> None:
+    with (
+        start(short_tmp / "redis", server=server_binary) as server,
+        Client(server.url) as client,
+        redis.Redis.from_url(server.url) as admin,
+    ):
+        client.submit(prompt="hi")
+        admin.config_set("maxmemory", 1)
+        with pytest.raises(RedisUnavailable, match=r"submit: Redis at .* refuses for now .*OOM"):
+            client.submit(prompt="ho")
+        admin.config_set("maxmemory", 0)
+        assert client.submit(prompt="ho").status() == "queued"
+
+
+def test_half_of_the_servers_memory_is_the_most_that_may_wait(short_tmp: Path, server_binary: ServerBinary) -> None:
+    limit = ("--maxmemory", "40mb")
+    with start(short_tmp / "redis", server=server_binary, extra_args=limit) as server, Client(server.url) as client:
+        jobs = client.submit_many(["x" * 1_000_000] * 25)
+        assert [isinstance(job, Job) for job in jobs] == [True] * 20 + [False] * 5
+        assert isinstance(jobs[-1], QueueFull)
+
+
+def test_a_user_without_the_right_to_info_can_submit(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as admin:
+        admin.acl_setuser("narrow", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-info"])
+        try:
+            with Client(redis_url.replace("unix://", "unix://narrow:pw@")) as client:
+                assert client.submit(prompt="hi").status() == "queued"
+            with (
+                Client(redis_url.replace("unix://", "unix://narrow:guess@")) as client,
+                pytest.raises(RedisUnavailable, match="refuses the credentials") as caught,
+            ):
+                client.submit(prompt="hi")
+            assert "guess" not in str(caught.value)
+        finally:
+            admin.acl_deluser("narrow")

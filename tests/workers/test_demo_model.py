@@ -201,7 +201,21 @@ def test_what_a_held_out_topic_shares_with_others_is_not_trained_on() -> None:
 
     assert parts.held_out == [topics["topic-00"], topics["topic-10"]]
     assert len(parts.train) == 10
-    assert parts.train[0] == ["Paragraph 1", "words of 1 alone"]
+    assert ["Paragraph 1", "words of 1 alone"] in parts.train
+
+
+@pytest.mark.torch
+def test_a_topic_that_repeats_a_longer_one_is_trained_on_once() -> None:
+    pytest.importorskip("transformers")
+    from stoker_workers.demo.train import split
+
+    topics = {
+        "a": "held out",
+        "part": "the second\npart",
+        "whole": "the first part\n\nthe second part\n\nthe third part",
+    }
+
+    assert split(topics).train == [["the first part", "the second part", "the third part"]]
 
 
 @pytest.mark.torch

@@ -1,0 +1,99 @@
+"""`stoker config show`: every setting, its value, and where it comes from."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stoker.command import guarded, local_url, print_json
+
+if TYPE_CHECKING:
+    from stoker.config import Config
+
+UNITS = ("ms", "s", "bytes")
+SECRETS = re.compile(r"([?&](?:username|password)=)[^&]*")
+
+
+@click.group()
+def config() -> None:
+    """Look at the settings.
+
+    \b
+    Example:  stoker config show
+    """
+
+
+@config.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@guarded
+def show(as_json: bool) -> None:
+    """Print every setting: its value, what it means, and whether the environment sets it.
+
+    Each can be set by STOKER_ and its name in capitals. Passwords in URLs are left out.
+
+    \b
+    Examples:  stoker config show
+               STOKER_HEARTBEAT_MS=500 stoker config show --json
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from stoker.config import load_config
+
+    settings = all_settings(load_config())
+    if as_json:
+        print_json(settings)
+        return
+    table = Table(title="settings", title_justify="left")
+    for column in ("setting", "value", "unit", "from", "meaning"):
+        table.add_column(column, no_wrap=column == "setting", overflow="fold")
+    for name, facts in settings.items():
+        value = "-" if facts["value"] is None else str(facts["value"])
+        # Not as markup: a URL or a path may have brackets.
+        table.add_row(*map(_plain, (name, value, facts["unit"], facts["source"], facts["meaning"])))
+    Console().print(table)
+
+
+def all_settings(config: Config) -> dict[str, dict[str, Any]]:
+    """Return each setting by its name: value, unit, source (default, environment or local stack), variable, meaning."""
+    from stoker.config import ENV_PREFIX
+
+    return {
+        name: {
+            "value": _value(config, name),
+            "unit": next((unit for unit in UNITS if name.endswith(f"_{unit}")), ""),
+            "source": _source(config, name),
+            "variable": ENV_PREFIX + name.upper(),
+            "meaning": field.description,
+        }
+        for name, field in type(config).model_fields.items()
+    }
+
+
+def _value(config: Config, name: str) -> Any:
+    value = getattr(config, name)
+    if name != "redis_url":
+        return value
+    url = value or local_url(config)
+    return without_secrets(url) if url else None
+
+
+def _source(config: Config, name: str) -> str:
+    if name in config.model_fields_set:
+        return "environment"
+    return "local stack" if name == "redis_url" and local_url(config) else "default"
+
+
+def without_secrets(url: str) -> str:
+    """Return the URL without its user and password, wherever in it they stand."""
+    from stoker.store.connection import redact
+
+    return SECRETS.sub(r"\1***", redact(url))
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)

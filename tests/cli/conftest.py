@@ -1,0 +1,35 @@
+"""Fixtures of the command line's tests: the command in this process, against a Redis of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from stack_processes import HEARTBEAT_MS, Stack
+from stoker.cli import main
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(redis_url: str) -> Cli:
+    """Runs `stoker` with these arguments, on the server of this test process unless another `url` is given."""
+
+    def run(*arguments: str, url: str = redis_url, answer: str | None = None, **environment: str | None) -> Result:
+        settings = {"STOKER_REDIS_URL": url, "STOKER_HEARTBEAT_MS": str(HEARTBEAT_MS), "COLUMNS": "200"}
+        return CliRunner().invoke(main, arguments, input=answer, env=settings | environment)
+
+    return run
+
+
+@pytest.fixture
+def stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
+    """Nothing runs yet but Redis."""
+    stack = Stack(redis_url, short_tmp)
+    try:
+        yield stack
+    finally:
+        stack.end()

@@ -1,0 +1,106 @@
+"""The steps of the clients, carried out by hand: what no server answers on demand."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import pytest
+
+from stoker._flows import SWEEP_MOST, Flow, R, State, ask, retry_dead, sweep
+from stoker._outstanding import Pending, Phase
+from stoker.config import Config
+from stoker.errors import RedisUnavailable, RequestLost
+from stoker.store.codec import Submission
+from stoker.store.connection import Read
+from stoker.store.lookups import Lives
+from stoker.store.reads import QueueFacts
+from stoker.store.scripts import Accepted, Call
+
+GONE = Lives("g", [None], [False])
+
+
+def carry_out(flow: Flow[R], *replies: Any) -> tuple[R, list[str]]:
+    """Answer a flow's steps in turn; gives its value and what the steps were."""
+    steps, answers = [], iter(replies)
+    try:
+        step = next(flow)
+        while True:
+            steps.append(step.script if isinstance(step, Call) else step.what if isinstance(step, Read) else "pause")
+            answer = next(answers)
+            step = flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
+    except StopIteration as end:
+        return end.value, steps
+
+
+@pytest.fixture
+def state() -> State:
+    return State(Config(redis_url="redis://nowhere"))
+
+
+def accepted(state: State, request_id: str = "a", age_s: float = 0.0) -> Pending:
+    submission = Submission(request_id, "n", b"head", b"body")
+    pending = state.book.accepted(state.book.expect(request_id, Phase.SENT), "n", "g", submission)
+    pending.since -= age_s
+    return pending
+
+
+@pytest.mark.parametrize(
+    ("word", "phase", "lost", "suspicious"),
+    [
+        ("ACCEPTED", Phase.OWN, False, False),
+        ("SAME", Phase.FOREIGN, False, False),
+        ("DONE", Phase.FOREIGN, False, False),
+        ("FULL", Phase.OWN, False, True),
+        ("CONFLICT", Phase.OWN, True, False),
+    ],
+)
+def test_what_vanished_is_submitted_again(state: State, word: str, phase: Phase, lost: bool, suspicious: bool) -> None:
+    pending = accepted(state)
+    _, steps = carry_out(ask(state, [pending]), GONE, ("g", [Accepted(word)]))
+    assert steps == ["read results", "submit"]
+    assert (pending.phase, pending.response is not None, state.book.suspicious) == (phase, lost, suspicious)
+
+
+def test_what_may_have_ended_unseen_is_not_run_twice(state: State) -> None:
+    pending = accepted(state, age_s=state.config.result_ttl_s + 1)
+    _, steps = carry_out(ask(state, [pending]), GONE)
+    assert steps == ["read results"]
+    assert isinstance(pending.response.error, RequestLost)
+
+
+def test_results_alone_are_asked_for_unless_something_is_doubtful(state: State) -> None:
+    kept = [accepted(state)]
+    assert carry_out(sweep(state, quiet=True), ("g", [None]))[1] == ["read results"]
+    state.book.suspicious = True
+    assert carry_out(sweep(state, quiet=True), Lives("g", [None], [True]))[1] == ["read results"]
+    assert not state.book.suspicious
+    kept.append(accepted(state, "old", age_s=state.config.result_ttl_s + 1))
+    carry_out(sweep(state, quiet=True), GONE, ("g", [None]))
+    assert [pending.response is None for pending in kept] == [True, False]
+
+
+def test_a_sweep_that_fails_is_made_again(state: State) -> None:
+    kept = accepted(state)
+    state.book.suspicious = True
+    with pytest.raises(RedisUnavailable):
+        carry_out(sweep(state, quiet=True), RedisUnavailable("away"))
+    assert state.book.suspicious
+    assert kept.response is None
+
+
+def test_under_load_a_sweep_asks_for_one_group(state: State) -> None:
+    kept = [accepted(state, f"r{i}") for i in range(SWEEP_MOST + 600)]
+    for quiet, calls in ((False, 1), (True, SWEEP_MOST // 512)):
+        _, steps = carry_out(sweep(state, quiet=quiet), *[("g", [None] * 512)] * calls)
+        assert len(steps) == calls
+    assert all(pending.response is None for pending in kept)
+
+
+def test_an_unanswered_retry_leaves_nothing_that_waits_for_ever(state: State) -> None:
+    state.facts, state.facts_at = QueueFacts("g", None, 0.0, 0), time.monotonic() + 60
+    with pytest.raises(RedisUnavailable):
+        carry_out(retry_dead(state, "dead"), RedisUnavailable("away"))
+    gc.collect()  # the error's traceback held it
+    assert len(state.book) == 0
