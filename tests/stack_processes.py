@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import redis
+
 from helpers import wait_until
 from stoker import Client, Config
 from stoker.store.keys import Keys

@@ -184,12 +184,17 @@ class LocalStack:
         server = self._redis
         if server is None or await asyncio.to_thread(lambda: server.running) or self._stopping.is_set():
             return
-        log.warning("redis is gone, starting it again", folder=str(server.directory))
         # Not by `every`, which would only say that Redis is away.
         try:
-            self._redis = await asyncio.to_thread(self._run_redis, server.directory)
+            started = await asyncio.to_thread(self._run_redis, server.directory)
         except RedisUnavailable as error:
-            log.error("redis cannot be started again", error=str(error))
+            log.error("redis is gone and cannot be started again", error=str(error))
+            return
+        # It may have been slow, not gone, or another starter was quicker: then the old handle stays, for the guard
+        # behind it ends when it is dropped.
+        if not started.joined:
+            log.warning("redis was gone and is started again", folder=str(server.directory))
+            self._redis = started
 
     def _keep(self, name: str, arguments: Sequence[str], final: tuple[int, ...]) -> Kept:
         environment = environment_of(self.config)

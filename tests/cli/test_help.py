@@ -40,18 +40,5 @@ def test_help_says_what_a_command_does_and_has_an_example_that_names_it(words: t
     assert f"stoker {' '.join(words)}" in examples.partition("Options:")[0]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_option_is_explained_or_lists_its_choices(words: tuple[str, ...]) -> None:
-    command: click.Command = main
-    for word in words:
-        assert isinstance(command, click.Group)
-        command = command.get_command(click.Context(command), word) or pytest.fail(word)
-    for option in command.params:
-        if isinstance(option, click.Option):
-            explained = option.help or isinstance(option.type, click.Choice) or option.show_default or option.metavar
-            plain = isinstance(option.type, type(click.INT))
-            assert explained or plain, option.name
-
-
 def test_an_unknown_command_is_a_usage_error() -> None:
     assert CliRunner().invoke(main, ["frobnicate"]).exit_code == 2

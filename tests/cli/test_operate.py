@@ -195,8 +195,8 @@ def test_dead_list_shows_the_newest_first_and_filters(client: Client, fleet: Fle
     assert listed(cli, "--older-than", "2h") == ["c"]
     assert listed(cli, "--older-than", "2h", "--reason", "unschedulable") == []
     table = cli("dead", "list").output
-    for word in ("unschedulable", "error", "acme", "3 h ago", "0 s ago"):
-        assert word in table or word == "0 s ago"
+    for word in ("unschedulable", "error", "acme", "3 h ago"):
+        assert word in table
     assert cli("dead", "list", "--tenant", "nobody").output == "no dead letters that the filters leave\n"
 
 

@@ -418,7 +418,10 @@ class Machine(RuleBasedStateMachine):
 
     @step
     def drain(self) -> None:
-        self.do("drain", self.dice.pick(["w1", "w2", "w3"]), self.dice.chance(40))
+        inc = self.inc()
+        self.do("drain", inc.partition(":")[0], not self.dice.chance(40))
+        if self.dice.chance(40):
+            self._dispatch(inc, self.dice.some(self.model.waiting, CONFIG.group))
 
     # --- schedulers -------------------------------------------------------------------------------------------------
 
@@ -735,8 +738,11 @@ class Machine(RuleBasedStateMachine):
     def flush(self) -> None:
         attempts = self._attempts(stream=True)
         if attempts:
-            items = [scripts.Published(a.id, a.delivery, a.number, self.dice.below(4), b"H\1\0", "x") for a in attempts]
-            self.do("flush", attempts[0].inc, items)
+            self._publish(attempts)
+
+    def _publish(self, attempts: list[Attempt]) -> None:
+        items = [scripts.Published(a.id, a.delivery, a.number, self.dice.below(4), b"H\1\0", "x") for a in attempts]
+        self.do("flush", attempts[0].inc, items)
 
     # --- long ways --------------------------------------------------------------------------------------------------
 
@@ -879,14 +885,23 @@ class Machine(RuleBasedStateMachine):
             self.do("promote", self.token())
         self._dispatch(inc, [one for one in self.model.waiting if one.id == old.id])
         self._begin_all(inc)
-        match self.dice.below(4):
-            case 0 | 1:
+        self._old_word(old)
+
+    def _old_word(self, old: Attempt) -> None:
+        """A call of a worker that does not know what happened to its attempt since."""
+        match self.dice.below(5):
+            case 0:
                 self._settle([old])
+            case 1:
+                self.do("hand_back", old.inc, [(old.id, old.delivery)])
             case 2:
-                self.do("hand_back", inc, [(old.id, old.delivery)])
+                self._publish([old])
+            case 3:
+                for bell in [bell for name, bell in self.rung if name == old.inc and bell.delivery == old.delivery]:
+                    self._begin(old.inc, bell)
             case _:
-                for bell in [bell for name, bell in self.rung if name == inc and bell.delivery == old.delivery]:
-                    self._begin(inc, bell)
+                self._report(old.inc)
+                self.do("reclaim", self.token(), old.inc)
 
     @step
     def id_comes_back(self) -> None:
@@ -910,6 +925,9 @@ class Machine(RuleBasedStateMachine):
             inc = one.inc if self.dice.chance(50) else self.inc()
             self._dispatch(inc, waiting)
             self._begin_all(inc)
+        begun = [attempt for attempt in self.begun if (attempt.id, attempt.delivery) == (one.id, one.delivery)]
+        if begun:
+            self._old_word(begun[0])
 
     @step
     def late_duplicate(self) -> None:

@@ -91,9 +91,10 @@ def test_a_member_whose_flight_moved_on_stops(q: Queue) -> None:
     q.cancel("a")
     q.redis.delete(q.keys.result("a"))
     q.submit("a", stream=True, nonce="n2")
-    q.start("b:1-x", "a")
+    second = q.start("b:1-x", "a")
     before = q.before()
     assert flush(q, A, tokens("a", first)) == ["STOP"]
+    assert flush(q, A, tokens("a", second)) == ["STOP"]
     assert changes(before, q.dump()) == {}
 
 

@@ -83,6 +83,11 @@ def test_a_later_attempt_that_begins_again_is_a_restart() -> None:
     assert type(chunks[2]) is Restarted
 
 
+def test_tokens_of_an_attempt_that_was_taken_back_are_dropped() -> None:
+    _, chunks = feed(ONE, TokenRecord("3-0", 2, 0, [5], "a"), TWO)
+    assert [(chunk.attempt, chunk.text) for chunk in chunks] == [(1, "a"), (2, "a")]
+
+
 def test_a_later_attempt_that_goes_on_is_no_restart() -> None:
     _, chunks = feed(ONE, TokenRecord("3-0", 2, 1, [6], "b"))
     assert chunks[1] == Chunk("b", [6], 2, 1)

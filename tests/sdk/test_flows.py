@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from stoker._flows import SWEEP_MOST, Flow, R, State, ask, retry_dead, sweep
+from stoker._flows import SWEEP_MOST, Flow, R, State, ask, retry_dead, submit, sweep
 from stoker._outstanding import Pending, Phase
+from stoker._window import Window
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, RequestLost
+from stoker.request import InferenceRequest
 from stoker.store.codec import Submission
 from stoker.store.connection import Read
 from stoker.store.lookups import Lives
@@ -104,3 +106,45 @@ def test_an_unanswered_retry_leaves_nothing_that_waits_for_ever(state: State) ->
         carry_out(retry_dead(state, "dead"), RedisUnavailable("away"))
     gc.collect()  # the error's traceback held it
     assert len(state.book) == 0
+
+
+def test_what_has_its_result_already_is_fetched_with_its_group(state: State) -> None:
+    state.facts, state.facts_at = QueueFacts("g", None, 0.0, 0), time.monotonic() + 60
+    answers = [Accepted("DONE"), Accepted("ACCEPTED"), Accepted("DONE")]
+    jobs, steps = carry_out(submit(state, ["x", "y", "z"]), ("g", answers), ("g", [None, None]))
+    assert steps == ["submit", "read results"]
+    assert [job.phase for job in jobs] == [Phase.FOREIGN, Phase.OWN, Phase.FOREIGN]
+
+
+def test_who_waits_for_an_id_whose_submit_failed_asks_for_it(state: State) -> None:
+    state.facts, state.facts_at = QueueFacts("g", None, 0.0, 0), time.monotonic() + 60
+    flow = submit(state, [InferenceRequest(prompt="hi", request_id="a")])
+    next(flow)
+    other = state.book.expect("a", Phase.FOREIGN)
+    assert other.phase is Phase.SENT
+    with pytest.raises(StopIteration) as end:
+        flow.throw(RedisUnavailable("away"))
+    assert isinstance(end.value.value[0], RedisUnavailable)
+    assert other.phase is Phase.FOREIGN
+
+
+def test_another_generation_makes_all_doubtful_and_the_first_one_does_not(state: State) -> None:
+    state.facts = QueueFacts(None, None, 0.0, 0)
+    state.saw_generation(None)
+    state.saw_generation("g")
+    assert (state.book.suspicious, state.facts is None) == (False, False)
+    state.saw_generation("h")
+    assert (state.book.suspicious, state.facts is None) == (True, True)
+
+
+def test_what_a_full_queue_refused_is_sent_again_in_its_order(state: State) -> None:
+    state.facts, state.facts_at = QueueFacts("g", None, 0.0, 0), time.monotonic() + 60
+    window = Window(state.config, {})
+    full = Accepted("FULL", 0.0)
+    flow = window.advance(state, window.take(iter("abcd")))
+    first = next(flow)
+    again = flow.send(("g", [Accepted("ACCEPTED"), full, full, full]))
+    assert again.args[2::3] == first.args[5::3]
+    with pytest.raises(StopIteration):
+        flow.send(("g", [Accepted("ACCEPTED")] * 3))
+    assert window.pause_s is None

@@ -80,6 +80,16 @@ def test_so_many_are_in_flight_and_no_more_are_taken(redis_url: str) -> None:
         assert fleet.most_waiting <= config.in_flight
 
 
+def test_a_slow_reader_does_not_keep_the_next_from_being_sent(redis_url: str) -> None:
+    config = Config(redis_url=redis_url, **SMALL)
+    with Fleet(config), Client(config=config) as client:
+        responses = client.map(map(str, range(100)))
+        next(responses)
+        wait_until(lambda: client.stats()["counts"]["succeeded"] == config.in_flight)
+        assert [next(responses).text for _ in range(3)] == ["1 ", "2 ", "3 "]
+        assert client.stats()["counts"]["submitted"] > config.in_flight
+
+
 def test_a_slow_source_does_not_hold_up_what_is_there(redis_url: str) -> None:
     config = Config(redis_url=redis_url, heartbeat_ms=100)
     with Fleet(config), Client(config=config) as client, Client(config=config) as other:
@@ -138,6 +148,18 @@ def test_jobs_of_others_and_ended_ones_complete_too(client: Client, fleet: Fleet
         assert sorted(response.text for response in found) == ["", "A ", "A ", "C "]
         fleet.release()
         assert next(responses).text == "B "
+
+
+def test_a_response_comes_once_though_its_reader_was_woken_twice(client: Client, fleet: Fleet) -> None:
+    first, held, last = [client.submit(prompt=name, metadata=HOLD if name != "a" else None) for name in "abc"]
+    responses = client.as_completed([first, held, last], timeout=10)
+    assert next(responses).text == "A "
+    wait_until(lambda: len(fleet.held) == 2)
+    client._link.state.book.wake_all()
+    fleet.release()
+    held.result(timeout=5)
+    last.result(timeout=5)
+    assert sorted(response.text for response in responses) == ["B ", "C "]
 
 
 def test_not_all_completed_in_time_is_an_error(client: Client, fleet: Fleet) -> None:

@@ -316,6 +316,19 @@ def test_results_come_after_a_restart_of_redis(short_tmp: Path, server_binary: S
                 assert waiting.result(timeout=30).text == "HI "
 
 
+def test_waiting_for_a_redis_that_is_away_costs_nothing(
+    short_tmp: Path, server_binary: ServerBinary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(short_tmp / "redis", server=server_binary)
+    with Client(config=Config(redis_url=server.url, retry_timeout_s=0.1)) as client:
+        job, looks = client.submit(prompt="hi"), []
+        server.stop()
+        monkeypatch.setattr(client._link, "check", looks.append)
+        with pytest.raises(ResultTimeout):
+            job.result(timeout=1.5)
+        assert len(looks) < 30
+
+
 def test_waiting_without_a_limit_ends_when_redis_stays_away(short_tmp: Path, server_binary: ServerBinary) -> None:
     server = start(short_tmp / "redis", server=server_binary)
     with Client(config=Config(redis_url=server.url, retry_timeout_s=0.3)) as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from helpers import wait_until
 from stack_processes import Stack
 from stoker import Client, InferenceRequest, RequestExpired, RequestFailed, RequestPriority

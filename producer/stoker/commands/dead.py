@@ -210,8 +210,8 @@ def purge(config: Config, ids: tuple[str, ...], every: bool, yes: bool, as_json:
         chosen = _chosen(client, ids, every, yes, Filter(**options), "Forget {} for good?")
         purged = client.purge_dead(chosen)
     print_json({"purged": purged}) if as_json else click.echo(f"{purged} purged")
-    if purged < len(ids):
-        fail(f"{len(ids) - purged} of the ids are no dead letters", EXIT_FAILED)
+    if ids and purged < len(chosen):
+        fail(f"{len(chosen) - purged} of the ids are no dead letters", EXIT_FAILED)
 
 
 def _chosen(client: Client, ids: tuple[str, ...], every: bool, yes: bool, chosen: Filter, ask: str) -> list[str]:
