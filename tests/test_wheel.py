@@ -46,7 +46,7 @@ def test_the_wheel_installed_in_a_new_environment_answers_a_prompt(short_tmp: Pa
     site = next(home.glob("lib/python*/site-packages"))
     install = [sys.executable, "-m", "pip", "--python", home / "bin/python", "install", "--quiet", "--no-deps", wheel]
     subprocess.run(install, check=True, timeout=120)
-    # Its dependencies are those of this environment, by their folder alone: what is installed here as editable stays out.
+    # Its dependencies are those of this environment, by their folder alone: what is editable here stays out.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}

@@ -243,6 +243,7 @@ def test_a_little_padding_is_worth_a_fuller_batch() -> None:
 
 def test_of_equal_lengths_the_oldest_go_first() -> None:
     assert names(form(line(*[1000] * 30), PADDED)) == [str(i) for i in range(10)]
+    assert names(form(line(1000, *[990] * 9), replace(PADDED, budget=4000))) == ["0", "1", "2", "3"]
 
 
 def test_of_batches_equally_full_the_one_further_in_front_is_formed() -> None:

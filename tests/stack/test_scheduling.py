@@ -156,7 +156,7 @@ def test_a_cancelled_request_stops_within_a_beat(stack: Stack, client: Client) -
 
 
 def test_an_idle_stack_issues_a_handful_of_commands_a_second(stack: Stack) -> None:
-    """Per second at H = 200 ms: 20 leases, 5 beats, and some reads that block. A loop that polls would issue hundreds."""
+    """Per second at H = 200 ms: 20 leases, 5 beats, and reads that block. A loop that polls would issue hundreds."""
     stack.scheduler()
     stack.worker("worker")
     calls = calls_so_far(stack)
