@@ -82,7 +82,7 @@ class Contact:
 
 
 def stream_block_ms(most_ms: int, pending: Pending, nonce: str, left_s: float | None) -> int:
-    """Return how long to wait for tokens: what has ended lies there whole, or is gone, and is not waited for."""
+    """Return how long to wait for tokens, 0 for not at all: what has ended lies there whole, or is gone."""
     if pending.response is not None or not nonce:
-        return 1
-    return max(1, min(most_ms, most_ms if left_s is None else int(left_s * 1000)))
+        return 0
+    return min(most_ms, most_ms if left_s is None else int(left_s * 1000))

@@ -63,7 +63,7 @@ def make_config(redis_url: str | None, queue: str | None) -> Config:
     from stoker.config import load_config
     from stoker.errors import ConfigError
 
-    if redis_url and "@" in redis_url and ":" in redis_url.split("://", 1)[-1].rpartition("@")[0]:
+    if redis_url and _has_password(redis_url):
         raise ConfigError("--redis: a password on the command line is seen by everybody here; use STOKER_REDIS_URL")
     config = load_config(redis_url=redis_url, queue=queue)
     if not config.redis_url:
@@ -72,6 +72,11 @@ def make_config(redis_url: str | None, queue: str | None) -> Config:
             raise ConfigError("no Redis: start a stack here with `stoker up`, or give --redis or STOKER_REDIS_URL")
         config = load_config(redis_url=url, queue=queue)
     return config
+
+
+def _has_password(url: str) -> bool:
+    address, _, query = url.partition("://")[2].partition("?")
+    return ":" in address.rpartition("@")[0] or "password=" in query
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -128,8 +128,12 @@ class Fleet:
             try:
                 self._join()
                 while not self._stop.is_set() and self._tend():
-                    self._dispatch()
-                    self._work()
+                    if self._dispatch():
+                        self._begin()
+                    else:
+                        # An idle Redis looks at its timeouts ten times a second only; a submit rings at once.
+                        self.store.read(reads.bell(self.store.keys, 0.02))
+                    self._settle()
             except RedisUnavailable:
                 self._stop.wait(0.05)
 
@@ -172,29 +176,32 @@ class Fleet:
         self.store.run(scripts.expire(self.token))
         return lead.word == "LEADER" and beaten.word == "OK"
 
-    def _dispatch(self) -> None:
+    def _dispatch(self) -> bool:
+        """Hand over what waits; gives whether there was any."""
         view = self.store.read(reads.queue_view(self.store.keys, depth=512))
         waiting = [entry for lane in view.lanes.values() for entry in lane]
         self.most_waiting = max(self.most_waiting, len(waiting))
-        if self.open.is_set() and waiting:
-            self.n += 1
-            self.store.run(scripts.dispatch(self.token, self.n, self.inc, [(w, w.cost) for w in waiting[:512]]))
+        if not self.open.is_set() or not waiting:
+            return False
+        self.n += 1
+        requests = [(entry, entry.cost) for entry in waiting[:512]]
+        return self.store.run(scripts.dispatch(self.token, self.n, self.inc, requests)).word == "OK"
 
-    def _work(self) -> None:
-        bells = self.store.read(reads.doorbells(self.store.keys, self.inc, own=False, block_ms=5, count=1))
-        for bell in bells:
+    def _begin(self) -> None:
+        for bell in self.store.read(reads.doorbells(self.store.keys, self.inc, own=False, block_ms=5, count=1)):
             begun = self.store.run(scripts.begin(self.inc, bell.entry, bell.delivery, bell.ids))
             payloads = [decode_payload(b.id, b.payload, b.attempt) for b in begun if b.word == "RUN"]
             started = [Running(bell.delivery, payload) for payload in payloads]
             for running in started:
                 self._publish(running)
             self.held += started
+
+    def _settle(self) -> None:
         done = [running for running in self.held if running.do not in HOLDING]
         self.held = [running for running in self.held if running.do in HOLDING]
         for start in range(0, len(done), 512):
-            self.store.run(
-                scripts.settle(self.inc, 0.0, [running.settlement() for running in done[start : start + 512]])
-            )
+            group = done[start : start + 512]
+            self.store.run(scripts.settle(self.inc, 0.0, [running.settlement() for running in group]))
 
     def _publish(self, running: Running) -> None:
         """Flush what is streamed, token by token, one call each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from stoker.config import Config
 from stoker.errors import (
@@ -168,7 +168,7 @@ def decode_payload(request_id: str, data: bytes, attempt: int) -> Payload:
     try:
         header, body = _split(data[STAMP:], 12)
         version, nonce, _, priority, tenant, timeout, _, _, _, _, stream, _ = header
-        accepted = int(data[:STAMP])
+        accepted, lives = int(data[:STAMP]), int(timeout) / 1e6
     except ValueError:
         raise InvalidRequest("header", "must have the fields of version 1", len(data)) from None
     if version != VERSION:
@@ -184,9 +184,9 @@ def decode_payload(request_id: str, data: bytes, attempt: int) -> Payload:
         core["prompt_tokens"] = unpack_tokens(core["prompt_tokens"])
     request = InferenceRequest(
         request_id=request_id,
-        priority=RequestPriority(priority),
+        priority=cast("RequestPriority", priority),
         tenant=tenant or None,
-        timeout=int(timeout) / 1e6 or None,
+        timeout=lives or None,
         stream=stream == "1",
         metadata=metadata,
         **core,

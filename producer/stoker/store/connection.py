@@ -31,6 +31,14 @@ Command = tuple[str | bytes | int | float, ...]
 REFUSALS = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY ")
 """How Redis says that it cannot do it now; on 6.2 an error inside a script is plain text with one of these in it."""
 
+REFUSING = (
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+    exceptions.MasterDownError,
+    exceptions.ClusterDownError,
+)
+"""The same from Redis 7, where redis-py takes the word off the text and makes a type of it."""
+
 POOL = 64
 BLOCK_GRACE_S = 5.0
 
@@ -82,9 +90,11 @@ def checked_url(config: Config) -> str:
 
 
 def redact(url: str) -> str:
-    """Return the URL without its user and password."""
+    """Return the URL without its user and password, wherever they stand in it."""
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    plain, _, query = rest.rpartition("@")[2].partition("?")
+    kept = "&".join(part for part in query.split("&") if part and not part.startswith(("username=", "password=")))
+    return f"{scheme}://{plain}" + (f"?{kept}" if kept else "")
 
 
 class _Base:
@@ -114,7 +124,7 @@ class _Base:
             return Unreachable(
                 f"{what}: Redis at {where} does not answer since {gone:.1f} s ({text or type(error).__name__})"
             )
-        if isinstance(error, exceptions.ReadOnlyError) or any(word in text for word in REFUSALS):
+        if isinstance(error, REFUSING) or any(word in text for word in REFUSALS):
             return RedisUnavailable(f"{what}: Redis at {where} refuses for now ({text[:200]})")
         return error
 

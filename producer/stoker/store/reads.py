@@ -185,8 +185,12 @@ class TokenRecord:
 
 
 def tokens(keys: Keys, request_id: str, nonce: str, after: str, block_ms: int) -> Read[list[TokenRecord]]:
-    """Read a token stream past the entry `after`, waiting for one at most `block_ms`."""
-    command = ("XREAD", "COUNT", 256, "BLOCK", block_ms, "STREAMS", keys.tokens(request_id, nonce), after)
+    """Read a token stream past the entry `after`, waiting for one at most `block_ms` (0: not at all).
+
+    An idle Redis looks at its timeouts only ten times a second, so that a short wait may take 100 ms.
+    """
+    block: Command = ("BLOCK", block_ms) if block_ms else ()
+    command = ("XREAD", "COUNT", 256, *block, "STREAMS", keys.tokens(request_id, nonce), after)
     return Read([command], _parse_tokens, what="read tokens")
 
 

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 1024
 CONTEXT = 2048
-STEPS = 1100
+STEPS = 2400
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 HELD_OUT_EVERY = 10
@@ -32,14 +32,16 @@ SHARED_WORDS = 8
 
 PASSES = 6
 """How often the text is laid out anew, each time in another order and with other places to stop."""
+CHATS = 2
+"""How often each heading is asked about in a pass."""
 STOP_SHARE = 0.15
 """The share of paragraphs that end the text, so that a generation stops by itself now and then."""
 DROPOUT = 0.15
 """Applied to what each layer adds: the text is short, and the model would learn it by heart."""
 
-OPENING_SHARE = 0.2
+OPENING_SHARE = 0.3
 """The share of rows that begin where a text begins, as prompts do; the others begin anywhere."""
-WINDOWS = ((0.85, 160, 12), (0.10, 512, 4), (0.03, 1024, 2), (0.02, 2048, 1))
+WINDOWS = ((0.85, 160, 6), (0.10, 512, 2), (0.03, 1024, 1), (0.02, 2048, 1))
 """Share of steps, tokens in a row, rows: most steps are short and cheap, the few long ones teach far positions."""
 
 PEAK_RATE = 3e-3
@@ -177,7 +179,7 @@ def _layout(tokenizer: PreTrainedTokenizerFast, topics: list[list[str]], chance:
     row: list[int] = []
     for _ in range(PASSES):
         documents = [_with_stops(paragraphs, chance) for paragraphs in topics]
-        documents += [chat for paragraphs in topics for chat in _chats(paragraphs, chance)]
+        documents += [chat for paragraphs in topics * CHATS for chat in _chats(paragraphs, chance)]
         chance.shuffle(documents)
         row += tokenizer("".join(f"{BOS}{document}{EOS}" for document in documents), verbose=False)["input_ids"]
     return torch.tensor(row)

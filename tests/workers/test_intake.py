@@ -1,0 +1,120 @@
+"""What a worker does with what it finds in Redis: it trusts nothing, and says what is wrong with which field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+from stoker import Config, InferenceRequest, InvalidRequest
+from stoker.store.codec import encode
+from stoker.store.pack import pack_tokens
+from stoker.store.scripts import Begun
+from stoker_workers.engines.sim import SimEngine, load_profile
+from stoker_workers.intake import nonce_of, open_row, prompt_bytes
+
+HEADER = b"1|nonce|digest|normal||0|60000000|3:16:x|10|reply|0||"
+STAMP = b"1795533457829043"
+
+
+def begun(body: bytes, header: bytes = HEADER, stamp: bytes = STAMP) -> Begun:
+    return Begun("r1", "RUN", stamp + header + body, 1)
+
+
+def body(core: Any, metadata: Any = None) -> bytes:
+    return msgpack.packb([core, metadata])
+
+
+def opened(item: Begun) -> Any:
+    return open_row(item, "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0)
+
+
+TOKENS = {"prompt_tokens": pack_tokens([1, 2, 3])}
+
+
+@pytest.mark.parametrize(
+    ("item", "field"),
+    [
+        pytest.param(begun(body({})), "prompt", id="no prompt at all"),
+        pytest.param(begun(body(TOKENS | {"prompt": "a"})), "prompt", id="two prompts"),
+        pytest.param(begun(body({"prompt": ""})), "prompt", id="an empty prompt"),
+        pytest.param(begun(body({"prompt": 7})), "prompt", id="a prompt that is no text"),
+        pytest.param(begun(body(TOKENS | {"n": 2})), "payload", id="an unknown field"),
+        pytest.param(begun(body({"prompt_tokens": [1, 2]})), "prompt_tokens", id="token ids that are not packed"),
+        pytest.param(begun(body({"prompt_tokens": b"H\x01"})), "prompt_tokens", id="half a token id"),
+        pytest.param(begun(body({"prompt_tokens": b"H"})), "prompt_tokens", id="no token ids"),
+        pytest.param(begun(body(TOKENS | {"max_tokens": 0})), "max_tokens", id="no tokens asked for"),
+        pytest.param(begun(body(TOKENS | {"max_tokens": True})), "max_tokens", id="a bool for a number"),
+        pytest.param(begun(body(TOKENS | {"max_tokens": 1.5})), "max_tokens", id="a float for a number"),
+        pytest.param(begun(body(TOKENS | {"temperature": float("nan")})), "temperature", id="NaN"),
+        pytest.param(begun(body(TOKENS | {"top_p": float("inf")})), "top_p", id="infinity"),
+        pytest.param(begun(body(TOKENS | {"stop": [""]})), "stop", id="an empty stop string"),
+        pytest.param(begun(body({"messages": [{"role": "user"}]})), "messages[0]", id="a message without content"),
+        pytest.param(begun(body(TOKENS, metadata=[1])), "metadata", id="metadata that is no map"),
+        pytest.param(begun(b"\xdd\xff\xff\xff\xff"), "payload", id="an array that claims 4 G items"),
+        pytest.param(begun(b"\xdf\xff\xff\xff\xff"), "payload", id="a map that claims 4 G items"),
+        pytest.param(begun(b"\x91" * 1_000_000 + b"\xc0"), "payload", id="a million levels"),
+        pytest.param(begun(b"\xdd\x00\x3d\x09\x00" + b"\x80" * 4_000_000), "payload", id="4 M empty maps"),
+        pytest.param(begun(msgpack.packb(msgpack.ExtType(5, b"x"))), "payload", id="an extension type"),
+        pytest.param(begun(b"\xa2\xff\xfe"), "payload", id="bad UTF-8"),
+        pytest.param(begun(body(TOKENS) + b"\x00"), "payload", id="trailing bytes"),
+        pytest.param(begun(b""), "payload", id="no body"),
+        pytest.param(begun(b"\x80\x04\x95."), "payload", id="a pickle"),
+        pytest.param(begun(body(TOKENS), header=HEADER.replace(b"1|", b"9|", 1)), "header", id="another version"),
+        pytest.param(begun(b"", header=b"1|nonce"), "header", id="half a header"),
+        pytest.param(begun(body(TOKENS), header=HEADER.replace(b"normal", b"urgent")), "priority", id="no such class"),
+        pytest.param(
+            begun(body(TOKENS), header=HEADER.replace(b"|0|6", b"|soon|6")), "header", id="a timeout in words"
+        ),
+        pytest.param(begun(body(TOKENS), stamp=b"x" * 16), "header", id="no acceptance time"),
+    ],
+)
+def test_what_encode_would_not_have_made_is_refused_by_its_field(item: Begun, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        opened(item)
+    assert caught.value.field == field
+
+
+def test_the_nonce_of_an_unreadable_payload_is_still_found() -> None:
+    assert nonce_of(begun(b"\xc1")) == "nonce"
+    assert nonce_of(Begun("r1", "RUN", b"short", 1)) == ""
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        InferenceRequest(prompt_tokens=[1, 70_000, 2]),
+        InferenceRequest(prompt="héllo", stop=["a", "b"], seed=7, temperature=0.5, metadata={"k": [1]}),
+        InferenceRequest(messages=[{"role": "user", "content": "hi"}], tenant="t", priority="low", timeout=3),
+        InferenceRequest(inputs={"x": [1, None]}, stream=True, ignore_eos=True, top_k=3, top_p=0.5, max_tokens=9),
+    ],
+)
+def test_a_request_comes_back_as_it_was_sent(request_: InferenceRequest) -> None:
+    sent = encode(request_, request_id="r1", nonce="nonce", reply="reply", config=Config())
+    row = opened(Begun("r1", "RUN", STAMP + sent.header + sent.body, 1))
+    back = row.payload.request
+    for name in (
+        "prompt",
+        "inputs",
+        "stop",
+        "seed",
+        "temperature",
+        "top_k",
+        "top_p",
+        "max_tokens",
+        "tenant",
+        "timeout",
+    ):
+        assert getattr(back, name) == getattr(request_, name), name
+    assert list(back.prompt_tokens or ()) == list(request_.prompt_tokens or ())
+    assert (back.priority, back.stream, back.metadata) == (request_.priority, request_.stream, request_.metadata)
+
+
+def test_without_a_seed_every_attempt_gets_the_same_one() -> None:
+    first, second = (opened(begun(body(TOKENS))).work.sampling.seed for _ in range(2))
+    assert first == second > 0
+
+
+def test_the_bytes_of_text_are_counted_only_where_tokens_were_estimated() -> None:
+    assert prompt_bytes(opened(begun(body({"prompt": "héllo"})))) == 6
+    assert prompt_bytes(opened(begun(body(TOKENS)))) == 0
