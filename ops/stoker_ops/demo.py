@@ -18,7 +18,7 @@ from stoker.config import Config
 from stoker.errors import ConfigError, InvalidRequest, RequestError
 from stoker.request import InferenceRequest, InferenceResponse, RequestPriority
 from stoker.store.records import WorkerRecord
-from stoker_ops.interrupt import interruptible, parent_ends
+from stoker_ops.interrupt import end_all, interruptible, parent_ends
 from stoker_ops.local import LocalStack
 from stoker_ops.screen import Screen, make_screen
 from stoker_ops.settings import StackSettings
@@ -110,7 +110,7 @@ async def _push(client: AsyncClient, requests: Sequence[InferenceRequest], scree
                 screen.finished(response)
             responses.append(await streaming)
         finally:
-            streaming.cancel()
+            await end_all([streaming])
         screen.finished(responses[-1])
     return responses
 

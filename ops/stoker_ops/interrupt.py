@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from signal import SIGINT, SIGTERM
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
-from stoker_ops.local import LocalStack
+if TYPE_CHECKING:
+    from stoker_ops.local import LocalStack
 
 PARENT_CHECK_S = 0.5
+CANCEL_AGAIN_S = 1.0
+"""After how long a task that goes on is cancelled again. Before Python 3.12, `asyncio.wait_for` loses a cancellation that
+comes when its result does, and every command of the Redis client goes through one."""
 
 
 class Interrupt:
@@ -26,9 +30,23 @@ class Interrupt:
         """End the task for `reason`, a signal or anything else."""
         if self.reason is None and not self._stack.stopping:
             self.reason = reason
-            self._task.cancel()
+            self._cancel()
         else:
             self._stack.hurry()
+
+    def _cancel(self) -> None:
+        if not self._stack.stopping and not self._task.done():
+            self._task.cancel()
+            asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, self._cancel)
+
+
+async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended, however they do."""
+    waiting: Collection[asyncio.Task[Any]] = tasks
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
 
 
 @contextlib.contextmanager

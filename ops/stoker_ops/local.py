@@ -32,6 +32,7 @@ from stoker.store import lookups, reads, scripts
 from stoker.store.connection import AsyncStore
 from stoker_ops import embedded
 from stoker_ops.gpus import pick_devices
+from stoker_ops.interrupt import end_all
 from stoker_ops.kept import Kept
 from stoker_ops.settings import (
     StackSettings,
@@ -261,9 +262,7 @@ class LocalStack:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return tasks[0].result() if tasks[0] in done else await cast("asyncio.Task[T]", tasks[1])
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(tasks)
 
     def _raise_if_ended(self) -> None:
         for task, process in self._running.items():

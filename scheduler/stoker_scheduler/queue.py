@@ -91,7 +91,7 @@ class RequestQueue:
             fade = math.exp((self._faded_us - now_us) / SHARE_MEMORY_US)
             self._critical_tokens *= fade
             self._all_tokens *= fade
-        # A clock that was set back stops the fading for a moment only if the stamp follows it.
+        # The stamp follows a clock that was set back: else nothing would fade until the clock caught up.
         self._faded_us = now_us
         for request in requests:
             self._all_tokens += request.cost

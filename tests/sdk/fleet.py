@@ -131,8 +131,7 @@ class Fleet:
                     if self._dispatch():
                         self._begin()
                     else:
-                        # An idle Redis looks at its timeouts ten times a second only; a submit rings at once.
-                        self.store.read(reads.bell(self.store.keys, 0.02))
+                        self._stop.wait(0.003)
                     self._settle()
             except RedisUnavailable:
                 self._stop.wait(0.05)
