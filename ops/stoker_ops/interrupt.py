@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 PARENT_CHECK_S = 0.5
 CANCEL_AGAIN_S = 1.0
-"""After how long a task that goes on is cancelled again. Before Python 3.12, `asyncio.wait_for` loses a cancellation that
-comes when its result does, and every command of the Redis client goes through one."""
+"""After how long a task that goes on is cancelled again. Before Python 3.12, `asyncio.wait_for` loses a cancellation
+that comes when its result does, and every command of the Redis client goes through one."""
 
 
 class Interrupt:
@@ -47,6 +47,9 @@ async def end_all(tasks: Collection[asyncio.Task[Any]]) -> None:
         for task in waiting:
             task.cancel()
         _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # looked at, or it would be complained about
 
 
 @contextlib.contextmanager

@@ -326,7 +326,7 @@ def test_config_show_tells_value_unit_meaning_and_source_of_each_setting(cli: Cl
     [
         ("redis://me:secret@host:6379/0", "redis://host:6379/0"),
         ("rediss://:secret@host/0", "rediss://host/0"),
-        ("redis://host/0?password=secret&username=me&db=1", "redis://host/0?password=***&username=***&db=1"),
+        ("redis://host/0?password=secret&username=me&db=1", "redis://host/0?db=1"),
     ],
 )
 def test_config_show_leaves_passwords_out(cli: Cli, url: str, shown: str) -> None:

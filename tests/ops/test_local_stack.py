@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,9 +21,8 @@ import structlog
 from helpers import marked_processes, process_is_gone, wait_until
 from stoker import AsyncClient, Client, Config
 from stoker.errors import ConfigError, RedisUnavailable
-from stoker_ops import gpus, kept, tied
+from stoker_ops import gpus, interrupt, kept, tied
 from stoker_ops.cli import _config, _ready_line, _run
-from stoker_ops.interrupt import Interrupt
 from stoker_ops.kept import Kept, restart_delay
 from stoker_ops.local import LocalStack, NotReady, StackError, _Before
 from stoker_ops.settings import StackSettings, short_temp
@@ -290,18 +290,39 @@ async def test_without_a_redis_program_a_stack_says_what_to_install_and_leaves_n
             pass
 
 
-async def test_a_first_reason_to_end_cancels_and_the_next_ones_hurry(monkeypatch):
+async def deaf(event: asyncio.Event) -> None:
+    """Lose the first cancellation, as a wait that is cancelled when it ends may."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await event.wait()
+    await event.wait()
+
+
+async def test_a_first_reason_to_end_cancels_until_that_is_heard_and_the_next_ones_hurry(monkeypatch):
+    monkeypatch.setattr(interrupt, "CANCEL_AGAIN_S", 0.01)
     stack = LocalStack(Config(), StackSettings(options=SIM))
     hurried: list[bool] = []
     monkeypatch.setattr(stack, "hurry", lambda: hurried.append(True))
-    task = asyncio.create_task(asyncio.Event().wait())
-    interrupt = Interrupt(stack, task)
-    interrupt(signal.SIGINT)
-    interrupt(signal.SIGTERM)
+    task = asyncio.create_task(deaf(asyncio.Event()))
+    await asyncio.sleep(0)
+    end = interrupt.Interrupt(stack, task)
+    end(signal.SIGINT)
+    end(signal.SIGTERM)
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert interrupt.reason is signal.SIGINT
+    assert end.reason is signal.SIGINT
     assert hurried == [True]
+
+
+async def test_work_on_a_stack_that_does_not_hear_its_cancellation_is_cancelled_again(monkeypatch):
+    monkeypatch.setattr(interrupt, "CANCEL_AGAIN_S", 0.01)
+    stack = LocalStack(Config(), StackSettings(options=SIM))
+
+    async def broken() -> None:
+        raise StackError("broken")
+
+    monkeypatch.setattr(stack, "wait", broken)
+    with pytest.raises(StackError, match="broken"):
+        await stack.during(deaf(asyncio.Event()))
 
 
 def test_a_long_folder_for_temporary_files_is_passed_over_because_sockets_have_short_paths(monkeypatch):

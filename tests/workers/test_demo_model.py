@@ -98,7 +98,7 @@ def test_generation_can_stop_by_itself(model: Any, tokenizer: Any) -> None:
     inputs = tokenizer("The value is", return_tensors="pt")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        rows = model.generate(**inputs, max_new_tokens=100, do_sample=True, num_return_sequences=32)
+        rows = model.generate(**inputs, max_new_tokens=64, do_sample=True, num_return_sequences=16)
     stopped = (rows == tokenizer.eos_token_id).any(dim=1)
     assert stopped.any()
     assert not stopped.all()

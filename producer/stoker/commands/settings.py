@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from stoker.config import Config
 
 UNITS = ("ms", "s", "bytes")
-SECRETS = re.compile(r"([?&](?:username|password)=)[^&]*")
 
 
 @click.group()
@@ -73,24 +71,19 @@ def all_settings(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _value(config: Config, name: str) -> Any:
+    from stoker.store.connection import redact
+
     value = getattr(config, name)
     if name != "redis_url":
         return value
     url = value or local_url(config)
-    return without_secrets(url) if url else None
+    return redact(url) if url else None
 
 
 def _source(config: Config, name: str) -> str:
     if name in config.model_fields_set:
         return "environment"
     return "local stack" if name == "redis_url" and local_url(config) else "default"
-
-
-def without_secrets(url: str) -> str:
-    """Return the URL without its user and password, wherever in it they stand."""
-    from stoker.store.connection import redact
-
-    return SECRETS.sub(r"\1***", redact(url))
 
 
 def _plain(text: str) -> Any:
