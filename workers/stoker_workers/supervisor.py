@@ -7,8 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -21,19 +19,14 @@ from stoker.store import scripts
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.pack import pack, unpack
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
-from stoker_workers.board import Board
+from stoker_workers.child import Child
 from stoker_workers.messages import (
     Costs,
     Drain,
-    Drained,
     EngineOptions,
     Loaded,
-    Message,
-    Refused,
     Serve,
     Stop,
-    from_line,
-    to_line,
 )
 
 log = structlog.get_logger()
@@ -302,127 +295,6 @@ class Life:
             if word == "HELD":
                 # What arrived while we left: reported as dead, it is taken back at once.
                 await self._supervisor.store.run_patiently(scripts.report(self._child.inc, "left", []))
-
-
-class Child:
-    """The process that runs the model, and the three ways to it: orders in, news out, counters in shared memory."""
-
-    def __init__(self, config: Config, options: EngineOptions, inc: str, log_level: str) -> None:
-        """Prepare a child that will serve as `inc`."""
-        self.inc = inc
-        self._config = config
-        self._options = options
-        self._log_level = log_level
-        self._file = Board.make_file()
-        self.board = Board(self._file)
-        self._process: asyncio.subprocess.Process | None = None
-        self._news: asyncio.Queue[Message] = asyncio.Queue()
-        self._drained = asyncio.Event()
-        self._reader: asyncio.Task[None] | None = None
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process is not None and self._process.returncode is None
-
-    @property
-    def code(self) -> int | None:
-        """Its exit code, negative for a signal."""
-        return self._process.returncode if self._process else None
-
-    async def start(self) -> None:
-        """Spawn the process: in our process group, with its settings on a pipe, never in its arguments."""
-        news_in, news_out = os.pipe()
-        board = self._file.fileno()
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "stoker_workers.worker",
-                str(news_out),
-                str(board),
-                stdin=subprocess.PIPE,
-                pass_fds=(news_out, board),
-            )
-        finally:
-            os.close(news_out)
-        self._reader = asyncio.create_task(self._read(news_in))
-        await self._send(self._config.model_dump_json().encode() + b"\n")
-        await self._send(self._log_level.encode() + b"\n")
-        await self.tell(self._options)
-
-    async def loaded(self, timeout_s: float, stop: asyncio.Event) -> Loaded | None:
-        """Wait for the model; None if the child died or we stop. Raises `ConfigError` where it never can load."""
-        waits = {
-            asyncio.create_task(self._news.get()),
-            asyncio.create_task(self.wait()),
-            asyncio.create_task(stop.wait()),
-        }
-        done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in waits - done:
-            task.cancel()
-        if not done:
-            log.error("model not loaded in time", inc=self.inc, limit_s=timeout_s)
-        message = next((task.result() for task in done if isinstance(task.result(), Loaded | Refused)), None)
-        if message is None and not self._news.empty():
-            message = self._news.get_nowait()
-        if isinstance(message, Refused):
-            raise ConfigError(message.message)
-        return message if isinstance(message, Loaded) else None
-
-    async def tell(self, message: Message) -> None:
-        """Give an order."""
-        await self._send(to_line(message))
-
-    def news(self) -> list[Message]:
-        """Take what the child said since the last time."""
-        messages = []
-        while not self._news.empty():
-            messages.append(self._news.get_nowait())
-        return messages
-
-    async def wait(self) -> None:
-        """Wait for the end of the process."""
-        if self._process:
-            await self._process.wait()
-
-    async def until_drained(self) -> bool:
-        """Wait until everything is settled or handed back."""
-        return await self._drained.wait()
-
-    def cause_of_death(self) -> tuple[str, list[str]]:
-        """Return killed (by SIGKILL: nobody's fault) or crash, and which requests were in the step in progress."""
-        return "killed" if self.code in (-signal.SIGKILL, 0, 1) else "crash", self.board.crash_set()
-
-    async def end(self) -> None:
-        """Kill what still runs, and close all ways to it."""
-        if self._process:
-            if self.alive:
-                self._process.kill()
-            await self._process.wait()
-        if self._reader:
-            await self._reader
-        self.board.close()
-
-    async def _send(self, line: bytes) -> None:
-        if self._process and self._process.stdin:
-            with contextlib.suppress(ConnectionError):
-                self._process.stdin.write(line)
-                await self._process.stdin.drain()
-
-    async def _read(self, descriptor: int) -> None:
-        """Queue the child's news until the pipe ends."""
-        reader = asyncio.StreamReader(limit=1 << 22)
-        pipe = os.fdopen(descriptor, "rb")
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), pipe
-        )
-        async for line in reader:
-            message = from_line(line)
-            if isinstance(message, Drained):
-                self._drained.set()
-            self._news.put_nowait(message)
-        transport.close()
 
 
 def superseded(name: str) -> str:
