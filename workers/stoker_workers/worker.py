@@ -93,6 +93,9 @@ class Arrived:
     rows: list[Row]
 
 
+Inbox = queue.SimpleQueue[Arrived | Message]
+
+
 class Worker:
     """One engine and the loop around it.
 
@@ -102,21 +105,17 @@ class Worker:
     4. A control thread hears the supervisor: a new incarnation, rows that moved on, the end.
     """
 
-    def __init__(self, config: Config, engine: Engine, board: Board, news: BinaryIO) -> None:
-        """Run `engine`, which is loaded; count on `board`; tell the supervisor on `news`."""
+    def __init__(self, config: Config, engine: Engine, board: Board, news: BinaryIO, inbox: Inbox) -> None:
+        """Run `engine`, which is loaded; count on `board`; tell the supervisor on `news`, hear it through `inbox`."""
         self._config = config
         self._engine = engine
         self._board = board
         self._news = news
-        self._inbox: queue.SimpleQueue[Arrived | Message] = queue.SimpleQueue()
+        self._inbox = inbox
         self._session: Session | None = None
         self._drain_at = float("inf")
         self._flushed_at = 0.0
         self._first_tokens = False
-
-    def post(self, message: Message) -> None:
-        """Hand the step loop a message of the supervisor; any thread may."""
-        self._inbox.put(message)
 
     def run(self) -> None:
         """Serve until a drain is done."""
@@ -397,6 +396,9 @@ def main() -> None:
     config = Config.model_validate_json(orders.readline())
     configure(orders.readline().decode().strip())
     options = cast("EngineOptions", from_line(orders.readline()))
+    inbox: Inbox = queue.SimpleQueue()
+    # From here on, so that a supervisor's end is heard while a model loads.
+    threading.Thread(target=_listen, args=(orders, inbox), name="control", daemon=True).start()
     try:
         engine = make_engine(**dataclasses.asdict(options))
         card = engine.load()
@@ -407,16 +409,14 @@ def main() -> None:
         sys.exit(EXIT_REFUSED)
     news.write(to_line(Loaded.of(card, engine.capacity())))
     news.flush()
-    worker = Worker(config, engine, board, news)
-    threading.Thread(target=_listen, args=(orders, worker), name="control", daemon=True).start()
-    worker.run()
+    Worker(config, engine, board, news, inbox).run()
     engine.close()
 
 
-def _listen(orders: BinaryIO, worker: Worker) -> None:
+def _listen(orders: BinaryIO, inbox: Inbox) -> None:
     """Pass on what the supervisor says; its end is ours."""
     for line in orders:
-        worker.post(from_line(line))
+        inbox.put(from_line(line))
     os._exit(1)
 
 

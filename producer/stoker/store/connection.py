@@ -249,10 +249,15 @@ class AsyncStore(_Base):
         return _replies(read, await pipeline.execute(raise_on_error=False))
 
     async def _guard(self, what: str, attempt: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         try:
             reply = await attempt()
         except (exceptions.RedisError, OSError) as error:
             raise self._ours(error, what) from error
+        # Before Python 3.12 `asyncio.wait_for`, which redis-py sends through, drops a cancel that comes with a result.
+        if task and task.cancelling() > cancels:
+            raise asyncio.CancelledError
         self._since = None
         return reply
 
