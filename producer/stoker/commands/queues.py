@@ -35,8 +35,8 @@ def stats(config: Config, as_json: bool) -> None:
         print_json(figures)
         return
     console = Console()
-    for table in (_queue_table(figures), _latency_table(figures), _worker_table(figures)):
-        console.print(table)
+    for table in (_waiting_table, _outcome_table, _latency_table, _worker_table):
+        console.print(table(figures))
 
 
 @click.group()
@@ -107,16 +107,20 @@ def _card_line(model: dict[str, Any] | None) -> str:
     return f"{model['name']} ({model['dtype']}, {model['mode']}, context {model['context']}, {model['identity'][:12]})"
 
 
-def _queue_table(figures: Stats) -> Table:
+def _waiting_table(figures: Stats) -> Table:
+    queue = figures["queue"]
+    return _number_table(f"waiting in queue {queue['name']}", {**queue["waiting"], "delayed": queue["delayed"]})
+
+
+def _outcome_table(figures: Stats) -> Table:
+    ended = {name: figures["counts"][name] for name in ("succeeded", "failed", "expired", "cancelled")}
+    return _number_table("requests", {"running": figures["queue"]["running"], **ended})
+
+
+def _number_table(title: str, columns: dict[str, int]) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"queue {figures['queue']['name']}", title_justify="left")
-    columns = {
-        **figures["queue"]["waiting"],
-        "running": figures["queue"]["running"],
-        "delayed": figures["queue"]["delayed"],
-    }
-    columns |= {name: figures["counts"][name] for name in ("succeeded", "failed", "expired", "cancelled")}
+    table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="right")
     table.add_row(*(f"{number:,}" for number in columns.values()))
