@@ -134,8 +134,11 @@ def test_ctrl_c_while_the_stack_starts_ends_the_caller_and_the_stack(
     import asyncio
     from stoker import DistributedServingEngine
     engine = DistributedServingEngine("sim", profile="zero")
+    async def main():
+        await engine.start()
+        await asyncio.sleep(600)  # should the stack be ready sooner than the signal
     print("starting", flush=True)
-    asyncio.run(engine.start())
+    asyncio.run(main())
     """
     caller = python("-c", textwrap.dedent(code))
     assert caller.stdout is not None
