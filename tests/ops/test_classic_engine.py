@@ -131,8 +131,9 @@ def test_ctrl_c_while_the_stack_starts_ends_the_caller_and_the_stack(
     python: Python, short_tmp: Path, temp: Path
 ) -> None:
     code = """
-    import asyncio
+    import asyncio, signal
     from stoker import DistributedServingEngine
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell inherit it ignored
     engine = DistributedServingEngine("sim", profile="zero")
     async def main():
         await engine.start()
