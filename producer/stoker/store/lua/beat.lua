@@ -21,17 +21,17 @@ c[FAULTS], c[SUCCESSES], c[FIGURES] = ARGV[8], ARGV[9], ARGV[10]
 save_inc(inc, c)
 
 local corrected = {}
-for i = 11, #ARGV, 3 do corrected[ARGV[i]] = {ARGV[i + 1], tonumber(ARGV[i + 2])} end
+for i = 11, #ARGV, 3 do corrected[ARGV[i] .. ' ' .. ARGV[i + 1]] = tonumber(ARGV[i + 2]) end
 
 local work, all, changed, credit, again, out = K .. 'work:' .. inc, {}, {}, 0, {}, {'OK', c[DRAINED]}
 local holder, since = string.match(call('GET', K .. 'quarantine') or '', '^(.*)|(%d+)$')
 local evict = holder == inc and (now - tonumber(since) > QUARANTINE_PATIENCE or now < tonumber(since))
 
 local function look(id, m, flight)
-  local wanted = corrected[id]
-  if wanted and wanted[1] == m.delivery and wanted[2] ~= m.cost then
-    credit = credit + wanted[2] - m.cost
-    m.cost = wanted[2]
+  local wanted = corrected[id .. ' ' .. m.delivery]
+  if wanted and wanted ~= m.cost then
+    credit = credit + wanted - m.cost
+    m.cost = wanted
     changed[#changed + 1], changed[#changed + 2] = id, held_text(m)
   end
   if not flight or string.match(flight, '^([^|]*)|') ~= m.delivery or evict and m.suspect == '0' then
