@@ -65,10 +65,12 @@ def test_stats_and_queue_show_what_runs(served: Stack, cli: Cli) -> None:
     assert json.loads(cli("queue", "show", "--json").stdout)["workers"] == 1
 
 
-def test_the_model_is_only_let_go_when_no_worker_serves_it(served: Stack, cli: Cli) -> None:
+def test_the_model_is_only_let_go_when_no_worker_serves_it(stack: Stack, cli: Cli) -> None:
+    worker = stack.worker("worker", "--profile", "zero")
     refused = cli("queue", "set-model")
     assert refused.exit_code == 1
-    served.redis.delete(served.keys.inc)
+    worker.terminate()
+    assert worker.wait(30) == 0
     assert cli("queue", "set-model").exit_code == 0
     assert "none yet" in cli("queue", "show").stdout
 
