@@ -174,11 +174,13 @@ def calls_so_far(stack: Stack) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): int(value["calls"]) for name, value in stats.items()}
 
 
-def test_a_crash_simply_requeues_the_innocent(stack: Stack, client: Client) -> None:
+@pytest.mark.parametrize("end", ["abort", "exit"])
+def test_a_crash_requeues_the_innocent_and_convicts_the_culprit(stack: Stack, client: Client, end: str) -> None:
+    """Whether a signal or an exit of its own ends the process: only a SIGKILL is nobody's fault."""
     stack.scheduler()
     stack.worker("one", model="stack_models:Deadly")
     jobs = client.submit_many([InferenceRequest(inputs=item) for item in ["a", "b", "c"]])
-    culprit = client.submit(inputs="die")
+    culprit = client.submit(inputs=end)
     assert [job.result(timeout=60).output for job in jobs] == ["a", "b", "c"]
     with pytest.raises(RequestFailed, match="poison"):
         culprit.result(timeout=60)

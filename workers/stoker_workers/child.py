@@ -106,8 +106,8 @@ class Child:
         return await self._drained.wait()
 
     def cause_of_death(self) -> tuple[str, list[str]]:
-        """Return killed (by SIGKILL: nobody's fault) or crash, and which requests were in the step in progress."""
-        return "killed" if self.code in (-signal.SIGKILL, 0, 1) else "crash", self.board.crash_set()
+        """Return killed (SIGKILL is nobody's fault) or crash, and which requests were in the step in progress."""
+        return "killed" if self.code == -signal.SIGKILL else "crash", self.board.crash_set()
 
     async def end(self) -> None:
         """Kill what still runs, and close all ways to it."""

@@ -17,7 +17,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, NoReturn, cast
 
 import structlog
 
@@ -51,6 +51,7 @@ from stoker_workers.reporter import Reporter
 log = structlog.get_logger()
 
 PR_SET_PDEATHSIG = 1
+EXIT_ENGINE = 1
 EXIT_REFUSED = 3
 DOORBELLS = 16
 
@@ -427,5 +428,19 @@ def die_with_parent() -> None:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def run() -> NoReturn:
+    """Run `main`, and end without the interpreter's shutdown: it aborts over the thread that reads standard input."""
+    code: object = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        log.exception("engine failed")
+        code = EXIT_ENGINE
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else EXIT_ENGINE)
+
+
 if __name__ == "__main__":
-    main()
+    run()

@@ -20,7 +20,6 @@ from stoker.request import InferenceRequest, InferenceResponse, RequestPriority,
 from stoker.store.pack import pack, pack_tokens, unpack, unpack_tokens
 
 VERSION = "1"
-MAX_HEADER = 496
 STAMP = 16
 BYTES_PER_TOKEN = 4.0
 """The first guess for a text's tokens, until the queue has learned its model's own figure."""
