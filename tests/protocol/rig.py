@@ -485,7 +485,7 @@ class Queue:
 
     def report(self, inc: str, cause: str, *crash_set: str) -> str:
         """Announce a child's death."""
-        return self.store.run(s.report(inc, cause, crash_set))
+        return self.store.run(s.report(inc, cause, crash_set)).word
 
     def lose(self, inc: str, cause: str, *crash_set: str) -> None:
         """Let an incarnation die and take back what it held."""

@@ -34,6 +34,7 @@ class Child:
         self._news: asyncio.Queue[Message] = asyncio.Queue()
         self._drained = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
+        self._hung = False
 
     @property
     def alive(self) -> bool:
@@ -105,9 +106,16 @@ class Child:
         """Wait until everything is settled or handed back."""
         return await self._drained.wait()
 
+    def kill_hung(self) -> None:
+        """Kill the process because it stands still."""
+        if self._process and self.alive:
+            self._hung = True
+            self._process.kill()
+
     def cause_of_death(self) -> tuple[str, list[str]]:
-        """Return killed (SIGKILL is nobody's fault) or crash, and which requests were in the step in progress."""
-        return "killed" if self.code == -signal.SIGKILL else "crash", self.board.crash_set()
+        """Return hung, killed (a SIGKILL from outside is nobody's fault) or crash, and which requests its step ran."""
+        cause = "hung" if self._hung else "killed" if self.code == -signal.SIGKILL else "crash"
+        return cause, self.board.crash_set()
 
     async def end(self) -> None:
         """Kill what still runs, and close all ways to it."""

@@ -40,6 +40,7 @@ from stoker_workers.messages import (
     EngineOptions,
     Loaded,
     Message,
+    Nudge,
     Refused,
     Serve,
     Stop,
@@ -159,6 +160,9 @@ class Worker:
             case Drain(grace_s) if self._session:
                 self._session.draining = True
                 self._drain_at = min(self._drain_at, time.monotonic() + grace_s)
+            case Nudge():
+                self._board.add("progress")
+                self._board.publish()
             case _:
                 pass
 

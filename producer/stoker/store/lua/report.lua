@@ -3,7 +3,7 @@
 -- step that was running). Its work is reclaimable at once.
 -- KEYS[1] prefix
 -- ARGV    inc, cause, ids...
--- Returns OK (also where there is no such incarnation)
+-- Returns OK (also where there is no such incarnation), and 1 where it held the quarantine: its suspects killed it, else 0
 local inc = ARGV[1]
 local c = inc_record(inc)
 if c and c[LIFE] ~= 'dead' then
@@ -16,4 +16,5 @@ if c and c[LIFE] ~= 'dead' then
   ev('-', 'report', inc, ARGV[2], #ids, c[CRASHED])
   emit('report', inc)
 end
-return {'OK'}
+local holder = string.match(call('GET', K .. 'quarantine') or '', '^(.*)|')
+return {'OK', holder == inc and '1' or '0'}
