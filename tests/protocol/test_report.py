@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.rig import BELL_TTL, A, Added, B, Queue, changes
+from protocol.rig import BELL_TTL, VOID_TTL, A, Added, B, Queue, changes
 from stoker.store import scripts
 
 
@@ -60,3 +60,11 @@ def test_a_death_of_the_quarantines_holder_is_said_to_be_one(q: Queue) -> None:
     q.redis.set(q.key("quarantine"), f"{A}|1")
     assert q.store.run(scripts.report(A, "crash", ("a",))).quarantined
     assert not q.store.run(scripts.report(B, "crash", ())).quarantined
+
+
+def test_an_obituary_is_kept_for_whoever_is_blamed(q: Queue) -> None:
+    before = q.before()
+    q.report(A, "crash", "a", obituary=b"its words")
+    after = changes(before, q.dump())
+    assert after[f"obituary:{A}"] == "its words"
+    assert after["ttl"] == {"bell": BELL_TTL, f"obituary:{A}": VOID_TTL}

@@ -12,8 +12,11 @@ from helpers import wait_until
 from stack_processes import Stack
 from stoker import Client, InferenceRequest, RequestFailed
 
+ENDINGS = {"abort": "SIGABRT", "exit": "exit code 1", "hang": "stood still"}
+"""What a user is told of the end that an input of the model `Deadly` causes."""
 
-@pytest.mark.parametrize("end", ["abort", "exit", "hang"])
+
+@pytest.mark.parametrize("end", ENDINGS)
 def test_a_crash_requeues_the_innocent_and_convicts_the_culprit(stack: Stack, client: Client, end: str) -> None:
     """Whether a signal or an exit of its own ends the process, or it never comes back: only a SIGKILL is nobody's."""
     stack.environment["STOKER_HUNG_S"] = "1"
@@ -22,8 +25,11 @@ def test_a_crash_requeues_the_innocent_and_convicts_the_culprit(stack: Stack, cl
     jobs = client.submit_many([InferenceRequest(inputs=item) for item in ["a", "b", "c"]])
     culprit = client.submit(inputs=end)
     assert [job.result(timeout=60).output for job in jobs] == ["a", "b", "c"]
-    with pytest.raises(RequestFailed, match="poison"):
+    with pytest.raises(RequestFailed, match=ENDINGS[end]):
         culprit.result(timeout=60)
+    letters = client.dead_letters()
+    assert [(letter.id, letter.reason) for letter in letters] == [(culprit.id, "poison")]
+    assert ENDINGS[end] in letters[0].message
 
 
 def test_two_culprits_of_one_crash_are_found_by_halving_and_nobody_else_is_charged(
@@ -36,7 +42,7 @@ def test_two_culprits_of_one_crash_are_found_by_halving_and_nobody_else_is_charg
     stack.scheduler()
     for item, job in zip(inputs, jobs, strict=True):
         if item == "abort":
-            with pytest.raises(RequestFailed, match="poison"):
+            with pytest.raises(RequestFailed, match="SIGABRT"):
                 job.result(timeout=90)
         else:
             assert job.result(timeout=90).output == item

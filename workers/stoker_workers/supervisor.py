@@ -16,6 +16,7 @@ from stoker.config import Config, check_name
 from stoker.errors import ConfigError, ModelMismatch, RedisUnavailable
 from stoker.every import every, pause
 from stoker.store import scripts
+from stoker.store.codec import encode_failure
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.pack import pack, unpack
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
@@ -134,7 +135,8 @@ class Supervisor:
             return
         cause, crash_set = child.cause_of_death()
         log.warning("child died", inc=child.inc, cause=cause, code=child.code, in_step=len(crash_set))
-        reported = await self._until_answered(scripts.report(child.inc, cause, crash_set), patient=True)
+        obituary = encode_failure(await child.obituary())
+        reported = await self._until_answered(scripts.report(child.inc, cause, crash_set, obituary), patient=True)
         self._sacrificed = bool(reported and reported.quarantined)
 
     async def _register(self, inc: str, number: int, loaded: Loaded) -> str | None:

@@ -418,9 +418,9 @@ class Reported:
     quarantined: bool
 
 
-def report(inc: str, cause: str, crash_set: Sequence[str]) -> Call[Reported]:
-    """Call that announces a child's death."""
-    return Call("report", (inc, cause, *crash_set), lambda reply: Reported(_word(reply), reply[1] == b"1"))
+def report(inc: str, cause: str, crash_set: Sequence[str], obituary: bytes = b"") -> Call[Reported]:
+    """Call that announces a child's death; `obituary` is the body of the failure of whoever is blamed for it."""
+    return Call("report", (inc, cause, obituary, *crash_set), lambda reply: Reported(_word(reply), reply[1] == b"1"))
 
 
 def deregister(inc: str) -> Call[str]:
