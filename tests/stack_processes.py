@@ -18,13 +18,16 @@ HEARTBEAT_MS = 200
 
 
 class Stack:
-    """Starts and ends the processes of a stack; `beats(n)` is n heartbeats in seconds."""
+    """Starts and ends the processes of a stack; `beats(n)` is n heartbeats in seconds.
 
-    def __init__(self, url: str, logs: Path) -> None:
+    The tests look at Redis by `server_url` where the stack's own URL names Sentinels.
+    """
+
+    def __init__(self, url: str, logs: Path, server_url: str | None = None) -> None:
         self.url = url
         self.config = Config(redis_url=url, heartbeat_ms=HEARTBEAT_MS, events=True)
         self.keys = Keys(self.config.queue)
-        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.redis = redis.Redis.from_url(server_url or url, decode_responses=True)
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment: dict[str, str] = {}

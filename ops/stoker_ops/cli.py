@@ -155,7 +155,7 @@ def _engine(options: dict[str, Any], tell: Callable[[str], object]) -> EngineOpt
 
 
 def _ready_line(stack: LocalStack, settings: StackSettings) -> str:
-    from stoker.store.connection import redact
+    from stoker.store.address import redact
 
     config = stack.config
     url = redact(config.redis_url or "")

@@ -34,7 +34,7 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     redis_url: str | None = Field(
-        None, description="redis://, rediss:// or unix:// URL; unset: the stack that runs here"
+        None, description="redis://, rediss://, unix:// or redis+sentinel:// URL; unset: the stack that runs here"
     )
     queue: str = Field("default", description="the queue's name, [A-Za-z0-9._~-]{1,128}")
     state: Path | None = Field(None, description="the folder of the local stack; unset: XDG_STATE_HOME/stoker")
