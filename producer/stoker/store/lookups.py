@@ -116,7 +116,7 @@ def dead_letters(keys: Keys, ids: Sequence[str]) -> Read[list[DeadLetter]]:
 
 
 def _parse_dead(ids: Sequence[str], reply: list[Any]) -> list[DeadLetter]:
-    return [_dead_letter(request_id, data) for request_id, data in zip(ids, reply, strict=True) if data]
+    return [dead_letter(request_id, data) for request_id, data in zip(ids, reply, strict=True) if data]
 
 
 def dead_parts(data: bytes) -> tuple[list[bytes], bytes, bytes]:
@@ -125,7 +125,8 @@ def dead_parts(data: bytes) -> tuple[list[bytes], bytes, bytes]:
     return texts, rest[: int(size)], rest[int(size) :]
 
 
-def _dead_letter(request_id: str, data: bytes) -> DeadLetter:
+def dead_letter(request_id: str, data: bytes) -> DeadLetter:
+    """Return the dead letter in `data`, whose payload may be cut short."""
     (at, reason, attempts, failures, losses, history), body, payload = dead_parts(data)
     _, _, _, priority, tenant, *_ = payload[STAMP:].split(b"|", 5)
     return DeadLetter(
