@@ -26,6 +26,20 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0 ..."),
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
+        click.option(
+            "--task",
+            type=click.Choice(["auto", "generate", "embed", "classify"]),
+            default="auto",
+            show_default=True,
+            help="What a folder's model is to do; auto: what its config says.",
+        ),
+        click.option(
+            "--pooling",
+            type=click.Choice(["auto", "mean", "last", "cls"]),
+            default="auto",
+            show_default=True,
+            help="How embed makes one vector of a text's; auto: as the folder says, else mean.",
+        ),
         click.option("--profile", metavar="FILE|zero", help="What a step of the sim engine costs (JSON, ms)."),
         click.option("--max-num-seqs", type=click.IntRange(1), help="Most requests that run at once."),
         click.option(

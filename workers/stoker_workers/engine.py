@@ -13,13 +13,17 @@ from typing import Any, Literal, Protocol
 
 Mode = Literal["continuous", "padded"]
 Cache = Literal["paged", "rect"]
+Task = Literal["generate", "embed", "classify", "custom"]
+
+GENERATION = frozenset({"max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos"})
+"""The parameters of a request that say how to generate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """What a queue must know of its model: the first worker's card is the queue's.
 
-    `identity` is a hash over everything that changes answers (config, weights index, tokenizer, dtype).
+    `identity` is a hash over everything that changes answers (config, weights index, tokenizer, dtype, task).
     `context` bounds prompt + max_tokens, `vocabulary` the token ids; 0 means: no such bound.
     """
 
@@ -29,6 +33,7 @@ class ModelCard:
     vocabulary: int
     context: int
     mode: Mode
+    task: Task = "generate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +128,11 @@ class Engine(Protocol):
     """One model on one device (or one tensor-parallel group).
 
     `raw`: whether `Work.inputs` carries every request as it came (a user's model), or `Work.prompt` its token ids.
+    `parameters`: which of `GENERATION` it honours; a request with another one is refused by its name.
     """
 
     raw: bool
+    parameters: frozenset[str]
 
     def load(self) -> ModelCard:
         """Load the model; raises `stoker.ConfigError` with what to do when it cannot."""

@@ -17,6 +17,8 @@ class EngineOptions:
     engine: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    task: str = "auto"
+    pooling: str = "auto"
     profile: str | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None

@@ -8,7 +8,8 @@ from typing import Any
 
 from stoker.errors import ConfigError
 from stoker_workers.demo import DEMO, demo_model_path
-from stoker_workers.engine import Engine
+from stoker_workers.engine import Engine, Task
+from stoker_workers.task import task_of
 
 AUTO = "auto"
 SIM = "sim"
@@ -23,6 +24,8 @@ def make_engine(
     engine: str = AUTO,
     device: str = AUTO,
     dtype: str = AUTO,
+    task: str = AUTO,
+    pooling: str = AUTO,
     profile: str | Path | None = None,
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
@@ -30,11 +33,17 @@ def make_engine(
 ) -> Engine:
     """Return an engine for `model`, not yet loaded: a folder, "demo", "sim", or "module:Class" for a user's own code.
 
-    A limit that is None is the kind's own default. Raises `ConfigError` for what cannot work.
+    `task`: what a folder's model is to do; auto is what its config says. A limit that is None is the kind's own
+    default. Raises `ConfigError` for what cannot work.
     """
     kind = kind_of(model) if engine == AUTO else engine
     limits: dict[str, Any] = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
     limits = {name: value for name, value in limits.items() if value is not None}
+    does = _task(model, kind, engine, task)
+    if does in ("embed", "classify"):
+        return _encoder_engine(model, does, pooling=pooling, device=device, dtype=dtype, **limits)
+    if pooling != AUTO:
+        raise ConfigError(f"pooling: is of --task embed, and this model is to {does}")
     if kind == SIM:
         from stoker_workers.engines.sim import SimEngine, load_profile
 
@@ -55,6 +64,25 @@ def kind_of(model: str | Path) -> str:
     if isinstance(model, str) and re.fullmatch(r"[\w.]+:\w+", model):
         return CALLABLE
     return TORCH
+
+
+def _task(model: str | Path, kind: str, engine: str, task: str) -> Task:
+    """Return what the engine is to do: only a folder's model has a choice, when no other engine is asked for."""
+    if engine in (AUTO, TORCH) and kind not in (SIM, CALLABLE):
+        return task_of(demo_model_path() if model == DEMO else Path(model), task)
+    if task not in (AUTO, "generate"):
+        raise ConfigError(f"task: the {kind} engine has none to choose, got {task!r}; --engine torch has")
+    return "custom" if kind == CALLABLE else "generate"
+
+
+def _encoder_engine(model: str | Path, task: Task, **options: Any) -> Engine:
+    try:
+        from stoker_workers.engines.encoder import EncoderEngine
+    except ModuleNotFoundError as error:  # as below
+        raise ConfigError(f'task {task} needs {error.name}: pip install "stoker[worker]"') from error
+    if model == DEMO:
+        return EncoderEngine(demo_model_path(), name=DEMO, task=task, **options)
+    return EncoderEngine(model, task=task, **options)
 
 
 def _torch_engine(model: str | Path, **options: Any) -> Engine:

@@ -28,6 +28,7 @@ from typing import Any
 
 from stoker.errors import ConfigError, InvalidRequest
 from stoker_workers.engine import Admitted, Capacity, Event, Failed, Finished, Full, Invalid, ModelCard, Work
+from stoker_workers.engines.padded import Batches
 
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _MAX_DEPTH = 100  # msgpack itself gives up at about 500 on one side and 1,000 on the other
@@ -43,6 +44,7 @@ class CallableEngine:
     """
 
     raw = True
+    parameters: frozenset[str] = frozenset()
 
     def __init__(
         self, target: str, *, device: str = "auto", max_num_seqs: int = 64, max_num_batched_tokens: int = 2048
@@ -50,17 +52,10 @@ class CallableEngine:
         """Name the class as `module:Class`; `device` is handed to its `load` as it is."""
         if not TARGET.fullmatch(target):
             raise ConfigError(f"model: must be module:Class, got {target!r}")
-        if max_num_seqs < 1 or max_num_batched_tokens < 1:
-            raise ConfigError("max_num_seqs and max_num_batched_tokens: must be at least 1")
         self._target = target
         self._device = device
-        self._max_num_seqs = max_num_seqs
-        self._capacity = Capacity(
-            rows=2 * max_num_seqs, tokens=2 * max_num_batched_tokens, budget=max_num_batched_tokens, cache="paged"
-        )
+        self._batches = Batches(max_num_seqs, max_num_batched_tokens)
         self._model: Any = None
-        self._resident: dict[str, tuple[Work, int]] = {}
-        self._occupied = 0
 
     def load(self) -> ModelCard:
         """Import the class, make an instance and load it."""
@@ -69,7 +64,9 @@ class CallableEngine:
         _call_user(f"{self._target}.load({self._device!r})", self._model.load, self._device)
         version = getattr(self._model, "version", "")
         identity = hashlib.sha256(f"{self._target}\0{version}".encode()).hexdigest()
-        return ModelCard(name=self._target, identity=identity, dtype="none", vocabulary=0, context=0, mode="padded")
+        return ModelCard(
+            name=self._target, identity=identity, dtype="none", vocabulary=0, context=0, mode="padded", task="custom"
+        )
 
     def warm_up(self) -> None:
         """Do nothing: what an input looks like is known to the user's `load` alone."""
@@ -84,53 +81,46 @@ class CallableEngine:
 
     def admit(self, work: Work) -> Admitted | Full | Invalid:
         """Take an input in, behind at most one batch."""
-        self.cancel(work.id)  # another attempt at the same request takes the place of the first
         if work.inputs is None and not work.prompt:
             return Invalid("inputs", "must not be None")
         try:
             cost = self._cost(_item(work))
         except Exception as error:  # whatever the user's code raises is about this input alone
             return Invalid("inputs", f"cost() raised {_describe(error)}")
-        if cost > self._capacity.tokens:
-            return Invalid("inputs", f"may cost at most {self._capacity.tokens} tokens on this worker", cost)
-        if len(self._resident) >= self._capacity.rows or self._occupied + cost > self._capacity.tokens:
-            return Full()
-        self._resident[work.id] = (work, cost)
-        self._occupied += cost
-        return Admitted(cost)
+        if cost > self._batches.capacity.tokens:
+            return Invalid("inputs", f"may cost at most {self._batches.capacity.tokens} tokens on this worker", cost)
+        return self._batches.admit(work, cost)
 
     def step(self) -> list[Event]:
         """Run one batch."""
-        batch = self._next_batch()
+        batch = self._batches.next()
         if not batch:
             return []
         events = self._run(batch)
         for work in batch:
-            self.cancel(work.id)
+            self._batches.drop(work.id)
         return events
 
     def scheduled(self) -> Sequence[str]:
         """Return the ids of the next batch."""
-        return [work.id for work in self._next_batch()]
+        return [work.id for work in self._batches.next()]
 
     def cancel(self, request_id: str) -> None:
         """Drop an input that waits."""
-        _, cost = self._resident.pop(request_id, (None, 0))
-        self._occupied -= cost
+        self._batches.drop(request_id)
 
     def resident(self) -> Sequence[str]:
         """Return the ids of what waits, in order of arrival."""
-        return list(self._resident)
+        return self._batches.resident()
 
     def capacity(self) -> Capacity:
         """Return room for two batches."""
-        return self._capacity
+        return self._batches.capacity
 
     def close(self) -> None:
         """Let go of the model and of what waits."""
         self._model = None
-        self._resident.clear()
-        self._occupied = 0
+        self._batches.clear()
 
     def _run(self, batch: list[Work]) -> list[Event]:
         try:
@@ -160,19 +150,6 @@ class CallableEngine:
         if type(tokens) is not int or tokens < 1:
             raise ValueError(f"cost() must return an int of at least 1, got {tokens!r}")
         return tokens
-
-    def _next_batch(self) -> list[Work]:
-        batch: list[Work] = []
-        longest = 0
-        for work, cost in self._resident.values():
-            if batch and work.batch != batch[0].batch:
-                continue
-            longest = max(longest, cost)
-            too_large = (len(batch) + 1) * longest > self._capacity.budget
-            if batch and (too_large or len(batch) == self._max_num_seqs):
-                break
-            batch.append(work)
-        return batch
 
 
 def check_output(output: Any) -> str | None:
