@@ -42,7 +42,8 @@ def task_of(path: Path, asked: str = AUTO) -> Task:
     if any(name.endswith("ForSequenceClassification") for name in architectures):
         return "classify"
     # A bare model, and one that fills gaps, has nothing to give but its last layer.
-    return "embed" if any(name.endswith(("Model", "ForMaskedLM")) for name in architectures) else "generate"
+    bare = [name for name in architectures if name.endswith(("Model", "ForMaskedLM")) and "LMHead" not in name]
+    return "embed" if bare else "generate"
 
 
 def pooling_of(path: Path, asked: str = AUTO) -> str:
