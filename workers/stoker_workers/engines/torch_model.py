@@ -64,12 +64,13 @@ class CausalModel:
         read_config(path)
         weight_files(path)
         self.device = device
-        self._tokenizer = load_tokenizer(path)
+        self._tokenizer = _load_tokenizer(path)
         # A second one, for reading a prompt changes a tokenizer's state while `decode` may use it on another thread.
-        self._encoder = load_tokenizer(path)
+        self._encoder = _load_tokenizer(path)
         self._encoding = threading.Lock()
-        self._model = load_weights(transformers.AutoModelForCausalLM, path, DTYPES[dtype]).to(device)
-        limit_threads(self._model, device)
+        self._model = _load_model(path, DTYPES[dtype]).to(device)
+        self._model.requires_grad_(False)
+        _limit_threads(self._model, device)
         self._windows = _attention_windows(self._model.config.get_text_config(decoder=True), path)
         parameters = inspect.signature(self._model.forward).parameters
         # transformers renamed the argument during its fifth major version.
@@ -169,7 +170,7 @@ class CausalModel:
             self.forward(cache, 0, [Chunk(ids[:-1], 0) for ids in sequences])
             together = self.forward(cache, 0, [Chunk(ids[-1:], len(ids) - 1) for ids in sequences])
         except Exception as error:  # whatever a model's own code raises: it cannot be run this way
-            raise ConfigError(f"model: {path} cannot be run by the torch engine ({first_line(error)})") from error
+            raise ConfigError(f"model: {path} cannot be run by the torch engine ({_first_line(error)})") from error
         expected = torch.stack(alone).float()
         difference = ((together.float() - expected).norm() / expected.norm()).item()
         if not difference < _CHECK_TOLERANCE:
@@ -178,20 +179,16 @@ class CausalModel:
         return cache.bytes_per_token()
 
 
-def load_tokenizer(path: Path) -> Any:
-    """Return the folder's tokenizer; raises `ConfigError`."""
+def _load_tokenizer(path: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # from a dozen formats come a dozen kinds of error
-        raise ConfigError(f"model: the tokenizer in {path} cannot be loaded: {first_line(error)}") from error
+        raise ConfigError(f"model: the tokenizer in {path} cannot be loaded: {_first_line(error)}") from error
 
 
-def load_weights(auto: Any, path: Path, dtype: torch.dtype, *, unused: str | None = None) -> Any:
-    """Return the folder's model by transformers' class `auto`; raises `ConfigError`, also when weights are missing.
-
-    Those whose names begin with `unused` may be: what they compute is not looked at.
-    """
-    # Its own annotations leave out what silences the bar.
+def _load_model(path: Path, dtype: torch.dtype) -> Any:
+    # Its own annotations leave out what is returned with `output_loading_info`, and what silences the bar.
+    auto: Any = transformers.AutoModelForCausalLM
     logging: Any = transformers.utils.logging
     logging.disable_progress_bar()
     try:
@@ -205,15 +202,14 @@ def load_weights(auto: Any, path: Path, dtype: torch.dtype, *, unused: str | Non
             output_loading_info=True,
         )
     except Exception as error:  # as above
-        raise ConfigError(f"model: the weights in {path} cannot be loaded: {first_line(error)}") from error
-    missing = sorted(key for key in info["missing_keys"] if unused is None or not key.startswith(unused))
-    if missing:
+        raise ConfigError(f"model: the weights in {path} cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
         # transformers would only warn, and answer from random weights.
         raise ConfigError(f"model: {path} lacks the weights of {len(missing)} tensors, {missing[0]} for one")
-    return model.requires_grad_(False).eval()
+    return model.eval()
 
 
-def limit_threads(model: Any, device: torch.device) -> None:
+def _limit_threads(model: Any, device: torch.device) -> None:
     """Give a small model on a CPU one thread, unless the operator chose a number.
 
     Its operations are too short to share: with two busy neighbours on two cores, two threads made 150 tokens a second
@@ -223,8 +219,7 @@ def limit_threads(model: Any, device: torch.device) -> None:
         torch.set_num_threads(1)
 
 
-def first_line(error: Exception) -> str:
-    """Return an error's type and the first line of what it says."""
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
