@@ -13,7 +13,8 @@ import transformers
 from stoker.errors import ConfigError
 from stoker_workers.card import weight_files
 from stoker_workers.engine import Task
-from stoker_workers.engines.torch_model import DTYPES, first_line, load_tokenizer, load_weights
+from stoker_workers.engines.pretrained import first_line, load_tokenizer, load_weights
+from stoker_workers.engines.torch_model import DTYPES
 
 _CHECK_TOKENS = 6
 _CHECK_TOLERANCE = 0.05  # of the norm, as for generation: what a dtype rounds stays far under it
@@ -37,7 +38,7 @@ class EncoderModel:
         kind: Any = transformers.AutoModelForSequenceClassification if self._classifies else transformers.AutoModel
         # The pooler of a bare model is made for another purpose, and its output is not looked at.
         unused = None if self._classifies else "pooler."
-        self._model = load_weights(kind, path, DTYPES[dtype], unused=unused).to(device)
+        self._model = load_weights(kind, path, DTYPES[dtype], unused=unused).to(device).requires_grad_(False)
         config = self._model.config.get_text_config()
         config.use_cache = False
         self._pad = _pad_id(self._tokenizer, config)

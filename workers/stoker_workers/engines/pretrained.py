@@ -21,9 +21,9 @@ class Tokenizer:
 
     def __init__(self, path: Path) -> None:
         """Load it; raises `ConfigError` with what is wrong with it."""
-        self._decoder = _load_tokenizer(path)
+        self._decoder = load_tokenizer(path)
         # A second one, for reading a prompt changes a tokenizer's state while `decode` may use it on another thread.
-        self._encoder = _load_tokenizer(path)
+        self._encoder = load_tokenizer(path)
         self._encoding = threading.Lock()
         self.eos_id: int | None = self._decoder.eos_token_id
 
@@ -53,8 +53,17 @@ class Tokenizer:
 
 def load_causal_model(path: Path, dtype: torch.dtype, attention: str = "sdpa", **options: Any) -> Any:
     """Return the folder's language model, on the CPU unless `options` of `from_pretrained` say otherwise."""
-    # Its own annotations leave out what is returned with `output_loading_info`, and what silences the bar.
-    auto: Any = transformers.AutoModelForCausalLM
+    return load_weights(transformers.AutoModelForCausalLM, path, dtype, attention, **options)
+
+
+def load_weights(
+    auto: Any, path: Path, dtype: torch.dtype, attention: str = "sdpa", *, unused: str | None = None, **options: Any
+) -> Any:
+    """Return the folder's model by transformers' class `auto`; raises `ConfigError`, also when weights are missing.
+
+    Those whose names begin with `unused` may be: what they compute is not looked at.
+    """
+    # Its own annotations leave out what silences the bar.
     logging: Any = transformers.utils.logging
     logging.disable_progress_bar()
     try:
@@ -70,7 +79,8 @@ def load_causal_model(path: Path, dtype: torch.dtype, attention: str = "sdpa", *
         )
     except Exception as error:  # from a dozen formats come a dozen kinds of error
         raise ConfigError(f"model: the weights in {path} cannot be loaded: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
+    missing = sorted(key for key in info["missing_keys"] if unused is None or not key.startswith(unused))
+    if missing:
         # transformers would only warn, and answer from random weights.
         raise ConfigError(f"model: {path} lacks the weights of {len(missing)} tensors, {missing[0]} for one")
     return model.eval()
@@ -99,7 +109,8 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
-def _load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """Return the folder's tokenizer as transformers has it; raises `ConfigError`."""
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # as above
