@@ -15,6 +15,7 @@ from stoker.errors import (
     RequestError,
     RequestExpired,
     RequestFailed,
+    UnsupportedParameter,
 )
 from stoker.request import InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage
 from stoker.store.pack import pack, pack_tokens, unpack, unpack_tokens
@@ -230,6 +231,8 @@ def encode_failure(message: str, error: InvalidRequest | None = None) -> bytes:
     body: dict[str, Any] = {"message": message[:2000]}
     if error is not None:
         body |= {"field": error.field, "limit": error.limit, "value": str(error.value)[:200]}
+        if isinstance(error, UnsupportedParameter):
+            body["unsupported"] = True
     return pack(body)
 
 
@@ -315,5 +318,6 @@ def _error(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequ
 
 def _failure(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequest:
     if "field" in body:
-        return InvalidRequest(body["field"], body["limit"], body["value"])
+        kind = UnsupportedParameter if body.get("unsupported") else InvalidRequest
+        return kind(body["field"], body["limit"], body["value"])
     return RequestFailed(outcome.id, body.get("message") or outcome.reason, outcome.attempts)
