@@ -292,6 +292,7 @@ class TokenReader:
         return self._take(record, Restarted)
 
     def _take(self, record: TokenRecord, kind: type[Chunk]) -> Chunk:
-        self._position = record.offset + len(record.token_ids)
+        # Text without token ids moves it too: an attempt that begins at 0 again must not look like one that goes on.
+        self._position = record.offset + max(1, len(record.token_ids))
         self._texts.append(record.text)
         return kind(record.text, record.token_ids, record.attempt, record.offset)

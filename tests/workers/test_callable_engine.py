@@ -14,7 +14,8 @@ import pytest
 
 from stoker.errors import ConfigError, InvalidRequest
 from stoker_workers.engine import Admitted, Failed, Finished, Full, Invalid, Work
-from stoker_workers.engines.callable import CallableEngine, check_output
+from stoker_workers.engines.callable import CallableEngine
+from stoker_workers.engines.outputs import check_output
 
 MODULE = '''
 import math

@@ -26,6 +26,7 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     first_token_us: int = -1
+    tokens: int = 0
     published: int = 0
     unpublished_text: list[str] = field(default_factory=list)
 
@@ -52,6 +53,8 @@ def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], fl
         id=payload.id,
         batch=delivery,
         prompt=_prompt(request, engine),
+        text=request.prompt,
+        messages=request.messages,
         inputs=_inputs(request) if engine.raw else request.inputs,
         max_tokens=request.max_tokens,
         sampling=Sampling(
@@ -62,6 +65,7 @@ def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], fl
         ),
         stop=tuple(request.stop or ()),
         ignore_eos=request.ignore_eos,
+        request=request,
     )
     return Row(payload, delivery, work, clock())
 

@@ -15,7 +15,8 @@ AUTO = "auto"
 SIM = "sim"
 TORCH = "torch"
 CALLABLE = "callable"
-KINDS = (AUTO, SIM, TORCH, CALLABLE)
+OPENAI = "openai"
+KINDS = (AUTO, SIM, TORCH, CALLABLE, OPENAI)
 
 
 def make_engine(
@@ -30,16 +31,23 @@ def make_engine(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     kv_cache_tokens: int | None = None,
+    **server: Any,
 ) -> Engine:
     """Return an engine for `model`, not yet loaded: a folder, "demo", "sim", or "module:Class" for a user's own code.
 
     `task`: what a folder's model is to do; auto is what its config says. A limit that is None is the kind's own
-    default. Raises `ConfigError` for what cannot work.
+    default. `server`: the options of `OpenAIEngine`, for `engine="openai"` alone; `model` is then the server's name for
+    it. Raises `ConfigError` for what cannot work.
     """
     kind = kind_of(model) if engine == AUTO else engine
+    does = _task(model, kind, engine, task)
+    server = {name: value for name, value in server.items() if value not in (None, False)}
+    if kind == OPENAI:
+        return _openai_engine(str(model), server, max_num_seqs)
+    if server:
+        raise ConfigError(f"{next(iter(server))}: belongs to --engine openai, and this is {kind}")
     limits: dict[str, Any] = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
     limits = {name: value for name, value in limits.items() if value is not None}
-    does = _task(model, kind, engine, task)
     if does in ("embed", "classify"):
         return _encoder_engine(model, does, pooling=pooling, device=device, dtype=dtype, **limits)
     if pooling != AUTO:
@@ -83,6 +91,18 @@ def _encoder_engine(model: str | Path, task: Task, **options: Any) -> Engine:
     if model == DEMO:
         return EncoderEngine(demo_model_path(), name=DEMO, task=task, **options)
     return EncoderEngine(model, task=task, **options)
+
+
+def _openai_engine(model: str, server: dict[str, Any], max_num_seqs: int | None) -> Engine:
+    if not model or not server.get("base_url"):
+        raise ConfigError("engine openai: needs --base-url URL, and --model with the server's name for its model")
+    try:
+        from stoker_workers.engines.openai import OpenAIEngine
+    except ModuleNotFoundError as error:
+        raise ConfigError(f'the openai engine needs {error.name}: pip install "stoker[openai]"') from error
+    if max_num_seqs is not None:
+        server["max_num_seqs"] = max_num_seqs
+    return OpenAIEngine(model, **server)
 
 
 def _torch_engine(model: str | Path, **options: Any) -> Engine:

@@ -11,10 +11,9 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from stoker.errors import InvalidRequest
 from stoker.request import InferenceRequest
 from stoker_workers.engine import Admitted, Capacity, Event, Failed, Finished, Full, Tokens, Work
-from stoker_workers.engines.outputs import check_output, check_text, describe, type_name
+from stoker_workers.engines.outputs import check_output, check_text, describe, invalid, type_name
 
 WAIT_S = 0.05
 CLOSE_S = 5.0
@@ -110,10 +109,8 @@ class AsyncCalls:
             event = await self._run(call)
         except asyncio.CancelledError:
             event = Failed(request_id, "generate cancelled itself", "retry")
-        except InvalidRequest as error:
-            event = Failed(request_id, describe(error), "invalid")
         except Exception as error:
-            event = Failed(request_id, f"generate raised {describe(error)}", "retry")
+            event = invalid(request_id, error) or Failed(request_id, f"generate raised {describe(error)}", "retry")
         except BaseException as error:  # SystemExit and its like end the process, as they would on its main thread
             self._events.put((call, error))
             return
@@ -123,9 +120,9 @@ class AsyncCalls:
         result = self._generate(_request(call.work))
         if not inspect.isasyncgen(result):
             output = await result
-            return self._text(call, output) or Finished(call.work.id, "stop") if isinstance(output, str) else (
-                _finished(call.work.id, output)
-            )
+            if not isinstance(output, str):
+                return _finished(call.work.id, output)
+            return self._text(call, output) or Finished(call.work.id, "stop")
         async with contextlib.aclosing(result) as pieces:
             async for piece in pieces:
                 if failed := self._text(call, piece):
@@ -136,7 +133,7 @@ class AsyncCalls:
         """Stream a piece; returns the failure that anything but text is."""
         request_id = call.work.id
         if not isinstance(piece, str):
-            return Failed(request_id, f"generate yielded {type_name(piece)} instead of a str", "failure")
+            return Failed(request_id, f"generate yielded {type_name(piece)}, not str", "failure")
         if problem := check_text(piece, "a piece"):
             return Failed(request_id, f"generate yielded what cannot be sent: {problem}", "failure")
         if piece:

@@ -5,7 +5,8 @@ imported. It takes no arguments and has
 
 - `load(device: str) -> None`: called once, in the worker's process;
 - either `predict(batch: list) -> list`: one output for each input, in order. An exception object in the list fails that
-  item alone; an exception raised fails the batch, whose requests are tried again;
+  item alone (an `InvalidRequest` says that it is the item's own fault); an exception raised fails the batch, whose
+  requests are tried again. Parameters such as max_tokens are refused, for `predict` does not see them;
 - or `async generate(request: InferenceRequest)`: runs for up to `max_concurrency` (64) requests at once. Returns an
   output, or yields strings, which are streamed; the attribute `parameters` says which of max_tokens, temperature,
   top_p, top_k, seed, stop and ignore_eos it honours (default: all), and the others are refused. A cancelled request's
@@ -17,8 +18,8 @@ imported. It takes no arguments and has
 - optionally an attribute `version: str`: a queue refuses workers whose model has another version.
 
 An input is what the client sent as `inputs`; a `prompt` arrives as its string, `messages` as their list, and
-`prompt_tokens` as a list of ints. Outputs are what msgpack carries: None, bool, int, finite float, str, bytes, lists and
-dicts (with str keys) of them; or an `array("f")`, a vector that `Client.embed` takes.
+`prompt_tokens` as a list of ints. Outputs are what msgpack carries: None, bool, int, finite float, str, bytes, and
+lists and dicts (with str keys) of them; or an `array("f")`, a vector that `Client.embed` takes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from stoker_workers.engine import (
     Work,
 )
 from stoker_workers.engines.async_calls import AsyncCalls
-from stoker_workers.engines.outputs import check_output, describe, type_name
+from stoker_workers.engines.outputs import check_output, describe, invalid, type_name
 from stoker_workers.engines.padded import Batches
 
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -209,7 +210,7 @@ class CallableEngine:
 
 def _event(request_id: str, output: Any) -> Event:
     if isinstance(output, BaseException):
-        return Failed(request_id, describe(output), "failure")
+        return invalid(request_id, output) or Failed(request_id, describe(output), "failure")
     if problem := check_output(output):
         return Failed(request_id, f"predict returned what cannot be sent: {problem}", "failure")
     return Finished(request_id, "stop", output)

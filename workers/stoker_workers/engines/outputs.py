@@ -7,6 +7,9 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stoker.errors import InvalidRequest
+from stoker_workers.engine import Failed
+
 _MAX_DEPTH = 100  # msgpack itself gives up at about 500 on one side and 1,000 on the other
 _MAX_REASON = 1000
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
@@ -61,6 +64,13 @@ def _check_dict(value: Mapping[Any, Any], where: str, depth: int) -> str | None:
         if problem := check_text(key, f"a key of {where}") or _check(item, f"{where}[{key!r}]", depth + 1):
             return problem
     return None
+
+
+def invalid(request_id: str, error: BaseException) -> Failed | None:
+    """Return the failure that an `InvalidRequest` of the user's code means, None for any other error."""
+    if not isinstance(error, InvalidRequest):
+        return None
+    return Failed(request_id, f"{error.field}: {error.limit}", "invalid", error.value)
 
 
 def describe(error: BaseException) -> str:
