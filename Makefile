@@ -22,7 +22,7 @@ venv: $(STAMP) ## make .venv with torch (TORCH=...) and the development tools
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[worker,batch,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[worker,openai,batch,dev]'
 	rm -f .venv/.made-*
 	touch $@
 

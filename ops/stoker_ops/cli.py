@@ -144,10 +144,10 @@ def _engine(options: dict[str, Any], tell: Callable[[str], object]) -> EngineOpt
     from importlib.util import find_spec
 
     from stoker_workers.demo import DEMO
-    from stoker_workers.engines import SIM
+    from stoker_workers.engines import OPENAI, SIM
     from stoker_workers.messages import EngineOptions
 
-    if not options["model"]:
+    if not options["model"] and options["engine"] != OPENAI:
         missing = [name for name in ("torch", "transformers") if not find_spec(name)]
         if missing and options["engine"] != SIM:
             tell(f'without {missing[0]} no model runs, so the sim engine answers; pip install "stoker[worker]" adds it')

@@ -79,7 +79,7 @@ def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
     """Return where it is now, why, and what can be done about that."""
     from dataclasses import replace
 
-    from stoker.store import lookups, traces
+    from stoker.store import lookups, reads, traces
     from stoker_ops.checks import Finding, why_waiting
     from stoker_ops.facts import read_facts
 
@@ -97,7 +97,9 @@ def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
         due_s = max(0.0, (score - trace.now_us) / 1e6)
         return now | {"why": f"tries again in {due_s:.1f} s, after its last attempt failed"}
     waited_s = (trace.now_us - (trace.accepted_us or 0)) / 1e6
-    verdict = why_waiting(read_facts(config, ask_torch=False), replace(trace.waiting, score=score), waited_s)
+    facts = read_facts(config, ask_torch=False)
+    most = 0 if reads.all_padded(facts.workers) else trace.waiting.max_tokens
+    verdict = why_waiting(facts, replace(trace.waiting, score=score, max_tokens=most), waited_s)
     return now | {
         "ahead": store.read(traces.ahead(store.keys, trace.waiting.lane, score)),
         "why": verdict.what,

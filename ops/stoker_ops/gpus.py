@@ -9,7 +9,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
 from stoker.errors import ConfigError
-from stoker_workers.engines import AUTO, SIM, kind_of
+from stoker_workers.engines import AUTO, OPENAI, SIM, kind_of
 from stoker_workers.messages import EngineOptions
 
 DEVICES = Path("/dev")
@@ -31,7 +31,7 @@ async def pick_devices(options: EngineOptions, workers: int | None, *, share: bo
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers: must be at least 1, got {workers}")
-    gpus = 0 if engine_kind(options) == SIM or options.device != AUTO else await count_gpus()
+    gpus = 0 if engine_kind(options) in (SIM, OPENAI) or options.device != AUTO else await count_gpus()
     if not gpus:
         return [options.device] * (workers or 1)
     if workers and workers > gpus and not share:

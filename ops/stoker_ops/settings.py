@@ -55,8 +55,9 @@ def environment_of(config: Config) -> dict[str, str]:
 
 def arguments_of(options: EngineOptions) -> list[str]:
     """Return the options of `stoker worker` that mean the same."""
-    given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
-    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    given = {name: value for name, value in dataclasses.asdict(options).items() if value not in (None, False)}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+    return [word for flag, value in flags.items() for word in ([flag] if value is True else [flag, str(value)])]
 
 
 def worker_names(count: int, *, alone: bool) -> list[str]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from stoker.request import (
         Chunk,
+        Classification,
         InferenceRequest,
         InferenceResponse,
         RequestPriority,
@@ -45,6 +46,7 @@ __all__ = [
     "AsyncClient",
     "AsyncJob",
     "Chunk",
+    "Classification",
     "Client",
     "Config",
     "ConfigError",
@@ -78,6 +80,7 @@ _HOMES = {
     "AsyncClient": "async_client",
     "AsyncJob": "async_client",
     "Chunk": "request",
+    "Classification": "request",
     "Client": "client",
     "Config": "config",
     "DistributedServingEngine": "engine",

@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from stoker.errors import (
@@ -18,7 +19,7 @@ from stoker.errors import (
     StokerError,
     UnsupportedParameter,
 )
-from stoker.request import Chunk, InferenceRequest, InferenceResponse, RequestPriority, Restarted
+from stoker.request import Chunk, Classification, InferenceRequest, InferenceResponse, RequestPriority, Restarted
 from stoker.store.codec import Outcome, Submission, response_of
 from stoker.store.reads import Card, TokenRecord
 from stoker.store.scripts import Accepted
@@ -150,6 +151,9 @@ def over_card(request: InferenceRequest | InvalidRequest, card: Card | None) -> 
         return InvalidRequest("prompt_tokens", limit, max(tokens))
     # A text has at least one token, whatever the tokenizer.
     least = 1 if tokens is None else len(tokens)
+    if card.padded:
+        limit = f"must be at most the model's context of {context} tokens"
+        return InvalidRequest("prompt_tokens", limit, least) if context and least > context else None
     if context and least + request.max_tokens > context:
         name = "max_tokens" if least < context else "prompt_tokens"
         limit = f"prompt tokens + max_tokens must be at most the model's context of {context}"
@@ -213,6 +217,31 @@ def full_pause(retry_after: float, deadline: float | None, now: float) -> float 
     return min(retry_after, left) if left > 0 else None
 
 
+def as_texts(texts: Iterable[Item]) -> Iterable[Item]:
+    """Return `texts`; raises `InvalidRequest` for a single one, which would be taken letter by letter."""
+    if isinstance(texts, str | InferenceRequest):
+        raise InvalidRequest("texts", "must be a list of texts", texts if isinstance(texts, str) else "one request")
+    return texts
+
+
+def vector_of(response: InferenceResponse) -> array[float]:
+    """Return the vector that an embedding model answered; raises the request's error, `RequestFailed` for no vector."""
+    output = response.unwrap().output
+    try:
+        return output if isinstance(output, array) else array("f", output)
+    except TypeError:
+        raise RequestFailed(response.request_id, "its model answered no vector", response.attempts) from None
+
+
+def classification_of(response: InferenceResponse) -> Classification:
+    """Return what a classifier said; raises the request's error, `RequestFailed` for an answer of another kind."""
+    output = response.unwrap().output
+    try:
+        return Classification(**output)
+    except TypeError:
+        raise RequestFailed(response.request_id, "its model answered no classification", response.attempts) from None
+
+
 # --- token streams ----------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +292,7 @@ class TokenReader:
         return self._take(record, Restarted)
 
     def _take(self, record: TokenRecord, kind: type[Chunk]) -> Chunk:
-        self._position = record.offset + len(record.token_ids)
+        # Text without token ids moves it too: an attempt that begins at 0 again must not look like one that goes on.
+        self._position = record.offset + max(1, len(record.token_ids))
         self._texts.append(record.text)
         return kind(record.text, record.token_ids, record.attempt, record.offset)

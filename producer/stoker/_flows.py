@@ -33,6 +33,7 @@ FACTS_AGE_S = 30.0
 CARD_AGE_S = 1.0
 """A refusal must not rest on a card older than this: an operator may have replaced it."""
 
+CUSTOM = "custom"
 SWEEP_MOST = 4096
 FETCH_GROUP = 64
 """Results too large for a wake-up that are fetched at once."""
@@ -99,6 +100,17 @@ def queue_facts(state: State, max_age_s: float = FACTS_AGE_S) -> Flow[QueueFacts
         state.saw_generation(facts.generation)
         state.facts, state.facts_at = facts, time.monotonic()
     return facts
+
+
+def check_task(state: State, task: str) -> Flow[None]:
+    """Raise `ModelMismatch` where the queue's model is known to do something else; a user's class may do anything."""
+    facts = yield from queue_facts(state, CARD_AGE_S)
+    if facts.card is not None and facts.card.task not in (task, CUSTOM):
+        name, does = facts.card.fields.get("name"), facts.card.task
+        raise ModelMismatch(
+            f"queue {state.config.queue!r} serves {name!r} to {does}, not to {task};"
+            f" run `stoker worker --task {task}` on a queue of its own"
+        )
 
 
 def prepare(

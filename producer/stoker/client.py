@@ -8,11 +8,21 @@ import os
 import queue
 import time
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Concatenate, ParamSpec, Self, Unpack
 
 from stoker import _flows
-from stoker._calls import Item, RequestFields, TokenReader, as_request, refused_error
+from stoker._calls import (
+    Item,
+    RequestFields,
+    TokenReader,
+    as_request,
+    as_texts,
+    classification_of,
+    refused_error,
+    vector_of,
+)
 from stoker._contact import client_config, seconds_left, stream_block_ms
 from stoker._flows import Flow, R, State
 from stoker._link import Link
@@ -20,7 +30,7 @@ from stoker._outstanding import Pending, Phase
 from stoker._window import Window
 from stoker.config import Config, check_name
 from stoker.errors import ResultTimeout, StokerError
-from stoker.request import Chunk, InferenceResponse
+from stoker.request import Chunk, Classification, InferenceResponse
 from stoker.stats import Stats
 from stoker.store import reads
 from stoker.store.lookups import DeadLetter
@@ -111,6 +121,24 @@ class Client:
                 link.sleep(pause or 0.0)
             else:
                 link.wait(window.head, pause)
+
+    def embed(self, texts: Iterable[Item], **fields: Unpack[RequestFields]) -> list[array[float]]:
+        """Return a vector for each text, in order: an `array("f")` of norm 1, whose memory `numpy.asarray` shares.
+
+        Runs through `map`, and raises the first error met there; `ModelMismatch` where the queue's model does not
+        embed.
+        """
+        self._drive(_flows.check_task, "embed")
+        return [vector_of(response) for response in self.map(as_texts(texts), **fields)]
+
+    def classify(self, texts: Iterable[Item], **fields: Unpack[RequestFields]) -> list[Classification]:
+        """Return for each text, in order, its label and the scores of all labels.
+
+        Runs through `map`, and raises the first error met there; `ModelMismatch` where the queue's model does not
+        classify.
+        """
+        self._drive(_flows.check_task, "classify")
+        return [classification_of(response) for response in self.map(as_texts(texts), **fields)]
 
     def stream(
         self,

@@ -91,7 +91,8 @@ class InferenceResponse:
     """The one outcome of a request. `error` is set exactly when `status` is not `succeeded`.
 
     `status`: succeeded, failed, expired or cancelled, as Redis has it; lost (Redis does not know the request) or
-    refused (it was never accepted) where there is no outcome.
+    refused (it was never accepted) where there is no outcome. `output`: what a model that generates no text returned;
+    a vector is an `array("f")`, whose memory `numpy.asarray` shares.
     """
 
     request_id: str
@@ -112,6 +113,19 @@ class InferenceResponse:
         if self.error is not None:
             raise self.error
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What a classifier says of a text: its best `label` and that one's `score`, and `scores` and `logits` of all.
+
+    Scores are probabilities (softmax, or sigmoid where several labels may be true); of a regression, the values.
+    """
+
+    label: str
+    score: float
+    scores: Mapping[str, float]
+    logits: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class Scheduler:
             page = view.lanes[lane]
             while self._queue.deeper(page, depth, view.workers):
                 start = len(view.lanes[lane])
-                page = await self._store.read(reads.lane_page(keys, lane, start, depth))
+                page = await self._store.read(reads.lane_page(keys, lane, start, depth, view.workers))
                 view.lanes[lane].extend(page)
         return view
 

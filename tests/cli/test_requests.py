@@ -29,6 +29,15 @@ def test_submit_streams_the_answer_and_every_form_gives_the_same(served: Stack, 
     assert streamed.stdout == whole.stdout == piped.stdout
 
 
+def test_chat_and_system_make_a_conversation(served: Stack, cli: Cli) -> None:
+    chat = json.loads(cli("submit", "--chat", "hi", "--json").stdout)
+    system = json.loads(cli("submit", "--system", "Be brief.", "hi", "--json").stdout)
+    # The sim counts the bytes of "role: content" and a line's end.
+    assert chat["usage"]["prompt_tokens"] == len("user: hi\n")
+    assert system["usage"]["prompt_tokens"] == len("system: Be brief.\nuser: hi\n")
+    assert chat["usage"]["completion_tokens"] == 128
+
+
 def test_a_prompt_may_come_from_a_file(served: Stack, cli: Cli, short_tmp: object) -> None:
     (path := served._logs / "prompt.txt").write_text("The with statement")
     assert cli("submit", "--file", str(path), "--max-tokens", "8").stdout == cli(*SUBMIT).stdout

@@ -66,10 +66,10 @@ def test_inputs_are_batched_within_the_budget_and_a_bad_one_fails_alone(stack: S
 
 
 def test_a_batch_never_exceeds_the_budget_of_tokens(stack: Stack, client: Client) -> None:
-    """DynamicBatcher: each input counts 17 tokens here, so a budget of 40 takes two."""
+    """DynamicBatcher: each input counts one token here, so a budget of 2 takes two."""
     jobs = client.submit_many([InferenceRequest(inputs="x") for _ in range(8)])
     stack.scheduler()
-    stack.worker("worker", "--max-num-batched-tokens", "40", model="stack_models:Echo")
+    stack.worker("worker", "--max-num-batched-tokens", "2", model="stack_models:Echo")
     assert max(job.result(timeout=30).output["batch"] for job in jobs) == 2
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from stoker.errors import ConfigError, InvalidRequest
 from stoker_workers.engine import Admitted, Failed, Finished, Full, Invalid, Work
-from stoker_workers.engines.callable import CallableEngine, check_output
+from stoker_workers.engines.callable import CallableEngine
+from stoker_workers.engines.outputs import check_output
 
 MODULE = '''
 import math
@@ -363,5 +364,5 @@ def test_the_shipped_example_finds_the_topic_of_a_text() -> None:
     assert outputs[1]["topic"] == "lambda"
     assert max(outputs[1]["scores"].values()) == outputs[1]["scores"]["lambda"]
     assert outputs[2] == {"topic": None, "scores": {}}
-    assert outputs[3] == Failed("b3", "TypeError: a text is a str, not int", "failure")
+    assert outputs[3] == Failed("b3", "inputs: must be a text", "invalid", "int")
     assert engine.encode("three short words") == [0] * 3

@@ -7,10 +7,11 @@ from typing import Any
 import msgpack
 import pytest
 
-from stoker import Config, InferenceRequest, InvalidRequest
+from stoker import Config, InferenceRequest, InvalidRequest, UnsupportedParameter
 from stoker.store.codec import encode
 from stoker.store.pack import pack_tokens
 from stoker.store.scripts import Begun
+from stoker_workers.engines.callable import CallableEngine
 from stoker_workers.engines.sim import SimEngine, load_profile
 from stoker_workers.intake import nonce_of, open_row, prompt_bytes
 
@@ -117,3 +118,23 @@ def test_without_a_seed_every_attempt_gets_the_same_one() -> None:
 def test_the_bytes_of_text_are_counted_only_where_tokens_were_estimated() -> None:
     assert prompt_bytes(opened(begun(body({"prompt": "héllo"})))) == 6
     assert prompt_bytes(opened(begun(body(TOKENS)))) == 0
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        {"max_tokens": 4},
+        {"temperature": 0.5},
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"seed": 0},
+        {"stop": ["x"]},
+        {"ignore_eos": True},
+    ],
+)
+def test_a_parameter_that_the_engine_does_not_honour_is_refused_by_its_name(parameter: dict[str, Any]) -> None:
+    item = begun(body(TOKENS | parameter))
+    assert opened(item).payload.id == "r1"
+    with pytest.raises(UnsupportedParameter) as caught:
+        open_row(item, "1-a-1", CallableEngine("my_module:Model"), lambda: 0.0)
+    assert [caught.value.field] == list(parameter)

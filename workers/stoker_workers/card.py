@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stoker.errors import ConfigError
-from stoker_workers.engine import Mode, ModelCard
+from stoker_workers.engine import Mode, ModelCard, Task
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -22,6 +22,9 @@ _HASHED = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "chat_template.jinja",
 )
@@ -30,20 +33,30 @@ _SAMPLES = 16
 _SAMPLE_BYTES = 4096
 
 
-def card_of_folder(path: Path, dtype: str, mode: Mode = "continuous", name: str | None = None) -> ModelCard:
+def card_of_folder(
+    path: Path,
+    dtype: str,
+    mode: Mode = "continuous",
+    name: str | None = None,
+    *,
+    task: Task = "generate",
+    pooling: str = "",
+) -> ModelCard:
     """Return the card of the model in the folder `path`, run in `dtype`; it is called `name`, else like its folder.
 
-    Raises `ConfigError` when the folder holds no model in Hugging Face format with safetensors.
+    `task` is what it does, `pooling` how a vector is made of its last layer: they change answers, so they are part of
+    the identity. Raises `ConfigError` when the folder holds no model in Hugging Face format with safetensors.
     """
     config = read_config(path)
     text = _text_config(config)
     return ModelCard(
         name=name or path.resolve().name,
-        identity=_identity(path, dtype),
+        identity=_identity(path, dtype, "" if task == "generate" else f"{task} {pooling}"),
         dtype=dtype,
         vocabulary=_positive(text, "vocab_size"),
         context=_context(text),
         mode=mode,
+        task=task,
     )
 
 
@@ -68,21 +81,22 @@ def weight_files(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def _identity(path: Path, dtype: str) -> str:
-    """Hash what changes answers: the JSON files whole, of the weights each header and samples, and the dtype.
+def _identity(path: Path, dtype: str, use: str) -> str:
+    """Hash what changes answers: the JSON files whole, of the weights each header and samples, the dtype and the use.
 
     Samples, because a fine-tuned model has the same header as its base; gigabytes are not read for it.
     """
     digest = hashlib.sha256()
-    for label, content in _identity_parts(path, dtype):
+    for label, content in _identity_parts(path, dtype, use):
         # Lengths keep two different lists of parts from running together to the same bytes.
         digest.update(f"{label}:{len(content)}:".encode())
         digest.update(content)
     return digest.hexdigest()
 
 
-def _identity_parts(path: Path, dtype: str) -> Iterator[tuple[str, bytes]]:
+def _identity_parts(path: Path, dtype: str, use: str) -> Iterator[tuple[str, bytes]]:
     yield "dtype", dtype.encode()
+    yield "use", use.encode()
     for name in _HASHED:
         if (path / name).is_file():
             yield name, (path / name).read_bytes()

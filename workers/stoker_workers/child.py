@@ -14,7 +14,7 @@ import structlog
 from stoker.config import Config
 from stoker.errors import ConfigError
 from stoker_workers.board import Board
-from stoker_workers.messages import Drained, EngineOptions, Loaded, Message, Refused, from_line, to_line
+from stoker_workers.messages import Away, Drained, EngineOptions, Loaded, Message, Refused, from_line, to_line
 
 log = structlog.get_logger()
 
@@ -36,6 +36,10 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._news: asyncio.Queue[Message] = asyncio.Queue()
         self._drained = asyncio.Event()
+        self.away = ""
+        """Why its model cannot take requests now, where that runs elsewhere; empty if it can."""
+        self.turned = asyncio.Event()
+        """Set when `away` changed."""
         self._reader: asyncio.Task[None] | None = None
         self._hung = False
         self._errors: asyncio.Task[None] | None = None
@@ -170,6 +174,10 @@ class Child:
             message = from_line(line)
             if isinstance(message, Drained):
                 self._drained.set()
+            if isinstance(message, Away):
+                self.away = message.reason
+                self.turned.set()
+                continue
             self._news.put_nowait(message)
         transport.close()
 

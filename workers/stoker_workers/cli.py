@@ -20,22 +20,55 @@ if TYPE_CHECKING:
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what model runs, and how; `up` and `demo` pass the same on."""
     options = [
-        click.option("--model", metavar="NAME", help="demo, sim, a folder, or module:Class of your own."),
+        click.option("--model", metavar="NAME", help="demo, sim, a folder, module:Class, or a server's name for it."),
         click.option(
-            "--engine", type=click.Choice(["auto", "torch", "callable", "sim"]), default="auto", show_default=True
+            "--engine",
+            type=click.Choice(["auto", "torch", "callable", "openai", "sim"]),
+            default="auto",
+            show_default=True,
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0 ..."),
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
+        click.option(
+            "--task",
+            type=click.Choice(["auto", "generate", "embed", "classify"]),
+            default="auto",
+            show_default=True,
+            help="What a folder's model is to do; auto: what its config says.",
+        ),
+        click.option(
+            "--pooling",
+            type=click.Choice(["auto", "mean", "last", "cls"]),
+            default="auto",
+            show_default=True,
+            help="How embed makes one vector of a text's; auto: as the folder says, else mean.",
+        ),
         click.option("--profile", metavar="FILE|zero", help="What a step of the sim engine costs (JSON, ms)."),
         click.option("--max-num-seqs", type=click.IntRange(1), help="Most requests that run at once."),
         click.option(
             "--max-num-batched-tokens", type=click.IntRange(1), help="Most tokens of one step or padded batch."
         ),
         click.option("--kv-cache-tokens", type=click.IntRange(1), help="Most tokens that the cache holds."),
+        *_server_options(),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _server_options() -> list[Callable[..., Any]]:
+    """Return the options of the openai engine."""
+    folder = click.Path(exists=True, file_okay=False)
+    return [
+        click.option(
+            "--base-url", metavar="URL", help="openai: where the server's API lies, like http://gpu0:8000/v1."
+        ),
+        click.option("--api-key-env", metavar="NAME", help="openai: the environment variable that holds the key."),
+        click.option("--tokenizer", type=folder, help="openai: folder with tokenizer.json, to send token ids as text."),
+        click.option("--send-token-ids", is_flag=True, help="openai: send token ids as they are; vLLM takes them."),
+        click.option("--max-model-len", type=click.IntRange(2), help="openai: the model's context, in tokens."),
+        click.option("--server-timeout", type=click.FloatRange(1), help="openai: longest silence, in s; default 300."),
+    ]
 
 
 @click.command()
@@ -52,13 +85,14 @@ def worker(config: Config, name: str | None, log_level: str, **options: Any) -> 
     Examples:  stoker worker --model demo
                stoker worker --model /models/llama --device cuda:0 --name gpu0
                stoker worker --model my_models:Classifier
+               stoker worker --engine openai --base-url http://gpu0:8000/v1 --model llama
     """
     from stoker.log import configure
     from stoker_workers.messages import EngineOptions
     from stoker_workers.supervisor import Supervisor
 
     if not options["model"]:
-        options["model"] = "sim" if options["engine"] == "sim" else "demo"
+        options["model"] = {"sim": "sim", "openai": ""}.get(options["engine"], "demo")
     configure(log_level)
 
     async def run() -> None:

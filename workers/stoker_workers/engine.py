@@ -7,19 +7,25 @@ A worker drives an engine from one thread: `load`, `warm_up`, then `admit` and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from stoker.request import InferenceRequest
 
 Mode = Literal["continuous", "padded"]
 Cache = Literal["paged", "rect"]
+Task = Literal["generate", "embed", "classify", "custom"]
+
+GENERATION = frozenset({"max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos"})
+"""The parameters of a request that say how to generate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """What a queue must know of its model: the first worker's card is the queue's.
 
-    `identity` is a hash over everything that changes answers (config, weights index, tokenizer, dtype).
+    `identity` is a hash over everything that changes answers (config, weights index, tokenizer, dtype, task).
     `context` bounds prompt + max_tokens, `vocabulary` the token ids; 0 means: no such bound.
     """
 
@@ -29,6 +35,7 @@ class ModelCard:
     vocabulary: int
     context: int
     mode: Mode
+    task: Task = "generate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +63,23 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A request as an engine sees it: tokenized and checked. `batch` names the delivery that it came in."""
+    """A request as an engine sees it: tokenized and checked. `batch` names the delivery that it came in.
+
+    `text` and `messages` are what `prompt` was made from, for engines whose model tokenizes elsewhere; `request` is the
+    whole as it came.
+    """
 
     id: str
     batch: str
     prompt: Sequence[int] = ()
+    text: str | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
     inputs: Any = None
     max_tokens: int = 16
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    request: InferenceRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +96,28 @@ class Full:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """The request can never run here: `field`, its `limit` and the `value` given."""
+    """The request can never run here: `field`, its `limit` and the `value` given.
+
+    `unsupported`: another worker could, but this one was started without what the field needs.
+    """
 
     field: str
     limit: str
     value: object = None
+    unsupported: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The model cannot be reached now; the worker gives the request back, whatever else is resident."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """New tokens of a row. `text` holds whole characters only and lags behind where a stop string could begin."""
+    """New tokens of a row. `text` holds whole characters only and lags behind where a stop string could begin.
+
+    `token_ids` is empty in all events of a row whose engine knows its text alone; each then counts as one token.
+    """
 
     id: str
     token_ids: list[int]
@@ -100,20 +126,28 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The row is gone. All its tokens and text were in `Tokens` events; `output` is what a user's model returned."""
+    """The row is gone. All its tokens and text were in `Tokens` events; `output` is what a user's model returned.
+
+    `prompt_tokens` and `completion_tokens` are set by an engine that knows better than `Work.prompt` and its events.
+    """
 
     id: str
     finish_reason: str
     output: Any = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The row is gone without an answer. `kind`: invalid (its own fault), retry (charged), failure (final)."""
+    """The row is gone without an answer. `kind`: invalid (its own fault), retry (charged), failure (final), returned
+    (the model never saw it: given back uncharged). `value`: what an invalid one was answered or had, for its message.
+    """
 
     id: str
     reason: str
-    kind: Literal["invalid", "retry", "failure"] = "retry"
+    kind: Literal["invalid", "retry", "failure", "returned"] = "retry"
+    value: object = None
 
 
 Event = Tokens | Finished | Failed
@@ -123,9 +157,11 @@ class Engine(Protocol):
     """One model on one device (or one tensor-parallel group).
 
     `raw`: whether `Work.inputs` carries every request as it came (a user's model), or `Work.prompt` its token ids.
+    `parameters`: which of `GENERATION` it honours; a request with another one is refused by its name.
     """
 
     raw: bool
+    parameters: frozenset[str]
 
     def load(self) -> ModelCard:
         """Load the model; raises `stoker.ConfigError` with what to do when it cannot."""
@@ -139,7 +175,7 @@ class Engine(Protocol):
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a conversation through the model's template. Thread-safe."""
 
-    def admit(self, work: Work) -> Admitted | Full | Invalid:
+    def admit(self, work: Work) -> Admitted | Full | Invalid | Unavailable:
         """Take a request in; it is prefilled by one of the next steps."""
 
     def step(self) -> list[Event]:
@@ -159,3 +195,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device."""
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """What an engine has besides when its model runs elsewhere, and can be away while the engine is well."""
+
+    def watch(self, tell: Callable[[str], None]) -> None:
+        """Call `tell`, from any thread, with why the model is away, or with "" when it is back: now, and on changes."""

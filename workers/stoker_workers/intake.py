@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from stoker.errors import UnsupportedParameter
 from stoker.request import InferenceRequest
-from stoker.store.codec import Payload, decode_payload, text_bytes
+from stoker.store.codec import DEFAULTS, Payload, decode_payload, text_bytes
 from stoker.store.scripts import Begun
 from stoker_workers.engine import Engine, Sampling, Work
 
@@ -25,6 +26,7 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     first_token_us: int = -1
+    tokens: int = 0
     published: int = 0
     unpublished_text: list[str] = field(default_factory=list)
 
@@ -40,13 +42,19 @@ class Row:
 
 
 def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], float]) -> Row:
-    """Return the attempt, ready for the engine; raises `InvalidRequest` for what can never run."""
+    """Return the attempt, ready for the engine; raises `InvalidRequest` for what can never run.
+
+    Below it `UnsupportedParameter`: a parameter that the engine does not honour.
+    """
     payload = decode_payload(begun.id, begun.payload, begun.attempt)
     request = payload.request
+    _check_parameters(request, engine)
     work = Work(
         id=payload.id,
         batch=delivery,
         prompt=_prompt(request, engine),
+        text=request.prompt,
+        messages=request.messages,
         inputs=_inputs(request) if engine.raw else request.inputs,
         max_tokens=request.max_tokens,
         sampling=Sampling(
@@ -57,6 +65,7 @@ def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], fl
         ),
         stop=tuple(request.stop or ()),
         ignore_eos=request.ignore_eos,
+        request=request,
     )
     return Row(payload, delivery, work, clock())
 
@@ -70,6 +79,14 @@ def nonce_of(begun: Begun) -> str:
 def prompt_bytes(row: Row) -> int:
     """Return the bytes of text that were tokenized here, from which the queue learns its bytes per token."""
     return text_bytes(row.payload.request) if row.payload.request.inputs is None and row.estimated else 0
+
+
+def _check_parameters(request: InferenceRequest, engine: Engine) -> None:
+    """Refuse what the engine would ignore: an answer must not look as if a parameter had been honoured."""
+    for name, default in DEFAULTS.items():
+        value = getattr(request, name)
+        if value != default and name not in engine.parameters:
+            raise UnsupportedParameter(name, "is not honoured by this queue's model; leave it out", value)
 
 
 def _prompt(request: InferenceRequest, engine: Engine) -> list[int]:

@@ -17,10 +17,18 @@ class EngineOptions:
     engine: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    task: str = "auto"
+    pooling: str = "auto"
     profile: str | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     kv_cache_tokens: int | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    tokenizer: str | None = None
+    send_token_ids: bool = False
+    max_model_len: int | None = None
+    server_timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +89,16 @@ class Drained:
     """From the child: nothing is resident, everything is settled or handed back."""
 
 
-Message = Serve | Stop | Drain | Nudge | Loaded | Refused | Costs | Drained | EngineOptions
+@dataclass(frozen=True, slots=True)
+class Away:
+    """From the child: a model that runs elsewhere cannot take requests now, and why; an empty reason: it can again."""
+
+    reason: str
+
+
+Message = Serve | Stop | Drain | Nudge | Loaded | Refused | Costs | Drained | Away | EngineOptions
 _KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Serve, Stop, Drain, Nudge, Loaded, Refused, Costs, Drained, EngineOptions)
+    kind.__name__: kind for kind in (Serve, Stop, Drain, Nudge, Loaded, Refused, Costs, Drained, Away, EngineOptions)
 }
 
 

@@ -236,6 +236,7 @@ class Life:
             asyncio.create_task(every(self._supervisor.config.heartbeat_ms / 1000, self._beat, self._over)),
             asyncio.create_task(every(self._supervisor.config.heartbeat_ms / 1000, self._watch_progress, self._over)),
             asyncio.create_task(self._watch_child()),
+            asyncio.create_task(self._watch_model()),
             asyncio.create_task(self._watch_stop()),
         ]
         await self._over.wait()
@@ -253,7 +254,7 @@ class Life:
         beat = Beat(
             inc=self._child.inc,
             generation=self._generation,
-            accepting=not self._supervisor.stopping.is_set(),
+            accepting=not self._supervisor.stopping.is_set() and not self._child.away,
             capacity=self._capacity,
             progress=counters["progress"],
             rate=self._measured_rate(counters),
@@ -298,6 +299,13 @@ class Life:
     async def _watch_child(self) -> None:
         await self._child.wait()
         self._over.set()
+
+    async def _watch_model(self) -> None:
+        """Say at once that a model elsewhere went away or came back: a beat later its requests would have come."""
+        while True:
+            await self._child.turned.wait()
+            self._child.turned.clear()
+            await self._beat_quietly()
 
     async def _watch_stop(self) -> None:
         """Quiet, then finish or hand back, then take leave."""

@@ -15,6 +15,47 @@ _WINDOW = 16  # tokens decoded again with every new one, before the older half i
 _WINDOW_LIMIT = 64  # ... even where no clean cut was found
 
 
+class StopStrings:
+    """Cuts text that comes piece by piece before the first stop string, wherever the pieces' borders lie."""
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        """End at any of `stop`."""
+        self.stopped = False
+        """Whether a stop string appeared; no text follows it."""
+        self._stops = tuple(stop)
+        self._held = ""  # could begin a stop string
+
+    def push(self, piece: str) -> str:
+        """Return what may be shown of the text held back and `piece`; hold back what could begin a stop string."""
+        if not self._stops or self.stopped:
+            return "" if self.stopped else piece
+        text = self._held + piece
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            # The one complete first, however the text was cut into tokens; of several at once the longest.
+            self.stopped = True
+            self._held = ""
+            return text[: min(found)[1]]
+        keep = len(text) - self._could_begin(text)
+        self._held = text[keep:]
+        return text[:keep]
+
+    def finish(self) -> str:
+        """Return the text held back, for none follows."""
+        text, self._held = self._held, ""
+        return text
+
+    def _could_begin(self, text: str) -> int:
+        """Return the length of the longest end of `text` that begins a stop string."""
+        longest = 0
+        for stop in self._stops:
+            for size in range(min(len(stop) - 1, len(text)), longest, -1):
+                if text.endswith(stop[:size]):
+                    longest = size
+                    break
+        return longest
+
+
 class Detokenizer:
     """Turns the tokens of one answer into text as they come.
 
@@ -26,14 +67,16 @@ class Detokenizer:
 
     def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
         """Use `decode`, which maps token ids to text with U+FFFD for broken bytes, and end at any of `stop`."""
-        self.stopped = False
-        """Whether a stop string appeared; no text follows it."""
         self._decode = decode
-        self._stops = tuple(stop)
+        self._stops = StopStrings(stop)
         self._window: list[int] = []
         self._ready = 0  # characters of the window's text that were passed on
         self._broken_for = 0  # tokens since the text last ended in a whole character
-        self._held = ""  # passed on, but could begin a stop string
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string appeared; no text follows it."""
+        return self._stops.stopped
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Take the next tokens; return the text that is now certain."""
@@ -45,11 +88,7 @@ class Detokenizer:
             return ""
         rest = self._decode(self._window)[self._ready :] if self._broken_for else ""
         self._broken_for = 0
-        text = self._until_stop(rest)
-        if not self.stopped:
-            text += self._held
-        self._held = ""
-        return text
+        return self._stops.push(rest) + self._stops.finish()
 
     def _push_one(self, token: int) -> str:
         self._window.append(token)
@@ -59,7 +98,7 @@ class Detokenizer:
         self._ready += len(ready)
         if len(self._window) > _WINDOW:
             self._shift(text)
-        return self._until_stop(ready) if self._stops else ready
+        return self._stops.push(ready)
 
     def _certain(self, text: str) -> int:
         """Return how many characters of the window's text no later token can change."""
@@ -81,26 +120,3 @@ class Detokenizer:
         if forced or (len(end) >= waiting + _PARTIAL_CHARS and text.endswith(end)):
             self._window = newer
             self._ready = max(0, len(end) - waiting)
-
-    def _until_stop(self, ready: str) -> str:
-        """Return what may be shown of the text held back and `ready`; hold back what could begin a stop string."""
-        text = self._held + ready
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
-            # The one complete first, however the text was cut into tokens; of several at once the longest.
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)[1]]
-        keep = len(text) - self._could_begin(text)
-        self._held = text[keep:]
-        return text[:keep]
-
-    def _could_begin(self, text: str) -> int:
-        """Return the length of the longest end of `text` that begins a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for size in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:size]):
-                    longest = size
-                    break
-        return longest

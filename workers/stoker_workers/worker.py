@@ -23,7 +23,7 @@ from typing import BinaryIO, Literal, NoReturn, cast
 import structlog
 
 from stoker.config import Config
-from stoker.errors import ConfigError, InvalidRequest, RedisUnavailable
+from stoker.errors import ConfigError, InvalidRequest, RedisUnavailable, UnsupportedParameter
 from stoker.log import configure
 from stoker.store import reads, scripts
 from stoker.store.codec import encode_answer, encode_failure
@@ -31,10 +31,22 @@ from stoker.store.connection import Store
 from stoker.store.pack import pack_tokens
 from stoker.store.scripts import Begun, Published, Settlement
 from stoker_workers.board import Board
-from stoker_workers.engine import Admitted, Engine, Event, Failed, Finished, Full, Invalid, Tokens
+from stoker_workers.engine import (
+    Admitted,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Full,
+    Invalid,
+    Remote,
+    Tokens,
+    Unavailable,
+)
 from stoker_workers.engines import make_engine
 from stoker_workers.intake import Row, nonce_of, open_row, prompt_bytes
 from stoker_workers.messages import (
+    Away,
     Costs,
     Drain,
     Drained,
@@ -122,6 +134,8 @@ class Worker:
 
     def run(self) -> None:
         """Serve until a drain is done."""
+        if isinstance(self._engine, Remote):
+            self._engine.watch(lambda reason: self._inbox.put(Away(reason)))
         while True:
             self._hear(block=not self._busy())
             session = self._session
@@ -164,6 +178,8 @@ class Worker:
             case Nudge():
                 self._board.add("progress")
                 self._board.publish()
+            case Away():
+                self._tell(item)
             case _:
                 pass
 
@@ -228,6 +244,8 @@ class Worker:
                 session.rows[row.payload.id] = row
                 if row.estimated:
                     costs.append([*row.key, answer.cost])
+            elif isinstance(answer, Unavailable):
+                session.give_back([row.key])
             else:
                 self._refuse(session, row, answer)
         if costs:
@@ -237,7 +255,8 @@ class Worker:
         """Fail what the engine will never take; Full of an empty engine means the same."""
         if isinstance(answer, Full):
             answer = Invalid("prompt", "prompt and max_tokens must fit this worker's cache", len(row.work.prompt))
-        error = InvalidRequest(answer.field, answer.limit, answer.value)
+        kind = UnsupportedParameter if answer.unsupported else InvalidRequest
+        error = kind(answer.field, answer.limit, answer.value)
         session.settle(failure(row, "bad", "invalid", str(error), error))
 
     def _step(self, session: Session) -> None:
@@ -263,12 +282,17 @@ class Worker:
             self._tokens(row, event)
             return
         del session.rows[row.payload.id]
-        if row.payload.stream and row.published < len(row.token_ids):
+        if row.payload.stream and row.published < row.tokens:
             session.reporter.publish([_published(row)])
         if isinstance(event, Finished):
             self._board.add("successes")
             self._board.add("finished")
             session.settle(_answer(row, event, self._config.result_bytes))
+        elif event.kind == "returned":
+            session.give_back([row.key])
+        elif event.kind == "invalid":
+            error = InvalidRequest("request", event.reason, event.value)
+            session.settle(failure(row, "bad", "invalid", str(error), error))
         else:
             session.settle(failure(row, _OUTCOMES[event.kind], "error", event.reason))
 
@@ -277,8 +301,10 @@ class Worker:
             row.first_token_us = int((time.monotonic() - row.begun_s) * 1e6)
             self._board.add("prompt_tokens", len(row.work.prompt))
             self._first_tokens |= row.payload.stream
-        self._board.add("generation_tokens", len(event.token_ids))
+        before = row.tokens
         row.token_ids += event.token_ids
+        row.tokens = len(row.token_ids) or row.tokens + 1
+        self._board.add("generation_tokens", row.tokens - before)
         row.texts.append(event.text)
         if row.payload.stream:
             row.unpublished_text.append(event.text)
@@ -289,7 +315,7 @@ class Worker:
         if not self._first_tokens and now - self._flushed_at < self._config.flush_ms / 1000:
             return
         self._first_tokens, self._flushed_at = False, now
-        rows = [row for row in session.rows.values() if row.payload.stream and row.published < len(row.token_ids)]
+        rows = [row for row in session.rows.values() if row.payload.stream and row.published < row.tokens]
         if rows:
             session.reporter.publish([_published(row) for row in rows])
 
@@ -346,21 +372,24 @@ def _published(row: Row) -> Published:
     """Return the row's tokens since the last time, and note that they are out."""
     new = row.token_ids[row.published :]
     item = Published(*row.key, row.payload.attempt, row.published, pack_tokens(new), "".join(row.unpublished_text))
-    row.published = len(row.token_ids)
+    row.published = row.tokens
     row.unpublished_text.clear()
     return item
 
 
 def _answer(row: Row, event: Finished, most_bytes: int) -> Settlement:
     request = row.payload.request
+    prompt = len(row.work.prompt) if event.prompt_tokens is None else event.prompt_tokens
+    completion = row.tokens if event.completion_tokens is None else event.completion_tokens
+    text_only = row.tokens > len(row.token_ids)
     try:
         body = encode_answer(
             text="".join(row.texts),
-            token_ids=row.token_ids if event.output is None else None,
+            token_ids=row.token_ids if event.output is None and not text_only else None,
             output=event.output,
             finish_reason=event.finish_reason,
-            prompt=len(row.work.prompt),
-            completion=len(row.token_ids),
+            prompt=prompt,
+            completion=completion,
             first_token_us=row.first_token_us,
             metadata=request.metadata,
         )
@@ -377,9 +406,9 @@ def _answer(row: Row, event: Finished, most_bytes: int) -> Settlement:
         body,
         row.payload.attempt,
         row.first_token_us,
-        len(row.work.prompt),
-        len(row.token_ids),
-        prompt_bytes(row),
+        prompt,
+        completion,
+        prompt_bytes(row) if prompt else 0,  # nobody counted its tokens: nothing is learned from it
     )
 
 

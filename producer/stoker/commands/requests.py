@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
 
 PRIORITIES = ("critical", "high", "normal", "low", "batch")
 WAIT_S = 300.0
+MAX_TOKENS = 128
 
 
 @click.command()
 @click.argument("text", required=False)
 @click.option("--file", "source", type=click.File(), help="Read the prompt from a file.")
-@click.option("--max-tokens", type=int, default=128, show_default=True, help="Most tokens of the answer.")
+@click.option("--max-tokens", type=int, help=f"Most tokens of the answer.  [default: {MAX_TOKENS}]")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option("--timeout", type=float, metavar="S", help="The request's time to live, in seconds.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
@@ -33,6 +36,7 @@ WAIT_S = 300.0
 @click.option("--tenant", metavar="NAME")
 @click.option("--id", "request_id", metavar="ID", help="The request's id: the same id is the same request.")
 @click.option("--chat", is_flag=True, help="Send the text as a user's message through the model's chat template.")
+@click.option("--system", metavar="TEXT", help="What the model is told before the user's message; means --chat.")
 @click.option("--no-wait", is_flag=True, help="Print the id and leave; `stoker result ID` has the answer.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
 @click.option(
@@ -48,6 +52,7 @@ def submit(config: Config, text: str | None, source: Any, **options: Any) -> Non
     \b
     Examples:  stoker submit "The with statement"
                echo "Lambda expressions" | stoker submit - --max-tokens 40
+               stoker submit --system "Answer in one word." "What is a tuple?"
                stoker submit --file prompt.txt --no-wait
     """
     from stoker.client import Client
@@ -56,6 +61,8 @@ def submit(config: Config, text: str | None, source: Any, **options: Any) -> Non
     as_json, wait_s = options.pop("as_json"), options.pop("wait_timeout")
     fields = _fields(_prompt(text, source), options)
     with Client(config=config) as client:
+        if "max_tokens" not in fields and _generates(client):
+            fields["max_tokens"] = MAX_TOKENS
         stream = not (no_wait or no_stream or as_json)
         job = client.submit(stream=stream, **fields)
         if no_wait:
@@ -137,10 +144,21 @@ def _prompt(text: str | None, source: Any) -> str:
 
 def _fields(prompt: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the request that the options ask for."""
-    fields = {name: value for name, value in options.items() if value is not None and name not in ("chat", "stop")}
+    others = ("chat", "system", "stop")
+    fields = {name: value for name, value in options.items() if value is not None and name not in others}
     if options["stop"]:
         fields["stop"] = list(options["stop"])
-    return fields | ({"messages": [{"role": "user", "content": prompt}]} if options["chat"] else {"prompt": prompt})
+    system = options["system"]
+    if not options["chat"] and system is None:
+        return fields | {"prompt": prompt}
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return fields | {"messages": [*before, {"role": "user", "content": prompt}]}
+
+
+def _generates(client: Client) -> bool:
+    """Whether max_tokens means something to the queue's model; without a card it may."""
+    card = client.queue_card()
+    return card is None or not card.padded
 
 
 def _warn_without_workers(client: Client) -> None:
@@ -155,7 +173,8 @@ def _print_pieces(job: Job, wait_s: float) -> None:
         if isinstance(chunk, Restarted):
             click.echo("\n[a worker was lost; the answer begins anew]", err=True)
         click.echo(chunk.text, nl=False)
-    click.echo()
+    output = job.response(timeout=wait_s).output
+    click.echo("" if output is None else _printed(output))
 
 
 def _print_response(response: InferenceResponse, as_json: bool) -> None:
@@ -164,10 +183,18 @@ def _print_response(response: InferenceResponse, as_json: bool) -> None:
         shown["usage"] = dataclasses.asdict(response.usage) | {"total_tokens": response.usage.total_tokens}
         shown["timings"] = dataclasses.asdict(response.timings)
         shown["error"] = None if response.error is None else str(response.error)
+        shown["output"] = list(response.output) if isinstance(response.output, array) else response.output
         print_json(shown)
         if response.error is not None:
             sys.exit(EXIT_FAILED)
         return
     if response.error is not None:
         fail(str(response.error), EXIT_FAILED)
-    click.echo(response.text if response.output is None else response.output)
+    click.echo(response.text if response.output is None else _printed(response.output))
+
+
+def _printed(output: Any) -> str:
+    """Return what a model returned on one line: a text as it is, all else as JSON."""
+    if isinstance(output, str):
+        return output
+    return json.dumps(list(output) if isinstance(output, array) else output, ensure_ascii=False, default=str)

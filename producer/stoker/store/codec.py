@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,9 +16,10 @@ from stoker.errors import (
     RequestError,
     RequestExpired,
     RequestFailed,
+    UnsupportedParameter,
 )
 from stoker.request import InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage
-from stoker.store.pack import pack, pack_tokens, unpack, unpack_tokens
+from stoker.store.pack import pack, pack_floats, pack_tokens, unpack, unpack_floats, unpack_tokens
 
 VERSION = "1"
 STAMP = 16
@@ -213,11 +215,16 @@ def encode_answer(
     first_token_us: int = -1,
     metadata: Any = None,
 ) -> bytes:
-    """Return the body of a successful result; raises `InvalidRequest` when `output` has no msgpack form."""
+    """Return the body of a successful result; raises `InvalidRequest` when `output` has no msgpack form.
+
+    An `output` that is an `array("f")` travels as its bytes, and is one again in the response.
+    """
     answer: dict[str, Any] = {"text": text, "finish_reason": finish_reason, "prompt": prompt, "completion": completion}
     if token_ids is not None:
         answer["token_ids"] = pack_tokens(token_ids)
-    if output is not None:
+    if isinstance(output, array):
+        answer["vector"] = pack_floats(output)
+    elif output is not None:
         answer["output"] = output
     if first_token_us >= 0:
         answer["first_token_us"] = first_token_us
@@ -231,6 +238,8 @@ def encode_failure(message: str, error: InvalidRequest | None = None) -> bytes:
     body: dict[str, Any] = {"message": message[:2000]}
     if error is not None:
         body |= {"field": error.field[:200], "limit": error.limit[:500], "value": str(error.value)[:200]}
+        if isinstance(error, UnsupportedParameter):
+            body["unsupported"] = True
     return pack(body)
 
 
@@ -283,13 +292,13 @@ def response_of(outcome: Outcome) -> InferenceResponse:
     body = unpack(outcome.body, "result") if outcome.body else {}
     queue = None if outcome.begun_us is None else (outcome.begun_us - outcome.accepted_us) / 1000
     first = body.get("first_token_us")
-    tokens = body.get("token_ids")
+    tokens, vector = body.get("token_ids"), body.get("vector")
     return InferenceResponse(
         request_id=outcome.id,
         status=outcome.status,
         text=body.get("text", ""),
         token_ids=None if tokens is None else unpack_tokens(tokens, "token_ids"),
-        output=body.get("output"),
+        output=body.get("output") if vector is None else unpack_floats(vector),
         finish_reason=body.get("finish_reason") or ("cancelled" if outcome.status == "cancelled" else None),
         usage=Usage(body.get("prompt", 0), body.get("completion", 0)),
         timings=Timings(
@@ -316,5 +325,6 @@ def _error(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequ
 
 def _failure(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequest:
     if "field" in body:
-        return InvalidRequest(body["field"], body["limit"], body["value"])
+        kind = UnsupportedParameter if body.get("unsupported") else InvalidRequest
+        return kind(body["field"], body["limit"], body["value"])
     return RequestFailed(outcome.id, body.get("message") or outcome.reason, outcome.attempts)

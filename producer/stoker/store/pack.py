@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
 from stoker.errors import InvalidRequest
+
+N = TypeVar("N", int, float)
 
 MAX_ITEMS = 1 << 18
 """Elements of one array or map; 4 MB of empty maps would cost 291 MB."""
@@ -49,7 +51,21 @@ def unpack_tokens(data: object, field: str = "prompt_tokens") -> list[int]:
     return _little(tokens).tolist()
 
 
-def _little(tokens: array[int]) -> array[int]:
+def pack_floats(vector: array[float]) -> bytes:
+    """Return an `array("f")` as the letter f and little-endian float32: less than half of a msgpack list."""
+    return b"f" + _little(vector[:]).tobytes()
+
+
+def unpack_floats(data: object, field: str = "vector") -> array[float]:
+    """Return the vector in `data`; raises `InvalidRequest` when it is not what `pack_floats` makes."""
+    if not isinstance(data, bytes) or data[:1] != b"f" or (len(data) - 1) % 4:
+        raise InvalidRequest(field, "must be packed floats", type(data).__name__)
+    vector = array("f")
+    vector.frombytes(data[1:])
+    return _little(vector)
+
+
+def _little(numbers: array[N]) -> array[N]:
     if sys.byteorder == "big":
-        tokens.byteswap()
-    return tokens
+        numbers.byteswap()
+    return numbers

@@ -16,6 +16,7 @@ from stoker.store.records import LANES, Waiting, WorkerRecord
 
 MAXMEMORY = "maxmemory"
 _GROUP = 6  # of the fields of a flight record, as in lua/pieces/flight.lua
+PADDED = "padded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,16 @@ class Card:
     def vocabulary(self) -> int:
         """One more than the largest token id; 0 for no bound."""
         return int(self.fields.get("vocabulary", 0))
+
+    @property
+    def padded(self) -> bool:
+        """Whether whole batches run at once and no tokens are generated: max_tokens then counts for nothing."""
+        return self.fields.get("mode") == PADDED
+
+    @property
+    def task(self) -> str:
+        """What the model does: generate, embed, classify, or custom (a user's own class)."""
+        return str(self.fields.get("task", "generate"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +260,12 @@ def counts(keys: Keys) -> Read[dict[str, int]]:
     )
 
 
-def lane_page(keys: Keys, lane: str, start: int, count: int) -> Read[list[Waiting]]:
-    """Read `count` entries of a lane from place `start` on."""
+def lane_page(
+    keys: Keys, lane: str, start: int, count: int, workers: Sequence[WorkerRecord] = ()
+) -> Read[list[Waiting]]:
+    """Read `count` entries of a lane from place `start` on, as `workers` would run them."""
     command = ("ZRANGE", keys.lane(lane), start, start + count - 1, "WITHSCORES")
-    return Read([command], lambda reply: _waiting(lane, reply[0]))
+    return Read([command], lambda reply: _waiting(lane, reply[0], all_padded(workers)))
 
 
 def suspect_groups(keys: Keys, ids: Sequence[str]) -> Read[dict[str, str]]:
@@ -285,9 +298,10 @@ def _parse_view(known: Sequence[str], reply: list[Any]) -> QueueView:
                 longest=max(costs, default=0),
             )
         )
+    padded = all_padded(records)
     return QueueView(
         now_us=now,
-        lanes={lane: _waiting(lane, entries) for lane, entries in lanes.items()},
+        lanes={lane: _waiting(lane, entries, padded) for lane, entries in lanes.items()},
         workers=sorted(records, key=lambda record: record.inc),
         next_due_us=_first_score(delayed),
         next_deadline_us=_first_score(deadlines),
@@ -317,13 +331,20 @@ def worker_record(inc: str, text: str) -> WorkerRecord:
     )
 
 
-def _waiting(lane: str, entries: Any) -> list[Waiting]:
-    return [_member(lane, member.decode(), score) for member, score in scored(entries)]
+def all_padded(workers: Sequence[WorkerRecord]) -> bool:
+    """Return whether all live workers run padded batches: nothing is generated there."""
+    modes = {worker.mode for worker in workers if worker.state == "live"}
+    return modes == {PADDED}
 
 
-def _member(lane: str, member: str, score: float) -> Waiting:
+def _waiting(lane: str, entries: Any, padded: bool) -> list[Waiting]:
+    return [_member(lane, member.decode(), score, padded) for member, score in scored(entries)]
+
+
+def _member(lane: str, member: str, score: float, padded: bool) -> Waiting:
+    """Return an entry of a lane; where workers run padded batches nothing is generated, so only the prompt counts."""
     request_id, prompt, most, exact = member.split(":")
-    return Waiting(request_id, lane, member, score, int(prompt), int(most), exact == "x")
+    return Waiting(request_id, lane, member, score, int(prompt), 0 if padded else int(most), exact == "x")
 
 
 # --- reply shapes: execute_command leaves some as RESP2 lists, some as RESP3 maps -------------------------------------

@@ -16,7 +16,18 @@ from itertools import chain
 from pathlib import Path
 
 from stoker.errors import ConfigError
-from stoker_workers.engine import Admitted, Capacity, Event, Finished, Full, Invalid, ModelCard, Tokens, Work
+from stoker_workers.engine import (
+    GENERATION,
+    Admitted,
+    Capacity,
+    Event,
+    Finished,
+    Full,
+    Invalid,
+    ModelCard,
+    Tokens,
+    Work,
+)
 from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks
 from stoker_workers.text import Detokenizer
 
@@ -99,6 +110,7 @@ class SimEngine:
     """
 
     raw = False
+    parameters = GENERATION
 
     def __init__(
         self,

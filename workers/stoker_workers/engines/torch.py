@@ -10,7 +10,19 @@ from pathlib import Path
 import torch
 
 from stoker_workers.card import card_of_folder
-from stoker_workers.engine import Admitted, Capacity, Event, Failed, Finished, Full, Invalid, ModelCard, Tokens, Work
+from stoker_workers.engine import (
+    GENERATION,
+    Admitted,
+    Capacity,
+    Event,
+    Failed,
+    Finished,
+    Full,
+    Invalid,
+    ModelCard,
+    Tokens,
+    Work,
+)
 from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks
 from stoker_workers.engines.kv_cache import RowCache
 from stoker_workers.engines.sampling import BROKEN, choose
@@ -57,6 +69,7 @@ class TorchEngine:
     """
 
     raw = False
+    parameters = GENERATION
 
     def __init__(
         self,

@@ -17,6 +17,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pydoc_data import topics
 
+from stoker import InvalidRequest
+
 BEST = 5
 """How many topics an answer names."""
 
@@ -51,7 +53,9 @@ class TopicClassifier:
     def predict(self, batch: Sequence[object]) -> list[object]:
         """Return for each text its topic (None if it shares no word with any) and the scores of the best."""
         return [
-            self._classify(text) if isinstance(text, str) else TypeError(f"a text is a str, not {type(text).__name__}")
+            self._classify(text)
+            if isinstance(text, str)
+            else InvalidRequest("inputs", "must be a text", type(text).__name__)
             for text in batch
         ]
 

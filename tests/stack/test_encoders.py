@@ -1,0 +1,111 @@
+"""Texts become vectors and labels through the whole stack, and a queue says what its model cannot do."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from stack_processes import Stack
+from stoker import AsyncClient, Classification, Client, InvalidRequest, ModelMismatch, UnsupportedParameter
+from stoker.cli import main
+from stoker_workers.engine import Finished, Work
+from stoker_workers.engines import make_engine
+from workers.models import LABELS, make_bert, make_classifier
+
+pytestmark = pytest.mark.torch
+
+TEXTS = [f"text {number} {'of some length ' * (number % 4)}"[:60] for number in range(150)]
+
+
+def alone(engine: Any, text: str) -> Any:
+    """What an engine in this process says of a text that shares no batch."""
+    engine.admit(Work(id="a", batch="b", prompt=engine.encode(text)))
+    [event] = engine.step()
+    assert isinstance(event, Finished)
+    return event.output
+
+
+@pytest.fixture
+def bert(stack: Stack, short_tmp: Path) -> Path:
+    """A worker that embeds with a small BERT, and a scheduler."""
+    folder = make_bert(short_tmp / "bert")
+    stack.scheduler()
+    stack.worker("worker", "--device", "cpu", "--max-num-seqs", "16", model=str(folder))
+    return folder
+
+
+def test_vectors_of_the_whole_stack_equal_those_of_single_texts(bert: Path, client: Client) -> None:
+    engine = make_engine(bert, device="cpu")
+    engine.load()
+    vectors = client.embed(TEXTS, priority="low")
+    assert len(vectors) == len(TEXTS)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        assert isinstance(vector, array)
+        assert max(abs(a - b) for a, b in zip(vector, alone(engine, text), strict=True)) < 1e-4
+
+
+async def test_the_awaited_client_embeds_token_ids_too(bert: Path, stack: Stack) -> None:
+    async with AsyncClient(config=stack.config) as client:
+        text, ids = await client.embed(["hi", [0, 75, 76, 2]])
+    assert [len(text), len(ids)] == [32, 32]
+    assert math.isclose(math.hypot(*ids), 1, rel_tol=1e-5)
+
+
+def test_what_an_encoder_does_not_do_is_refused_by_its_name(bert: Path, client: Client, stack: Stack) -> None:
+    with pytest.raises(UnsupportedParameter, match="max_tokens: is not honoured"):
+        client.embed(["a"], max_tokens=3)
+    with pytest.raises(UnsupportedParameter, match="messages"):
+        client.submit(messages=[{"role": "user", "content": "hi"}]).result(timeout=60)
+    with pytest.raises(InvalidRequest, match=r"at most 64 tokens"):
+        client.embed(["a", "b" * 100])
+    with pytest.raises(InvalidRequest, match="prompt_tokens: must be at most the model's context of 64"):
+        client.embed([[5] * 65])
+    assert len(client.embed([[5] * 64])) == 1
+    with pytest.raises(ModelMismatch, match="serves 'bert' to embed, not to classify"):
+        client.classify(["a"])
+    with pytest.raises(InvalidRequest, match="must be a list of texts"):
+        client.embed("a single text")
+    embeds = CliRunner().invoke(main, ["submit", "hi"], env={"STOKER_REDIS_URL": stack.url})
+    assert embeds.exit_code == 0
+    assert len(json.loads(embeds.stdout)) == 32
+
+
+def test_a_classifiers_labels_come_with_their_scores(stack: Stack, client: Client, short_tmp: Path) -> None:
+    folder = make_classifier(short_tmp / "model")
+    stack.scheduler()
+    stack.worker("worker", "--device", "cpu", model=str(folder))
+    found = client.classify(TEXTS[:20])
+    engine = make_engine(folder, device="cpu")
+    engine.load()
+    for text, one in zip(TEXTS, found, strict=False):
+        single = Classification(**alone(engine, text))
+        assert one.label == single.label
+        assert list(one.scores) == list(LABELS.values())
+        assert math.isclose(sum(one.scores.values()), 1, rel_tol=1e-6)
+        assert max(abs(one.scores[label] - single.scores[label]) for label in LABELS.values()) < 1e-4
+
+
+async def test_the_demo_model_embeds_when_it_is_asked_to(stack: Stack) -> None:
+    stack.scheduler()
+    stack.worker("worker", "--device", "cpu", "--task", "embed", "--pooling", "last", model="demo")
+    async with AsyncClient(config=stack.config) as client:
+        vectors = await client.embed(["The with statement", "Lambda expressions"])
+        card = await client.queue_card()
+        assert card is not None
+        assert (card.task, card.padded) == ("embed", True)
+        with pytest.raises(ModelMismatch):
+            await client.classify(["a"])
+    assert vectors[0] != vectors[1]
+
+
+def test_a_model_that_generates_is_asked_for_no_vectors(stack: Stack, client: Client) -> None:
+    stack.scheduler()
+    stack.worker("worker", "--profile", "zero")
+    with pytest.raises(ModelMismatch, match="run `stoker worker --task embed` on a queue of its own"):
+        client.embed(["a"])
