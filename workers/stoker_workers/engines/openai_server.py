@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientTimeout
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from stoker.errors import ConfigError
@@ -70,7 +71,8 @@ class Server:
                 raise self._without_key(error) from None
         except (ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
             raise ServerError(f"no connection to the server ({_name(error)})", "nobody") from error
-        except (ClientError, OSError, ValueError) as error:  # OSError includes the timeout, ValueError too long a line
+        # OSError includes timeouts; a line that is too long is one of the last two, by aiohttp's version.
+        except (ClientError, OSError, HttpProcessingError, ValueError) as error:
             if not finished:
                 raise ServerError(f"the connection to the server was lost ({_name(error)})", "server") from error
         if not finished:
@@ -81,7 +83,7 @@ class Server:
         try:
             health = await self._status(self._base.origin() / "health")
             models = await self._status(self._base / "models")
-        except (ClientError, OSError) as error:
+        except (ClientError, OSError, HttpProcessingError, ValueError) as error:
             return f"no answer from {self._base} ({_name(error)})"
         if health >= 500 and health not in _NOT_THERE:
             return f"the server answers HTTP {health} for its health"
