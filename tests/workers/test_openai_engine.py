@@ -153,9 +153,7 @@ def test_without_a_usage_block_a_tokenizer_counts(server: OddServer) -> None:
         assert last == Finished("r", "stop", None, None, len(engine.encode("The with statement")))
 
 
-def test_a_stream_may_end_without_done_but_not_without_a_finish_reason(
-    server: OddServer, engine: OpenAIEngine
-) -> None:
+def test_a_stream_may_end_without_done_but_not_without_a_finish_reason(server: OddServer, engine: OpenAIEngine) -> None:
     server.scripts = [raw(token("a", "length")), raw(token("a"))]
     assert answer(engine, work())[1] == Finished("r", "length")
     broken = failure(engine)
