@@ -86,6 +86,7 @@ def test_a_server_that_is_down_burns_no_attempts_however_long_it_lasts(
     stack.scheduler()
     front(stack, "worker", server)
     wait_until(lambda: available(client) == {"worker"}, 20, what="its server was found")
+    inc = stack.incarnation("worker")
     server.vanish()
     jobs = client.submit_many([InferenceRequest(prompt="Hi", max_tokens=8) for _ in range(6)])
     wait_until(lambda: available(client) == set(), 20, what="the worker takes nothing more")
@@ -94,6 +95,7 @@ def test_a_server_that_is_down_burns_no_attempts_however_long_it_lasts(
     assert [flight.split("|")[4] for flight in flights if flight] == ["0"] * sum(map(bool, flights))
     server.listen()
     assert [job.result(timeout=30).text for job in jobs] == ["one two"] * 6
+    assert (stack.incarnation("worker"), [worker.faults for worker in client.workers()]) == (inc, [0])
 
 
 def test_a_worker_whose_server_is_not_up_yet_waits_for_it(stack: Stack, client: Client, server: OddServer) -> None:

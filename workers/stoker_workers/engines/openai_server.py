@@ -13,7 +13,15 @@ from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from stoker.errors import ConfigError
-from stoker_workers.engines.openai_api import DONE, Piece, ServerError, judge, read_event, read_piece
+from stoker_workers.engines.openai_api import (
+    DONE,
+    SHORTEST_PAUSE_S,
+    Piece,
+    ServerError,
+    judge,
+    read_event,
+    read_piece,
+)
 
 CONNECT_S = 10.0
 PROBE_S = 10.0
@@ -70,7 +78,8 @@ class Server:
             if not finished:
                 raise self._without_key(error) from None
         except (ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
-            raise ServerError(f"no connection to the server ({_name(error)})", "nobody") from error
+            reason = f"no connection to the server ({_name(error)})"
+            raise ServerError(reason, "nobody", pause_s=SHORTEST_PAUSE_S) from error
         # OSError includes timeouts; a line that is too long is one of the last two, by aiohttp's version.
         except (ClientError, OSError, HttpProcessingError, ValueError) as error:
             if not finished:
