@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers import wait_until
-from odd_server import OddServer, hang, raw, status, token, whole
+from odd_server import OddServer, Request, hang, raw, status, token, whole
 from stack_processes import Stack
 from stoker import Client, InferenceRequest, InvalidRequest, Restarted, UnsupportedParameter
 
@@ -179,3 +181,23 @@ def test_the_key_stands_in_no_argument_and_no_log(
         assert "sk-very-secret" not in Path(f"/proc/{pid}/cmdline").read_text()
     assert "sk-very-secret" not in stack.log("worker")
     assert "A prompt" not in stack.log("worker")
+
+
+def test_sigterm_finishes_what_is_at_the_server_and_leaves(stack: Stack, client: Client, server: OddServer) -> None:
+    go_on = threading.Event()
+
+    async def slowly(writer: asyncio.StreamWriter, request: Request) -> None:
+        await asyncio.to_thread(go_on.wait, 60)
+        await whole("done")(writer, request)
+
+    server.default = slowly
+    stack.scheduler()
+    process = stack.worker("worker", "--engine", "openai", "--base-url", server.url, model="m")
+    job = client.submit(prompt="Hi", max_tokens=8)
+    wait_until(lambda: server.posts, 20, what="the request is at the server")
+    process.terminate()
+    wait_until(lambda: available(client) == set(), 20, what="the worker takes nothing more")
+    go_on.set()
+    assert job.result(timeout=30).text == "done"
+    assert process.wait(30) == 0
+    assert "child died" not in stack.log("worker")
