@@ -60,7 +60,7 @@ def test_a_folder_that_is_missing_is_refused_before_torch_looks_elsewhere(tmp_pa
 
 
 def test_an_unknown_kind_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ConfigError, match="engine: must be one of auto, sim, torch, callable, got 'vllm'"):
+    with pytest.raises(ConfigError, match="engine: must be one of auto, sim, torch, callable, openai, got 'vllm'"):
         make_engine("demo", engine="vllm")
 
 
