@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 
 @dataclass
 class Request:
-    """One request, and how it goes on: `closed` once its connection ended, `written` the bytes of its answer."""
+    """One request: when it arrived (monotonic seconds), and whether its client left before the answer's end."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: Any
+    arrived_s: float = field(default_factory=time.monotonic)
     closed: threading.Event = field(default_factory=threading.Event)
 
 

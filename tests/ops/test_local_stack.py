@@ -25,7 +25,7 @@ from stoker_ops import gpus, interrupt, kept, tied
 from stoker_ops.cli import _config, _ready_line, _run
 from stoker_ops.kept import Kept, restart_delay
 from stoker_ops.local import LocalStack, NotReady, StackError, _Before
-from stoker_ops.settings import StackSettings, short_temp
+from stoker_ops.settings import StackSettings, arguments_of, short_temp
 from stoker_workers.messages import EngineOptions
 
 SIM = EngineOptions("sim", profile="zero")
@@ -444,3 +444,12 @@ async def test_where_a_device_file_lies_torch_is_asked_how_many_gpus_it_finds(mo
     monkeypatch.setattr(gpus, "_ASK_TORCH", answer)
     monkeypatch.setattr(gpus.importlib.util, "find_spec", lambda name: True)
     assert await gpus.count_gpus() == count
+
+
+def test_a_flag_of_the_engine_reaches_the_workers_as_a_flag() -> None:
+    options = EngineOptions("m", engine="openai", base_url="http://127.0.0.1:1/v1", send_token_ids=True)
+    words = arguments_of(options)
+    assert words[words.index("--base-url") + 1] == "http://127.0.0.1:1/v1"
+    assert "--send-token-ids" in words
+    assert "True" not in words
+    assert "--send-token-ids" not in arguments_of(EngineOptions("m"))

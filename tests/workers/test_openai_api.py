@@ -126,7 +126,7 @@ def test_a_status_says_whose_fault_it_is(code: int, blame: str) -> None:
 def test_a_server_that_names_a_time_to_come_back_is_overloaded_not_broken() -> None:
     assert (judge(503, "7", b"").blame, judge(503, "7", b"").pause_s) == ("nobody", 7.0)
     assert 20 < judge(429, formatdate(time.time() + 30, usegmt=True), b"").pause_s <= 30
-    assert [judge(429, text, b"").pause_s for text in ("99999", "soon", "-5", None)] == [300.0, 1.0, 1.0, 1.0]
+    assert [judge(429, text, b"").pause_s for text in ("99999", "soon", "-5", "0", None)] == [300.0, 1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

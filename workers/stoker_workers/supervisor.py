@@ -125,7 +125,10 @@ class Supervisor:
                 return
             await child.tell(Serve(child.inc))
             log.info("serving", inc=child.inc, model=loaded.card["name"], dtype=loaded.card["dtype"])
-            void = await Life(self, child, generation, loaded).run()
+            life = Life(self, child, generation, loaded)
+            void = await life.run()
+            if life.left:
+                return
             if not void:
                 break
             log.warning("incarnation void, registering anew", inc=child.inc, reason=void)
@@ -215,6 +218,8 @@ class Life:
 
     def __init__(self, supervisor: Supervisor, child: Child, generation: str, loaded: Loaded) -> None:
         """Live as `child.inc` under `generation`."""
+        self.left = False
+        """Whether it took leave, after which the child's end is no death."""
         self._supervisor = supervisor
         self._child = child
         self._generation = generation
@@ -298,7 +303,8 @@ class Life:
 
     async def _watch_child(self) -> None:
         await self._child.wait()
-        self._over.set()
+        if not self._supervisor.stopping.is_set():  # else it is expected, and leave is taken first
+            self._over.set()
 
     async def _watch_model(self) -> None:
         """Say at once that a model elsewhere went away or came back: a beat later its requests would have come."""
@@ -318,7 +324,9 @@ class Life:
             if supervisor.hurry:
                 await child.tell(Drain(0.0))
             await asyncio.wait([drained], timeout=0.2)
-        if child.alive and await drained:
+        # It ends as soon as it said so: its last word may still be in the pipe.
+        await asyncio.wait([drained], timeout=1.0)
+        if drained.done():
             await self._leave()
         drained.cancel()
         self._over.set()
@@ -330,6 +338,7 @@ class Life:
     async def _leave(self) -> None:
         with contextlib.suppress(RedisUnavailable):
             word = await self._supervisor.store.run_patiently(scripts.deregister(self._child.inc))
+            self.left = True
             log.info("left", inc=self._child.inc, word=word)
             if word == "HELD":
                 # What arrived while we left: reported as dead, it is taken back at once.

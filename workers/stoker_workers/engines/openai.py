@@ -233,6 +233,8 @@ class OpenAIEngine:
         if self._thread is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+        elif self._thread is None:
+            self._loop.close()
 
     def _prompt_of(self, work: Work) -> str | list[int] | Invalid | None:
         """Return the prompt as the server takes it, None for a conversation."""
@@ -294,7 +296,8 @@ class OpenAIEngine:
         except ServerError as error:
             self._events.put((row, self._failed(row, error)))
         except Exception as error:  # a mistake of ours fails one attempt, and is seen
-            log.exception("answer failed", id=row.work.id)
+            # Without its traceback, in whose locals are the prompt and the key.
+            log.error("answer failed", id=row.work.id, error=type(error).__name__)
             self._events.put((row, Failed(row.work.id, f"{type(error).__name__} while the answer was read", "retry")))
         else:
             rest = row.rest()

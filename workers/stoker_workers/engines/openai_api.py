@@ -13,7 +13,9 @@ from stoker_workers.engine import Work
 
 Blame = Literal["request", "server", "nobody"]
 
-DEFAULT_PAUSE_S = 1.0
+SHORTEST_PAUSE_S = 1.0
+"""Before a server that did not take a request gets one again: given back at once, it would come back at once."""
+
 LONGEST_PAUSE_S = 300.0
 DONE = b"[DONE]"
 _MAX_MESSAGE = 300
@@ -152,13 +154,13 @@ def _short(value: Any, limit: int) -> str:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Return the header's seconds, or those until its date, within bounds."""
+    """Return the header's seconds, or those until its date, within bounds; the shortest pause for anything else."""
     text = (retry_after or "").strip()
     try:
         seconds = float(text) if text.isdigit() else parsedate_to_datetime(text).timestamp() - time.time()
     except (ValueError, OverflowError):
-        seconds = DEFAULT_PAUSE_S
-    return min(max(seconds, 0.0), LONGEST_PAUSE_S)
+        seconds = SHORTEST_PAUSE_S
+    return min(max(seconds, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
 
 
 def _token_ids(value: Any) -> list[int] | None:

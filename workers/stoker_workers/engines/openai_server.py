@@ -9,10 +9,19 @@ from typing import Any
 
 import aiohttp
 from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientTimeout
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from stoker.errors import ConfigError
-from stoker_workers.engines.openai_api import DONE, Piece, ServerError, judge, read_event, read_piece
+from stoker_workers.engines.openai_api import (
+    DONE,
+    SHORTEST_PAUSE_S,
+    Piece,
+    ServerError,
+    judge,
+    read_event,
+    read_piece,
+)
 
 CONNECT_S = 10.0
 PROBE_S = 10.0
@@ -69,8 +78,10 @@ class Server:
             if not finished:
                 raise self._without_key(error) from None
         except (ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
-            raise ServerError(f"no connection to the server ({_name(error)})", "nobody") from error
-        except (ClientError, OSError, ValueError) as error:  # OSError includes the timeout, ValueError too long a line
+            reason = f"no connection to the server ({_name(error)})"
+            raise ServerError(reason, "nobody", pause_s=SHORTEST_PAUSE_S) from error
+        # OSError includes timeouts; a line that is too long is one of the last two, by aiohttp's version.
+        except (ClientError, OSError, HttpProcessingError, ValueError) as error:
             if not finished:
                 raise ServerError(f"the connection to the server was lost ({_name(error)})", "server") from error
         if not finished:
@@ -81,7 +92,7 @@ class Server:
         try:
             health = await self._status(self._base.origin() / "health")
             models = await self._status(self._base / "models")
-        except (ClientError, OSError) as error:
+        except (ClientError, OSError, HttpProcessingError, ValueError) as error:
             return f"no answer from {self._base} ({_name(error)})"
         if health >= 500 and health not in _NOT_THERE:
             return f"the server answers HTTP {health} for its health"

@@ -1,0 +1,104 @@
+"""What the loop of a worker's child does with an engine's answers, where a whole stack shows it by chance only."""
+
+from __future__ import annotations
+
+import io
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from stoker import Config, InferenceRequest
+from stoker.store.codec import encode
+from stoker.store.scripts import Begun, Settlement
+from stoker_workers.board import Board
+from stoker_workers.engine import Admitted, Failed, Unavailable
+from stoker_workers.engines.sim import SimEngine, load_profile
+from stoker_workers.intake import open_row
+from stoker_workers.messages import Away, from_line
+from stoker_workers.worker import Inbox, Session, Worker
+
+CONFIG = Config(redis_url="redis://127.0.0.1:1/0")
+
+
+class Elsewhere(SimEngine):
+    """A model that is away, or fails as told."""
+
+    answer: Any = Unavailable()
+    event: Any = None
+
+    def __init__(self) -> None:
+        super().__init__(load_profile("zero"))
+
+    def admit(self, work: Any) -> Any:
+        return self.answer
+
+    def step(self) -> list[Any]:
+        return [self.event]
+
+
+class Reports:
+    """A reporter that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.settled: list[Settlement] = []
+        self.back: list[tuple[str, str]] = []
+
+    def settle(self, item: Settlement) -> None:
+        self.settled.append(item)
+
+    def hand_back(self, keys: list[tuple[str, str]]) -> None:
+        self.back += keys
+
+
+class Loop:
+    """A worker's loop with one request that waits."""
+
+    def __init__(self) -> None:
+        self.engine = Elsewhere()
+        self.board = Board(Board.make_file())
+        self.news = io.BytesIO()
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.worker = Worker(CONFIG, self.engine, self.board, self.news, self.inbox)
+        self.reports = Reports()
+        self.session = Session("w:1-x", self.reports)  # type: ignore[arg-type]  # the two methods that are called
+        submission = encode(InferenceRequest(prompt="Hi"), request_id="r", nonce="n", reply="", config=CONFIG)
+        payload = b"1795533457829043" + submission.header + submission.body
+        self.session.waiting = [open_row(Begun("r", "RUN", payload, 1), "d", self.engine, lambda: 0.0)]
+
+    def step(self) -> None:
+        self.worker._admit(self.session)
+        self.worker._step(self.session)
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.board.close()
+
+
+def test_a_request_that_meets_a_model_that_is_away_is_given_back(loop: Loop) -> None:
+    loop.worker._admit(loop.session)
+    assert (loop.reports.back, loop.reports.settled, loop.session.rows) == ([("r", "d")], [], {})
+
+
+def test_a_request_that_the_model_never_saw_is_given_back_and_counts_against_nobody(loop: Loop) -> None:
+    loop.engine.answer, loop.engine.event = Admitted(1), Failed("r", "no connection", "returned")
+    loop.step()
+    assert (loop.reports.back, loop.reports.settled, loop.board.read()["faults"]) == ([("r", "d")], [], 0)
+
+
+def test_a_request_that_the_model_refuses_is_invalid_and_counts_against_nobody(loop: Loop) -> None:
+    loop.engine.answer, loop.engine.event = Admitted(1), Failed("r", "too long", "invalid", "HTTP 400")
+    loop.step()
+    (settled,) = loop.reports.settled
+    assert (settled.outcome, settled.reason, loop.board.read()["faults"]) == ("bad", "invalid", 0)
+    assert b"too long, got 'HTTP 400'" in settled.body
+
+
+def test_that_a_model_went_away_is_passed_on_to_the_supervisor(loop: Loop) -> None:
+    loop.inbox.put(Away("no connection"))
+    loop.worker._hear(block=False)
+    assert from_line(loop.news.getvalue()) == Away("no connection")
