@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -40,10 +40,14 @@ class Dashboard:
             return
         stats = self.view.stats
         above += [self._head(stats), _leader(stats), _totals(stats), _lately(self.view), Text()]
-        above += [_classes(self.view).fit(options.max_width), Text()]
+        classes = _classes(self.view)
+        left = None if not self.fits else console.size.height - WORKER_HEADS - _lines(console, options, above)
+        if left is not None and left < _height(classes) + FEWEST_WORKERS:
+            classes = _busy_only(classes)
         yield from above
-        used = len(console.render_lines(Group(*above), options.update(height=None)))
-        room = max(FEWEST_WORKERS, console.size.height - used - WORKER_HEADS) if self.fits else None
+        yield classes.fit(options.max_width)
+        yield Text()
+        room = None if left is None else max(FEWEST_WORKERS, left - _height(classes))
         yield _workers(self.view, options.max_width, room)
 
     def _banner(self) -> Text:
@@ -53,6 +57,22 @@ class Dashboard:
     def _head(self, stats: Stats) -> Text:
         line = Text(overflow="fold").append(f"queue {self.queue}", "bold").append(f"  {model_line(stats['model'])}")
         return line.append(f"  {self.hint}", "dim") if self.hint else line
+
+
+def _lines(console: Console, options: ConsoleOptions, parts: Sequence[RenderableType]) -> int:
+    return len(console.render_lines(Group(*parts), options.update(height=None)))
+
+
+def _height(classes: FittedTable) -> int:
+    """Return how many lines the classes take: a title, two of heads, the rows, an empty one."""
+    return len(classes.rows) + 4
+
+
+def _busy_only(classes: FittedTable) -> FittedTable:
+    """Leave out the classes in which nothing waits and nothing ended."""
+    idle = {"0", "-", ""}
+    rows = [row for row in classes.rows[:-1] if not {str(cell) for cell in row[1:]} <= idle]
+    return FittedTable(classes.title, classes.columns, [*rows, classes.rows[-1]])
 
 
 def _lately(view: View) -> Text:

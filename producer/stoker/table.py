@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +51,18 @@ def print_tables(*tables: FittedTable) -> None:
     for number, table in enumerate(tables):
         if number:
             console.print()
-        console.print(table.fit(console.width))
+        show(console, table.fit(console.width))
+
+
+def show(console: Console, shown: RenderableType) -> None:
+    """Print; where that is no terminal, without the blanks that fill a table's lines up."""
+    if console.is_terminal:
+        console.print(shown)
+        return
+    with console.capture() as captured:
+        console.print(shown)
+    for line in captured.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def show(as_json: bool) -> None:
     columns = (
         Column("setting"),
         Column("value", fold=True),
-        Column("unit"),
+        Column("unit", drop=1),
         Column("from"),
         Column("meaning", fold=True),
     )

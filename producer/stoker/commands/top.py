@@ -85,14 +85,14 @@ def _print_lines(config: Config, interval_s: float, count: int | None) -> str | 
 def _draw(config: Config, interval_s: float, count: int | None) -> str | None:
     """Draw each look on standard output; returns why the last one failed."""
     from stoker.dashboard import Dashboard
-    from stoker.table import make_console
+    from stoker.table import make_console, show
 
     console = make_console()
     if console.is_terminal and not console.is_dumb_terminal:
         return _draw_live(console, config, interval_s, count)
     error = None
     for view, error in _looks(config, interval_s, count, time.sleep):
-        console.print(Dashboard(config.queue, view, error))
+        show(console, Dashboard(config.queue, view, error))
         console.print()
     return error
 
