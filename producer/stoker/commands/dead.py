@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from stoker import completion
 from stoker.command import EXIT_FAILED, fail, print_json, queue_options
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def choice_options(command: F) -> F:
     """Add what says which letters to act on: ids, or all that pass a filter."""
     command = click.option("--yes", is_flag=True, help="Do not ask before acting on all.")(command)
     command = click.option("--all", "every", is_flag=True, help="All, or all that the filters leave.")(command)
-    return click.argument("ids", nargs=-1, metavar="[ID...]")(filter_options(command))
+    return click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completion.dead_ids)(
+        filter_options(command)
+    )
 
 
 @click.group()
@@ -122,7 +125,7 @@ def list_letters(config: Config, limit: int, as_json: bool, **options: Any) -> N
 
 
 @dead.command()
-@click.argument("request_id")
+@click.argument("request_id", shell_complete=completion.dead_ids)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all of the request.")
 @queue_options
 def show(config: Config, request_id: str, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stoker import completion
 from stoker.command import EXIT_FAILED, EXIT_TIMEOUT, fail, print_json, queue_options
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ def workers(config: Config, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.workers)
 @click.option("--wait", is_flag=True, help="Wait until the worker holds nothing.")
 @click.option("--undo", is_flag=True, help="Send it work again.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S", help="Most seconds to wait.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @queue_options
-def drain(config: Config, name: str, wait: bool, undo: bool, timeout_s: float | None) -> None:
+def drain(config: Config, name: str, wait: bool, undo: bool, timeout_s: float | None, as_json: bool) -> None:
     """Send a worker no more work; what it has, it finishes.
 
     It holds until the worker is started anew. With --wait the worker can be stopped afterwards without any loss of
@@ -73,10 +75,17 @@ def drain(config: Config, name: str, wait: bool, undo: bool, timeout_s: float | 
             fail(f"no live worker is named {name}; `stoker workers` lists them", EXIT_FAILED)
         if wait:
             _wait_until_empty(client, name, timeout_s)
+        if as_json:
+            print_json({"worker": name, "drained": not undo, "held": _held(client, name)})
+            return
     if undo:
         click.echo(f"{name} is sent work again")
     else:
         click.echo(f"{name} holds nothing and is sent no more work" if wait else f"{name} is sent no more work")
+
+
+def _held(client: Client, name: str) -> int:
+    return sum(record.held_rows for record in client.workers() if record.worker == name)
 
 
 def _wait_until_empty(client: Client, name: str, timeout_s: float | None) -> None:
