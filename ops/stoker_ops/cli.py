@@ -46,7 +46,7 @@ def up(
     \b
     Examples:  stoker up --workers 2
                stoker up --model /models/llama
-               stoker up --model my_models:Classifier --redis redis://10.0.0.5:6379/0
+               stoker up --model my_models:Classifier --redis redis://10.0.0.5
     """
     from stoker.command import state_dir
     from stoker.log import configure
@@ -103,7 +103,7 @@ def demo(workers: int, prompts: Path | None, log_level: str, as_json: bool, **op
 
     \b
     Examples:  stoker demo
-               stoker demo --workers 1 --model /models/llama --prompts prompts.jsonl --json
+               stoker demo --model /models/llama --prompts prompts.jsonl --json
     """
     from stoker.config import load_config
     from stoker.log import configure

@@ -52,6 +52,9 @@ def print_tables(*tables: FittedTable) -> None:
         if number:
             console.print()
         show(console, table.fit(console.width))
+        kept = table.fitting(console.width)
+        if left_out := [column.name for index, column in enumerate(table.columns) if index not in kept]:
+            console.print(Text(f"without {', '.join(left_out)}: a wider terminal or a pipe has all", "dim"))
 
 
 def show(console: Console, shown: RenderableType) -> None:
@@ -67,7 +70,10 @@ def show(console: Console, shown: RenderableType) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FittedTable:
-    """Columns and rows, of which `fit` makes a table for some width. Cells are plain text, never markup."""
+    """Columns and rows, of which `fit` makes a table for some width. Cells are plain text, never markup.
+
+    Where no column has a name there are no heads.
+    """
 
     title: str
     columns: Sequence[Column]
@@ -76,7 +82,8 @@ class FittedTable:
     def fit(self, width: int) -> Group:
         """Return the title and the table for `width` characters."""
         kept = self.fitting(width)
-        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
+        heads = any(column.name for column in self.columns)
+        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim", show_header=heads)
         for index in kept:
             column = self.columns[index]
             table.add_column(

@@ -37,6 +37,7 @@ def test_help_says_what_a_command_does_and_has_an_example_that_names_it(words: t
     assert shown.exit_code == 0
     usage, _, rest = shown.output.partition("\n\n")
     assert usage.startswith("Usage:")
+    assert max(map(len, shown.output.splitlines())) <= 80, "a terminal of the usual width folds none of it"
     assert rest.strip()[0].isupper(), "a sentence follows the usage"
     _, found, examples = rest.partition("Example")
     assert found, rest

@@ -15,9 +15,10 @@ def completion(ctx: click.Context, shell: str) -> None:
     """Print a script that makes a shell complete commands, options and names.
 
     \b
-    Examples:  stoker completion bash > ~/.local/share/bash-completion/completions/stoker
-               stoker completion zsh > ~/.zfunc/_stoker
-               stoker completion fish > ~/.config/fish/completions/stoker.fish
+    Examples:
+      stoker completion bash > ~/.local/share/bash-completion/completions/stoker
+      stoker completion zsh > ~/.zfunc/_stoker
+      stoker completion fish > ~/.config/fish/completions/stoker.fish
     """
     from click.shell_completion import get_completion_class
 

@@ -48,7 +48,7 @@ def show(as_json: bool) -> None:
         Column("value", fold=True),
         Column("unit", drop=1),
         Column("from"),
-        Column("meaning", fold=True),
+        Column("meaning", drop=2),
     )
     rows = [
         (name, "-" if facts["value"] is None else str(facts["value"]), facts["unit"], facts["source"], facts["meaning"])
