@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import redis
@@ -39,8 +40,8 @@ class Stack:
     def client(self) -> Client:
         return Client(config=self.config)
 
-    def scheduler(self, name: str = "scheduler") -> subprocess.Popen[bytes]:
-        return self._start(name, "scheduler")
+    def scheduler(self, name: str = "scheduler", options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        return self._start(name, "scheduler", *options)
 
     def worker(self, name: str, *options: str, model: str = "sim", wait: bool = True) -> subprocess.Popen[bytes]:
         process = self._start(name, "worker", "--name", name, "--model", model, *options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stoker.command import EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, fail, guarded
+from stoker.command import EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, LOG_LEVELS, fail, guarded
 from stoker_ops.doctor import doctor
 from stoker_ops.explain import explain
 from stoker_workers.cli import engine_options
@@ -29,15 +29,16 @@ DEMO_READY_S = 180.0
 @click.command()
 @click.option("--workers", type=click.IntRange(1), help="How many workers; default: one for each GPU, else one.")
 @engine_options
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Say in JSON when it is ready, and where.")
 @click.option(
     "--redis", "redis_url", metavar="URL", help="Redis to use; default: STOKER_REDIS_URL, else one of its own."
 )
 @click.option("--queue", metavar="NAME", help="The queue; default: STOKER_QUEUE, else 'default'.")
 @guarded
-def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | None, **options: Any) -> None:
+def up(
+    workers: int | None, log_level: str, as_json: bool, redis_url: str | None, queue: str | None, **options: Any
+) -> None:
     """Start a stack on this machine: a Redis, a scheduler and workers. Runs until Ctrl-C.
 
     The Redis keeps its data in STOKER_STATE (default: ~/.local/state/stoker), and other commands find it there.
@@ -46,7 +47,7 @@ def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | 
     \b
     Examples:  stoker up --workers 2
                stoker up --model /models/llama
-               stoker up --model my_models:Classifier --redis redis://10.0.0.5:6379/0
+               stoker up --model my_models:Classifier --redis redis://10.0.0.5
     """
     from stoker.command import state_dir
     from stoker.log import configure
@@ -54,13 +55,12 @@ def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | 
 
     configure(log_level)
     config = _config(redis_url, queue)
-    settings = StackSettings(
-        options=_engine(options, click.echo), workers=workers, home=state_dir(config), log_level=log_level
-    )
-    _run(lambda: _up(config, settings))
+    engine = _engine(options, lambda line: click.echo(line, err=as_json))
+    settings = StackSettings(options=engine, workers=workers, home=state_dir(config), log_level=log_level)
+    _run(lambda: _up(config, settings, as_json=as_json))
 
 
-async def _up(config: Config, settings: StackSettings) -> int:
+async def _up(config: Config, settings: StackSettings, *, as_json: bool) -> int:
     from signal import SIGINT
 
     from stoker_ops.interrupt import interruptible
@@ -70,7 +70,7 @@ async def _up(config: Config, settings: StackSettings) -> int:
     with interruptible(stack) as interrupt:
         try:
             async with stack:
-                click.echo(_ready_line(stack, settings))
+                click.echo(_ready_json(stack, settings) if as_json else _ready_line(stack, settings))
                 await _wait(stack)
         except asyncio.CancelledError:
             return EXIT_INTERRUPTED if interrupt.reason is SIGINT else EXIT_OK
@@ -94,23 +94,24 @@ async def _wait(stack: LocalStack) -> None:
     metavar="FILE",
     help="Requests to push, as JSON lines with the fields of a request; default: some hundred that the model knows.",
 )
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), default="warning", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and nothing else to standard output.")
 @guarded
-def demo(workers: int, prompts: Path | None, as_json: bool, **options: Any) -> None:
+def demo(workers: int, prompts: Path | None, log_level: str, as_json: bool, **options: Any) -> None:
     """Start a whole stack here for a moment, push requests through it, and show how it did.
 
     Nothing is left of it at the end. Exits with 1 if a request failed.
 
     \b
     Examples:  stoker demo
-               stoker demo --workers 1 --model /models/llama --prompts prompts.jsonl --json
+               stoker demo --model /models/llama --prompts prompts.jsonl --json
     """
     from stoker.config import load_config
     from stoker.log import configure
     from stoker_ops.demo import read_prompts, run_demo
     from stoker_ops.settings import StackSettings
 
-    configure("warning")
+    configure(log_level)
     engine = _engine(options, lambda line: click.echo(line, err=as_json))
     requests = read_prompts(prompts)
     # A stack of its own, whatever Redis the environment names.
@@ -153,6 +154,16 @@ def _engine(options: dict[str, Any], tell: Callable[[str], object]) -> EngineOpt
             tell(f'without {missing[0]} no model runs, so the sim engine answers; pip install "stoker[worker]" adds it')
         options["model"] = SIM if missing or options["engine"] == SIM else DEMO
     return EngineOptions(**options)
+
+
+def _ready_json(stack: LocalStack, settings: StackSettings) -> str:
+    """Return where it is as JSON, on one line: whoever starts it reads a line and goes on."""
+    import json
+
+    from stoker.store.address import redact
+
+    where = {"redis_url": redact(stack.config.redis_url or ""), "queue": stack.config.queue}
+    return json.dumps(where | {"model": settings.options.model, "workers": stack.workers, "devices": stack.devices})
 
 
 def _ready_line(stack: LocalStack, settings: StackSettings) -> str:

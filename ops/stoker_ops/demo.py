@@ -83,8 +83,10 @@ async def run_demo(
 
 async def _run(stack: LocalStack, model: str, requests: Sequence[InferenceRequest], screen: Screen) -> Report:
     started = time.monotonic()
-    screen.say(f"starting a Redis, a scheduler and the workers, which load {model} ...")
-    async with stack, AsyncClient(config=stack.config) as client:
+    async with contextlib.AsyncExitStack() as running:
+        with screen.starting(f"starting a Redis, a scheduler and the workers, which load {model} ..."):
+            await running.enter_async_context(stack)
+            client = await running.enter_async_context(AsyncClient(config=stack.config))
         ready_s = time.monotonic() - started
         screen.say(
             f"ready after {ready_s:.1f} s: {', '.join(stack.workers)} serve {model}; pushing {len(requests)} requests"

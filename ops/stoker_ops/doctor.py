@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,8 +40,7 @@ def doctor(config: Config, ask_torch: bool, as_json: bool) -> None:
     if as_json:
         print_json({"healthy": not problems, "checks": lines, "latency_ms": _latency(facts)})
     else:
-        for line in lines:
-            _print(line)
+        _print(lines)
         click.echo(f"{problems} problem{'s' if problems != 1 else ''} found" if problems else "all is well")
     if problems:
         sys.exit(EXIT_FAILED)
@@ -60,8 +59,14 @@ def _latency(facts: Facts) -> dict[str, Any]:
     return {"p50": measured.percentile(0.5), "p99": measured.percentile(0.99), "histogram": measured.histogram()}
 
 
-def _print(line: Mapping[str, Any]) -> None:
-    state = click.style(f"{line['state']:<8}", fg=COLORS[line["state"]])
-    click.echo(f"{state} {line['name']:<12} {line['what']}")
-    if line["fix"]:
-        click.echo(f"{'':<8} {'':<12} {click.style('fix:', bold=True)} {line['fix']}")
+def _print(lines: Sequence[Mapping[str, Any]]) -> None:
+    from rich.text import Text
+
+    from stoker.table import Column, FittedTable, print_tables
+
+    rows: list[tuple[str | Text, ...]] = []
+    for line in lines:
+        rows.append((Text(line["state"], COLORS[line["state"]]), line["name"], line["what"]))
+        if line["fix"]:
+            rows.append(("", "", Text("fix:", "bold").append(f" {line['fix']}", "not bold")))
+    print_tables(FittedTable("", (Column(""), Column(""), Column("", fold=True)), rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,17 +11,18 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from stoker.request import Chunk, InferenceResponse, Restarted
+from stoker.table import Column, FittedTable, make_console, milliseconds, show
 
 if TYPE_CHECKING:
     from stoker_ops.demo import Report
 
 LINE_EVERY_S = 3.0
 _REFRESH_HZ = 12
+_PANEL_WIDTH = 100
 _PLACEHOLDER = "(no answer yet)"
 
 
@@ -42,6 +44,12 @@ class Screen:
     def say(self, line: str) -> None:
         """Show one line."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def starting(self, line: str) -> Iterator[None]:
+        """Show that what `line` says is going on."""
+        self.say(line)
+        yield
 
     @contextlib.contextmanager
     def live(self, total: int) -> Iterator[None]:
@@ -82,7 +90,10 @@ class Screen:
 
     def table(self, report: Report) -> None:
         """Show the figures."""
-        self._console.print(report_table(report))
+        for table in report_tables(report):
+            self.say("")
+            show(self._console, table.fit(self._console.width))
+        self.say(f"\n{totals_line(report)}")
         for reason in report.reasons:
             self.say(f"failed: {reason}")
 
@@ -104,6 +115,14 @@ class LiveScreen(Screen):
         self._live = Live(console=console, refresh_per_second=_REFRESH_HZ, get_renderable=self._view)
 
     @contextlib.contextmanager
+    def starting(self, line: str) -> Iterator[None]:
+        """Draw the seconds beside the line; nothing of it stays."""
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            progress.add_task(line, total=None)
+            yield
+
+    @contextlib.contextmanager
     def live(self, total: int) -> Iterator[None]:
         """Draw, and leave the last picture."""
         self._total, self._started = total, time.monotonic()
@@ -119,7 +138,9 @@ class LiveScreen(Screen):
     def _view(self) -> Group:
         # Plain text, never markup: a model may well write square brackets.
         title = Text(f"asked meanwhile, ahead of all others: {self._prompt}")
-        return Group(Panel(Text(self._answer.strip() or _PLACEHOLDER), title=title, title_align="left"), self._progress)
+        answer = Text(re.sub(r"\n\s*\n", "\n", self._answer.strip()) or _PLACEHOLDER)
+        width = min(self._console.width, _PANEL_WIDTH)
+        return Group(Panel(answer, title=title, title_align="left", width=width), self._progress)
 
 
 class SilentScreen(Screen):
@@ -134,38 +155,46 @@ class SilentScreen(Screen):
 
 def make_screen(*, quiet: bool = False) -> Screen:
     """Return what suits where standard output goes."""
-    console = Console()
+    console = make_console()
     if quiet:
         return SilentScreen(console)
     return LiveScreen(console) if console.is_terminal else Screen(console)
 
 
-def report_table(report: Report) -> Table:
-    """Return the figures as a table."""
-    table = Table(title=f"{report.model}: {report.requests} requests in {report.seconds:.1f} s", title_justify="left")
-    for name in ("", "p50", "p95", "p99"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, times in (
-        ("queue time", report.queue_ms),
-        ("first token (TTFT)", report.ttft_ms),
-        ("end to end", report.e2e_ms),
-    ):
-        table.add_row(name, *map(_milliseconds, times.values()))
-    table.add_section()
-    table.add_row("requests", f"{report.succeeded} ok", f"{report.failed} failed", f"{report.requests_per_s:,.1f}/s")
-    table.add_row("tokens", f"{report.tokens:,}", "", f"{report.tokens_per_s:,.0f}/s")
-    table.add_row("batch fill", _percent(report.batch_fill), "", "")
-    table.add_section()
-    for worker in report.workers:
-        rows = f"{worker.mean_rows:.1f} of {worker.rows} rows" if worker.mean_rows is not None else ""
-        table.add_row(worker.name, f"{worker.requests} requests", _percent(worker.share), rows)
-    return table
+def report_tables(report: Report) -> tuple[FittedTable, FittedTable]:
+    """Return the figures as tables: how long requests took, and what each worker did."""
+    latency = FittedTable(
+        f"{report.model}: {report.requests} requests in {report.seconds:.1f} s",
+        [Column("latency"), *(Column(name, number=True) for name in ("p50", "p95", "p99"))],
+        [
+            [name, *map(milliseconds, times.values())]
+            for name, times in (
+                ("queue time", report.queue_ms),
+                ("first token (TTFT)", report.ttft_ms),
+                ("end to end", report.e2e_ms),
+            )
+        ],
+    )
+    workers = FittedTable(
+        "",
+        [Column("worker", fold=True), *(Column(name, number=True) for name in ("requests", "share", "tokens", "rows"))],
+        [
+            [
+                *(worker.name, f"{worker.requests:,}", _percent(worker.share), f"{worker.tokens:,}"),
+                f"{worker.mean_rows:.1f} of {worker.rows}" if worker.mean_rows is not None else "-",
+            ]
+            for worker in report.workers
+        ],
+    )
+    return latency, workers
 
 
-def _milliseconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.2f} s"
+def totals_line(report: Report) -> str:
+    """Return what came of all requests together."""
+    return (
+        f"{report.succeeded} ok, {report.failed} failed, {report.requests_per_s:,.1f} requests/s; "
+        f"{report.tokens:,} tokens, {report.tokens_per_s:,.0f} tokens/s; batch fill {_percent(report.batch_fill)}"
+    )
 
 
 def _percent(share: float | None) -> str:

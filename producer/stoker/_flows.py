@@ -367,4 +367,4 @@ def workers(state: State) -> Flow[list[WorkerRecord]]:
 def queue_stats(state: State) -> Flow[Stats]:
     """Read the queue's figures."""
     overview = yield from read(lookups.overview(state.keys))
-    return assemble(state.config.queue, overview, (yield from workers(state)))
+    return assemble(state.config.queue, overview, (yield from workers(state)), state.config.lease_us / 1e6)

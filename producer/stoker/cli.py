@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from stoker.commands import dead, operate, queues, requests, settings
+from stoker.commands import completion, dead, operate, queues, requests, settings, top
 
 GROUP = "stoker.commands"
 
@@ -47,6 +47,7 @@ def main() -> None:
 
 for _command in (
     *(requests.submit, requests.status, requests.result, requests.cancel),
-    *(queues.stats, queues.queue, operate.workers, operate.drain, dead.dead, settings.config),
+    *(queues.stats, queues.queue, top.top, operate.workers, operate.drain, dead.dead, settings.config),
+    completion.completion,
 ):
     main.add_command(_command)

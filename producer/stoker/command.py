@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from stoker import completion
+
 if TYPE_CHECKING:
     from stoker.config import Config
 
@@ -50,7 +52,12 @@ def queue_options(command: F) -> F:
     @click.option(
         "--redis", "redis_url", metavar="URL", help="Redis to use; default: STOKER_REDIS_URL, else the stack here."
     )
-    @click.option("--queue", metavar="NAME", help="The queue; default: STOKER_QUEUE, else 'default'.")
+    @click.option(
+        "--queue",
+        metavar="NAME",
+        help="The queue; default: STOKER_QUEUE, else 'default'.",
+        shell_complete=completion.queues,
+    )
     @functools.wraps(command)
     def wrapped(*args: Any, redis_url: str | None, queue: str | None, **kwargs: Any) -> Any:
         return command(*args, config=make_config(redis_url, queue), **kwargs)

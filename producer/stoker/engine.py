@@ -179,7 +179,9 @@ class _Busy:
 
     def shares(self, workers: list[dict[str, Any]], now_s: float) -> dict[str, float]:
         """Return the share of each live worker since the last look."""
-        live = [worker for worker in workers if worker["state"] == "live"]
+        from stoker.stats import WELL
+
+        live = [worker for worker in workers if worker["state"] in WELL]
         busy = {worker["inc"]: int(worker["figures"].get("busy_us", 0)) for worker in live}
         seconds = max(now_s - self._since, 1e-6)
         shares = {

@@ -13,6 +13,9 @@ from stoker.store.scripts import RATE_WINDOW_US
 
 OUTCOMES = ("succeeded", "failed", "expired", "cancelled")
 METRICS = ("queue", "ttft", "e2e")
+WELL = ("live", "draining", "drained", "stopping")
+"""The states of workers that are there; see `worker_state`."""
+
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
@@ -112,8 +115,8 @@ def requests_per_second(rates: Mapping[str, float], now_us: int) -> float:
     return rates.get("settled", 0.0) * 1e6 / max(age_us, 1e6)
 
 
-def assemble(queue: str, view: Overview, workers: Sequence[WorkerRecord]) -> Stats:
-    """Return the figures of a queue."""
+def assemble(queue: str, view: Overview, workers: Sequence[WorkerRecord], lease_s: float) -> Stats:
+    """Return the figures of a queue; a worker that nobody heard of for `lease_s` seconds is `silent`."""
     totals = {name: view.counts.get(name, 0) for name in ("submitted", *OUTCOMES)}
     totals |= {name: number for name, number in view.counts.items() if ":" not in name and "waiting" not in name}
     ended = sum(totals[name] for name in OUTCOMES)
@@ -135,7 +138,7 @@ def assemble(queue: str, view: Overview, workers: Sequence[WorkerRecord]) -> Sta
             requests_per_second=requests_per_second(view.rates, view.now_us),
             tokens_per_second=sum(record.rate for record in workers if record.state == "live"),
         ),
-        workers=[_worker(record) for record in workers],
+        workers=[_worker(record, lease_s) for record in workers],
         leader=view.leader if view.leader_until_us > view.now_us else None,
         model={"identity": view.card.identity, **view.card.fields} if view.card else None,
         generation=view.generation,
@@ -151,6 +154,22 @@ def _tenants(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
     return dict(tenants)
 
 
-def _worker(record: WorkerRecord) -> dict[str, Any]:
+def worker_state(record: WorkerRecord, lease_s: float) -> str:
+    """Return how a worker is in one word.
+
+    `live`; `draining`, or `drained` once it holds nothing; `stopping` by itself; `silent` for longer than its lease; or
+    what Redis has of one that ended and whose work is not taken back yet.
+    """
+    if record.state != "live":
+        return record.state
+    if record.beat_age_us > lease_s * 1e6:
+        return "silent"
+    if record.drained:
+        return "draining" if record.held_rows else "drained"
+    return "live" if record.accepting else "stopping"
+
+
+def _worker(record: WorkerRecord, lease_s: float) -> dict[str, Any]:
     figures = dataclasses.asdict(record)
-    return figures | {"beat_age_s": figures.pop("beat_age_us") / 1e6, "available": record.available}
+    figures |= {"beat_age_s": figures.pop("beat_age_us") / 1e6, "available": record.available}
+    return figures | {"state": worker_state(record, lease_s)}

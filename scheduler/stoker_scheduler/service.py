@@ -219,6 +219,7 @@ class Scheduler:
         """Note what was taken; returns how many."""
         took = [request for request, word in zip(batch.requests, answer.words, strict=False) if word == "TOOK"]
         if took:
+            log.debug("dispatched", inc=worker.inc, ids=[request.id for request in took])
             self._queue.dispatched(took, now_us=now_us)
             self._metrics.observe_batch(batch, worker)
         return len(took)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from sdk.fleet import Fleet
 from stack_processes import HEARTBEAT_MS, Stack
+from stoker import Client, Config
 from stoker.cli import main
 
 Cli = Callable[..., Result]
@@ -20,7 +22,7 @@ def cli(redis_url: str) -> Cli:
 
     def run(*arguments: str, url: str = redis_url, answer: str | None = None, **environment: str | None) -> Result:
         settings = {"STOKER_REDIS_URL": url, "STOKER_HEARTBEAT_MS": str(HEARTBEAT_MS), "COLUMNS": "200"}
-        return CliRunner().invoke(main, arguments, input=answer, env=settings | environment)
+        return CliRunner().invoke(main, arguments, input=answer, env=settings | environment, prog_name="stoker")
 
     return run
 
@@ -33,3 +35,17 @@ def stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
         yield stack
     finally:
         stack.end()
+
+
+@pytest.fixture
+def fleet(redis_url: str) -> Iterator[Fleet]:
+    """A scheduler and a worker that fail what they are told to."""
+    with Fleet(Config(redis_url=redis_url, heartbeat_ms=HEARTBEAT_MS)) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def client(fleet: Fleet) -> Iterator[Client]:
+    """A client of the fleet."""
+    with Client(config=fleet.config) as client:
+        yield client

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -34,6 +37,7 @@ def test_help_says_what_a_command_does_and_has_an_example_that_names_it(words: t
     assert shown.exit_code == 0
     usage, _, rest = shown.output.partition("\n\n")
     assert usage.startswith("Usage:")
+    assert max(map(len, shown.output.splitlines())) <= 80, "a terminal of the usual width folds none of it"
     assert rest.strip()[0].isupper(), "a sentence follows the usage"
     _, found, examples = rest.partition("Example")
     assert found, rest
@@ -42,3 +46,26 @@ def test_help_says_what_a_command_does_and_has_an_example_that_names_it(words: t
 
 def test_an_unknown_command_is_a_usage_error() -> None:
     assert CliRunner().invoke(main, ["frobnicate"]).exit_code == 2
+
+
+IMPORT_NOTHING_HEAVY = """
+import json, sys
+from click.testing import CliRunner
+from stoker.cli import main
+
+heavy = {"redis", "pydantic", "rich", "torch", "transformers", "structlog", "prometheus_client"}
+loaded = {}
+for words in json.load(sys.stdin):
+    assert CliRunner().invoke(main, [*words, "--help"]).exit_code == 0, words
+    if found := heavy & {name.partition(".")[0] for name in sys.modules}:
+        loaded[" ".join(words)] = sorted(found)
+        break
+print(json.dumps(loaded))
+"""
+
+
+def test_the_help_of_every_command_imports_nothing_that_takes_time() -> None:
+    asked = json.dumps([[], *COMMANDS])
+    command = [sys.executable, "-c", IMPORT_NOTHING_HEAVY]
+    run = subprocess.run(command, input=asked, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(run.stdout) == {}

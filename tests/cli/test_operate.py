@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,20 +129,6 @@ def test_drain_refuses_what_makes_no_sense(cli: Cli, arguments: tuple[str, ...])
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fleet(redis_url: str) -> Iterator[Fleet]:
-    """A scheduler and a worker that fail what they are told to."""
-    with Fleet(Config(redis_url=redis_url, heartbeat_ms=HEARTBEAT_MS)) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def client(fleet: Fleet) -> Iterator[Client]:
-    """A client of the fleet."""
-    with Client(config=fleet.config) as client:
-        yield client
 
 
 def bury(client: Client, request_id: str, **fields: Any) -> str:
@@ -317,7 +302,7 @@ def test_config_show_tells_value_unit_meaning_and_source_of_each_setting(cli: Cl
     assert {facts["unit"] for facts in settings.values()} == {"", "ms", "s", "bytes"}
     assert all(facts["meaning"] for facts in settings.values())
     table = cli("config", "show").output
-    assert re.search(rf"heartbeat_ms +│ {HEARTBEAT_MS} +│ ms +│ environment", table)
+    assert re.search(rf"heartbeat_ms +{HEARTBEAT_MS} +ms +environment", table)
     assert re.search(r"W\[normal\]: how long later", table)
 
 

@@ -229,7 +229,7 @@ def test_on_a_terminal_the_answer_grows_above_a_bar() -> None:
         shown.finished(answer("w0", 10))
     shown.table(make_report("m", [answer("w0", 10), refused()], [record("w0", 0, 0)], seconds=1.0, ready_s=1.0))
     text = written.getvalue()
-    for part in ("why?", "[so] it is", "1/1", "10 tokens", "1.50 s", "failed: prompt: must be shorter"):
+    for part in ("why?", "[so] it is", "1/1", "10 tokens", "1.5 s", "failed: prompt: must be shorter"):
         assert part in text, part
 
 

@@ -85,7 +85,7 @@ def worker(config: Config, name: str | None, log_level: str, **options: Any) -> 
     Examples:  stoker worker --model demo
                stoker worker --model /models/llama --device cuda:0 --name gpu0
                stoker worker --model my_models:Classifier
-               stoker worker --engine openai --base-url http://gpu0:8000/v1 --model llama
+               stoker worker --engine openai --base-url http://gpu0:8000/v1
     """
     from stoker.log import configure
     from stoker_workers.messages import EngineOptions

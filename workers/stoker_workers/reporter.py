@@ -94,7 +94,7 @@ class Reporter:
             words = self._until_answered(scripts.settle(self._inc, random.random(), settlements))  # noqa: S311  # jitter
             for item, word in zip(settlements, words or (), strict=False):
                 if word != "OK":
-                    log.info("result fenced off", id=item.id, delivery=item.delivery, word=word)
+                    log.info("result fenced off", inc=self._inc, id=item.id, delivery=item.delivery, word=word)
         elif isinstance(items[0], Published):
             published = [item for item in items if isinstance(item, Published)]
             words = self._until_answered(scripts.flush(self._inc, published))

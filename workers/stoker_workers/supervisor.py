@@ -77,6 +77,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Work until stopped; raises `ConfigError` when the model can never be loaded or another has the name."""
+        structlog.contextvars.bind_contextvars(worker=self.name)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)

@@ -96,6 +96,10 @@ class Session:
 
     def settle(self, item: Settlement) -> None:
         """Report how an attempt ended."""
+        # Its reason is a word; the message beside it may quote the request, and goes to the client alone.
+        note = log.info if item.outcome in ("failure", "retry") else log.debug
+        facts = {"outcome": item.outcome, "reason": item.reason, "attempt": item.attempt}
+        note("attempt ended", inc=self.inc, id=item.id, delivery=item.delivery, **facts)
         self.begun.discard((item.id, item.delivery))
         self.reporter.settle(item)
 
@@ -185,6 +189,7 @@ class Worker:
 
     def _serve(self, inc: str) -> None:
         """Begin a session; the rows of the one before belong to nobody any more."""
+        structlog.contextvars.bind_contextvars(inc=inc)
         if self._session:
             self._session.open = self._session.reading = False
             self._session.reporter.close()
@@ -347,6 +352,7 @@ class Worker:
         ids = [i for i in bell.ids if (i, bell.delivery) not in session.begun]
         begun = [item for item in store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids)) if item.payload]
         session.begun.update((item.id, bell.delivery) for item in begun)
+        log.debug("begun", inc=session.inc, delivery=bell.delivery, ids=[item.id for item in begun])
         rows = [row for item in begun if (row := self._open(session, item, bell.delivery))]
         if rows:
             self._inbox.put(Arrived(session, rows))

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from stoker import completion
 from stoker.command import EXIT_FAILED, fail, print_json, queue_options
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from stoker.client import Client
     from stoker.config import Config
     from stoker.store.lookups import DeadLetter
+    from stoker.table import FittedTable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,7 +80,9 @@ def choice_options(command: F) -> F:
     """Add what says which letters to act on: ids, or all that pass a filter."""
     command = click.option("--yes", is_flag=True, help="Do not ask before acting on all.")(command)
     command = click.option("--all", "every", is_flag=True, help="All, or all that the filters leave.")(command)
-    return click.argument("ids", nargs=-1, metavar="[ID...]")(filter_options(command))
+    return click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completion.dead_ids)(
+        filter_options(command)
+    )
 
 
 @click.group()
@@ -105,8 +107,6 @@ def list_letters(config: Config, limit: int, as_json: bool, **options: Any) -> N
     Examples:  stoker dead list
                stoker dead list --reason poison --tenant acme --older-than 2h
     """
-    from rich.console import Console
-
     from stoker.client import Client
 
     chosen = Filter(**options)
@@ -117,13 +117,15 @@ def list_letters(config: Config, limit: int, as_json: bool, **options: Any) -> N
     if as_json:
         print_json([dataclasses.asdict(letter) for letter in letters])
     elif letters:
-        Console().print(_table(letters, now_s))
+        from stoker.table import print_tables
+
+        print_tables(_table(letters, now_s))
     else:
         click.echo("no dead letters" + (" that the filters leave" if chosen.given else ""))
 
 
 @dead.command()
-@click.argument("request_id")
+@click.argument("request_id", shell_complete=completion.dead_ids)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all of the request.")
 @queue_options
 def show(config: Config, request_id: str, as_json: bool) -> None:
@@ -245,24 +247,26 @@ def _letters(client: Client, chosen: Filter, limit: int) -> tuple[list[DeadLette
     return [letter for letter in letters if chosen.passes(letter, now_s)], now_s
 
 
-def _table(letters: list[DeadLetter], now_s: float) -> Table:
-    from rich.table import Table
-    from rich.text import Text
+def _table(letters: list[DeadLetter], now_s: float) -> FittedTable:
+    from stoker.table import Column, FittedTable, span
 
-    table = Table(title="dead letters", title_justify="left")
-    for name in ("id", "failed", "reason", "attempts", "losses", "class", "tenant"):
-        table.add_column(name, justify="right" if name in ("attempts", "losses") else "left", overflow="fold")
-    for letter in letters:
-        # The reason may be a sentence of somebody's model, brackets included.
-        cells = (letter.id, f"{age(now_s - letter.at_s)} ago", letter.reason, str(letter.attempts), str(letter.losses))
-        table.add_row(*map(Text, (*cells, letter.priority, letter.tenant or "-")))
-    return table
-
-
-def age(seconds: float) -> str:
-    """Return a time span in its largest unit: 5 s, 12 m, 3 h, 4 d."""
-    unit = next((name for name in ("d", "h", "m") if seconds >= SECONDS[name]), "s")
-    return f"{max(0, int(seconds / SECONDS[unit]))} {unit}"
+    columns = (
+        Column("id", fold=True),
+        Column("failed"),
+        Column("reason", fold=True),
+        Column("attempts", number=True),
+        Column("losses", number=True, drop=2),
+        Column("class"),
+        Column("tenant", drop=1, fold=True),
+    )
+    rows = [
+        (
+            *(letter.id, f"{span(now_s - letter.at_s)} ago", letter.reason),
+            *(str(letter.attempts), str(letter.losses), letter.priority, letter.tenant or "-"),
+        )
+        for letter in letters
+    ]
+    return FittedTable("dead letters", columns, rows)
 
 
 def _when(at_s: float) -> str:

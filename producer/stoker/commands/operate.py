@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from stoker import completion
 from stoker.command import EXIT_FAILED, EXIT_TIMEOUT, fail, print_json, queue_options
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from stoker.client import Client
     from stoker.config import Config
-    from stoker.stats import Stats
 
 POLL_S = 0.1
-COLUMNS = ("name", "state", "model", "mode", "rows", "tokens held", "tokens/s", "heartbeat", "faults")
-TEXTS = ("name", "state", "model", "mode")
 
 
 @click.command()
@@ -33,28 +29,30 @@ def workers(config: Config, as_json: bool) -> None:
     Examples:  stoker workers
                stoker workers --json
     """
-    from rich.console import Console
-
     from stoker.client import Client
 
     with Client(config=config) as client:
         figures = client.stats()
-    records = [_shown(worker, figures, config) for worker in figures["workers"]]
     if as_json:
-        print_json(records)
-    elif records:
-        Console().print(_table(records))
+        model = figures["model"]["name"] if figures["model"] else None
+        print_json([worker | {"model": model} for worker in figures["workers"]])
+    elif figures["workers"]:
+        from stoker.figures import worker_table, workers_title
+        from stoker.table import print_tables
+
+        print_tables(worker_table(workers_title(figures), figures))
     else:
         click.echo("no workers are registered (start one: stoker worker)")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completion.workers)
 @click.option("--wait", is_flag=True, help="Wait until the worker holds nothing.")
 @click.option("--undo", is_flag=True, help="Send it work again.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S", help="Most seconds to wait.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @queue_options
-def drain(config: Config, name: str, wait: bool, undo: bool, timeout_s: float | None) -> None:
+def drain(config: Config, name: str, wait: bool, undo: bool, timeout_s: float | None, as_json: bool) -> None:
     """Send a worker no more work; what it has, it finishes.
 
     It holds until the worker is started anew. With --wait the worker can be stopped afterwards without any loss of
@@ -77,10 +75,17 @@ def drain(config: Config, name: str, wait: bool, undo: bool, timeout_s: float | 
             fail(f"no live worker is named {name}; `stoker workers` lists them", EXIT_FAILED)
         if wait:
             _wait_until_empty(client, name, timeout_s)
+        if as_json:
+            print_json({"worker": name, "drained": not undo, "held": _held(client, name)})
+            return
     if undo:
         click.echo(f"{name} is sent work again")
     else:
         click.echo(f"{name} holds nothing and is sent no more work" if wait else f"{name} is sent no more work")
+
+
+def _held(client: Client, name: str) -> int:
+    return sum(record.held_rows for record in client.workers() if record.worker == name)
 
 
 def _wait_until_empty(client: Client, name: str, timeout_s: float | None) -> None:
@@ -96,40 +101,3 @@ def _wait_until_empty(client: Client, name: str, timeout_s: float | None) -> Non
         if deadline is not None and time.monotonic() > deadline:
             fail(f"{name} still holds {held} request(s) after {timeout_s:g} s; it stays drained", EXIT_TIMEOUT)
         time.sleep(POLL_S)
-
-
-def _shown(worker: dict[str, Any], figures: Stats, config: Config) -> dict[str, Any]:
-    """Return a worker's record with its model and one word for how it is."""
-    model = figures["model"]
-    return worker | {"state": _state(worker, config), "model": model["name"] if model else None}
-
-
-def _state(worker: dict[str, Any], config: Config) -> str:
-    if worker["state"] != "live":
-        return str(worker["state"])
-    if worker["beat_age_s"] > config.lease_us / 1e6:
-        return "silent"
-    if worker["drained"]:
-        return "draining" if worker["held_rows"] else "drained"
-    return "live" if worker["accepting"] else "stopping"
-
-
-def _table(records: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table(title="workers", title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in TEXTS else "right", no_wrap=column == "name")
-    for worker in records:
-        table.add_row(
-            worker["worker"],
-            worker["state"],
-            worker["model"] or "-",
-            worker["mode"],
-            f"{worker['held_rows']}/{worker['rows']}",
-            f"{worker['held_tokens']:,}/{worker['capacity']:,}",
-            f"{worker['rate']:,.0f}",
-            f"{worker['beat_age_s']:.1f} s ago",
-            str(worker["faults"]),
-        )
-    return table

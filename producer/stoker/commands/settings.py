@@ -35,23 +35,26 @@ def show(as_json: bool) -> None:
     Examples:  stoker config show
                STOKER_HEARTBEAT_MS=500 stoker config show --json
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from stoker.config import load_config
 
     settings = all_settings(load_config())
     if as_json:
         print_json(settings)
         return
-    table = Table(title="settings", title_justify="left")
-    for column in ("setting", "value", "unit", "from", "meaning"):
-        table.add_column(column, no_wrap=column == "setting", overflow="fold")
-    for name, facts in settings.items():
-        value = "-" if facts["value"] is None else str(facts["value"])
-        # Not as markup: a URL or a path may have brackets.
-        table.add_row(*map(_plain, (name, value, facts["unit"], facts["source"], facts["meaning"])))
-    Console().print(table)
+    from stoker.table import Column, FittedTable, print_tables
+
+    columns = (
+        Column("setting"),
+        Column("value", fold=True),
+        Column("unit", drop=1),
+        Column("from"),
+        Column("meaning", drop=2),
+    )
+    rows = [
+        (name, "-" if facts["value"] is None else str(facts["value"]), facts["unit"], facts["source"], facts["meaning"])
+        for name, facts in settings.items()
+    ]
+    print_tables(FittedTable("settings", columns, rows))
 
 
 def all_settings(config: Config) -> dict[str, dict[str, Any]]:
@@ -84,9 +87,3 @@ def _source(config: Config, name: str) -> str:
     if name in config.model_fields_set:
         return "environment"
     return "local stack" if name == "redis_url" and local_url(config) else "default"
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)

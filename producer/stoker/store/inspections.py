@@ -115,6 +115,20 @@ def _parse_page(prefix: str, reply: list[Any]) -> Page | None:
     return Page(int(cursor), [name.decode(errors="replace").removeprefix(prefix) for name in names])
 
 
+def queue_page(cursor: int, count: int) -> Read[Page | None]:
+    """Read the names of the queues that have a key among `count` keys of this Redis, from a cursor on (0 at first)."""
+    commands: list[Command] = [("PING",), ("SCAN", cursor, "MATCH", Keys("*").generation, "COUNT", count)]
+    return Read(commands, _parse_queues, what="read the names of queues", required=1)
+
+
+def _parse_queues(reply: list[Any]) -> Page | None:
+    if reply[1] is None:
+        return None
+    cursor, names = reply[1]
+    before, _, after = Keys("*").generation.partition("*")
+    return Page(int(cursor), [name.decode().removeprefix(before).removesuffix(after) for name in names])
+
+
 def voids(keys: Keys, incs: Iterable[str]) -> Read[dict[str, str]]:
     """Read why incarnations may not come back: superseded, dead, lost or gone. Those that may are left out."""
     asked = list(incs)

@@ -48,3 +48,27 @@ class Unloadable:
 
     def predict(self, batch: list[object]) -> list[object]:
         return batch
+
+
+class Quoting:
+    """Quotes what it was given in whatever goes wrong with it."""
+
+    def load(self, device: str) -> None:
+        self.device = device
+
+    def cost(self, inputs: object) -> int:
+        if "unpriced" in str(inputs):
+            raise ValueError(f"no price for {inputs}")
+        return len(str(inputs))
+
+    def predict(self, batch: list[object]) -> list[object]:
+        for item in batch:
+            if "raise" in str(item):
+                raise ValueError(f"cannot read {item}")
+            if "crash" in str(item):
+                raise Crash(f"cannot go on after {item}") from ValueError(f"{item}")
+        return [ValueError(f"refused: {item}") if "fail" in str(item) else {"echo": item} for item in batch]
+
+
+class Crash(BaseException):
+    """Passes by whoever catches exceptions."""
