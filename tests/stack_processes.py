@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,12 +21,13 @@ HEARTBEAT_MS = 200
 class Stack:
     """Starts and ends the processes of a stack; `beats(n)` is n heartbeats in seconds."""
 
-    def __init__(self, url: str, logs: Path) -> None:
+    def __init__(self, url: str, logs: Path, *, metrics: bool = False) -> None:
         self.url = url
         self.config = Config(redis_url=url, heartbeat_ms=HEARTBEAT_MS, events=True)
         self.keys = Keys(self.config.queue)
         self.redis = redis.Redis.from_url(url, decode_responses=True)
         self._logs = logs
+        self._metrics = metrics
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def beats(self, n: float) -> float:
@@ -71,6 +73,15 @@ class Stack:
     def log(self, name: str) -> str:
         return (self._logs / f"{name}.log").read_text()
 
+    def metrics_url(self, name: str) -> str:
+        """Where a process exports its metrics."""
+
+        def said() -> str | None:
+            found = re.search(r'"url": "(http://[^"]+/metrics)"', self.log(name))
+            return found[1] if found else None
+
+        return wait_until(said, 30, what=f"{name} says where its metrics are")
+
     def end(self) -> None:
         for process in reversed(self._processes.values()):
             if process.poll() is None:
@@ -85,6 +96,9 @@ class Stack:
             "STOKER_REDIS_URL": self.url,
             "STOKER_HEARTBEAT_MS": str(HEARTBEAT_MS),
             "STOKER_EVENTS": "1",
+            # On any free port: tests run beside each other, and beside a stack that somebody uses.
+            "STOKER_METRICS": str(int(self._metrics)),
+            "STOKER_METRICS_PORT": "0",
             "PYTHONPATH": str(Path(__file__).parent / "stack" / "models"),
         }
         with (self._logs / f"{name}.log").open("ab") as log:

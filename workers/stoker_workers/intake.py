@@ -25,6 +25,7 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     first_token_us: int = -1
+    last_token_s: float = 0.0
     published: int = 0
     unpublished_text: list[str] = field(default_factory=list)
 
