@@ -36,8 +36,8 @@ class Stack:
     def client(self) -> Client:
         return Client(config=self.config)
 
-    def scheduler(self, name: str = "scheduler") -> subprocess.Popen[bytes]:
-        return self._start(name, "scheduler")
+    def scheduler(self, name: str = "scheduler", *options: str) -> subprocess.Popen[bytes]:
+        return self._start(name, "scheduler", *options)
 
     def worker(self, name: str, *options: str, model: str = "sim", wait: bool = True) -> subprocess.Popen[bytes]:
         process = self._start(name, "worker", "--name", name, "--model", model, *options)
