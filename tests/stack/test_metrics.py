@@ -6,7 +6,6 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,9 @@ TIMINGS = {
 
 
 @pytest.fixture
-def stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
+def stack(exporting_stack: Stack) -> Stack:
     """One whose processes export."""
-    stack = Stack(redis_url, short_tmp, metrics=True)
-    try:
-        yield stack
-    finally:
-        stack.end()
+    return exporting_stack
 
 
 def until_counted(url: str, name: str, number: float, **labels: str) -> dict[str, Metric]:
