@@ -21,7 +21,8 @@ def edges(first: float) -> list[float]:
 
 def bucket_of(value: int, first: int) -> int:
     """Return the bucket, from 0 to `EDGES`, of a whole number where the first edge is the whole number `first`."""
-    return min(((value - 1) // first).bit_length(), EDGES) if value > 0 else 0
+    bucket = ((value - 1) // first).bit_length() if value > 0 else 0
+    return bucket if bucket < EDGES else EDGES
 
 
 def cumulated(first: float, counts: Sequence[int]) -> list[tuple[str, float]]:
