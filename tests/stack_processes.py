@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import redis
@@ -24,12 +24,13 @@ class Stack:
     The tests look at Redis by `server_url` where the stack's own URL names Sentinels.
     """
 
-    def __init__(self, url: str, logs: Path, server_url: str | None = None) -> None:
+    def __init__(self, url: str, logs: Path, server_url: str | None = None, *, metrics: bool = False) -> None:
         self.url = url
         self.config = Config(redis_url=url, heartbeat_ms=HEARTBEAT_MS, events=True)
         self.keys = Keys(self.config.queue)
         self.redis = redis.Redis.from_url(server_url or url, decode_responses=True)
         self._logs = logs
+        self._metrics = metrics
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment: dict[str, str] = {}
         """More settings for the processes that are started from here on."""
@@ -40,7 +41,7 @@ class Stack:
     def client(self) -> Client:
         return Client(config=self.config)
 
-    def scheduler(self, name: str = "scheduler", options: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def scheduler(self, name: str = "scheduler", *options: str) -> subprocess.Popen[bytes]:
         return self._start(name, "scheduler", *options)
 
     def worker(self, name: str, *options: str, model: str = "sim", wait: bool = True) -> subprocess.Popen[bytes]:
@@ -77,6 +78,15 @@ class Stack:
     def log(self, name: str) -> str:
         return (self._logs / f"{name}.log").read_text()
 
+    def metrics_url(self, name: str) -> str:
+        """Where a process exports its metrics."""
+
+        def said() -> str | None:
+            found = re.search(r'"url": "(http://[^"]+/metrics)"', self.log(name))
+            return found[1] if found else None
+
+        return wait_until(said, 30, what=f"{name} says where its metrics are")
+
     def end(self) -> None:
         for process in reversed(self._processes.values()):
             if process.poll() is None:
@@ -93,6 +103,9 @@ class Stack:
                 "STOKER_REDIS_URL": self.url,
                 "STOKER_HEARTBEAT_MS": str(HEARTBEAT_MS),
                 "STOKER_EVENTS": "1",
+                # On any free port: tests run beside each other, and beside a stack that somebody uses.
+                "STOKER_METRICS": str(int(self._metrics)),
+                "STOKER_METRICS_PORT": "0",
                 "PYTHONPATH": str(Path(__file__).parent / "stack" / "models"),
             }
             | self.environment

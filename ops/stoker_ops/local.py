@@ -78,6 +78,9 @@ class LocalStack:
         if config.redis_url is None and settings.home is None and "drain_timeout_s" not in config.model_fields_set:
             # What could be finished meanwhile, nobody could read: the results go with the Redis.
             config = config.model_copy(update={"drain_timeout_s": 0.0})
+        if settings.home is None and "metrics" not in config.model_fields_set:
+            # Nobody scrapes what lives for a moment, and it need not take the ports of one that stays.
+            config = config.model_copy(update={"metrics": False})
         self.config = config
         self.devices: list[str] = []
         self._settings = settings

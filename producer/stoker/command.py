@@ -65,6 +65,16 @@ def queue_options(command: F) -> F:
     return guarded(wrapped)  # type: ignore[return-value]  # the wrapper takes two options more than the command
 
 
+def metrics_option(command: F) -> F:
+    """Add `--metrics-port`."""
+    return click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65_535),
+        metavar="PORT",
+        help="Where /metrics is, 0 for any free port; default: STOKER_METRICS_PORT (see `stoker config show`).",
+    )(command)
+
+
 def make_config(redis_url: str | None, queue: str | None) -> Config:
     """Return the settings; raises `ConfigError` for a password on the command line and where there is no Redis."""
     from stoker.config import load_config

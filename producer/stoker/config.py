@@ -88,6 +88,12 @@ class Config(BaseSettings):
     )
     drain_timeout_s: float = Field(30, ge=0, description="how long a stopping worker may finish what it runs")
 
+    metrics: bool = Field(True, description="whether scheduler and workers serve /metrics, /healthz and /readyz")
+    metrics_host: str = Field("127.0.0.1", description="the address that they serve them on")
+    metrics_port: int = Field(
+        9465, ge=0, le=65_400, description="the scheduler's port; workers take the first free behind it; 0: any free"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not NAME.fullmatch(self.queue):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stoker.command import LOG_LEVELS, queue_options
+from stoker.command import LOG_LEVELS, metrics_option, queue_options
 
 if TYPE_CHECKING:
     from stoker.config import Config
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
+@metrics_option
 @queue_options
-def scheduler(config: Config, log_level: str) -> None:
+def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     """Schedule a queue: order what waits, form batches, watch the workers.
 
     Run as many as you like: one leads, the others stand by. Waits for a Redis that is down.
@@ -28,6 +29,8 @@ def scheduler(config: Config, log_level: str) -> None:
     from stoker_scheduler.service import Scheduler
 
     configure(log_level)
+    if metrics_port is not None:
+        config = config.model_copy(update={"metrics_port": metrics_port})
 
     async def run() -> None:
         await Scheduler(config).run()

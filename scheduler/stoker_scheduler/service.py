@@ -13,6 +13,7 @@ import structlog
 from stoker.config import Config
 from stoker.errors import RedisUnavailable
 from stoker.every import every, pause
+from stoker.exporter import exporting, loop_turns, scheduler_ports
 from stoker.store import reads, scripts
 from stoker.store.codec import class_windows_us
 from stoker.store.connection import AsyncStore
@@ -21,7 +22,9 @@ from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
 from stoker.store.scripts import FENCED, Call, Dispatched
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
+from stoker_scheduler.figures import SchedulerFigures
 from stoker_scheduler.health import HealthMonitor
+from stoker_scheduler.instruments import Instruments
 from stoker_scheduler.leader import Leadership
 from stoker_scheduler.metrics import MetricsCollector
 from stoker_scheduler.quarantine import half
@@ -62,6 +65,9 @@ class Scheduler:
         self._balancer = LoadBalancer(config)
         self._health = HealthMonitor(config)
         self._metrics = MetricsCollector(config)
+        self._instruments = Instruments()
+        self._store.timed = self._instruments.timed
+        self._figures = SchedulerFigures(config, self._instruments, self._health, lambda: self._leadership.token)
         self._stop = asyncio.Event()
         self._known: list[WorkerRecord] = []
         self._unanswered: Call[Dispatched] | None = None
@@ -77,6 +83,12 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        ports, figures = scheduler_ports(self._config), self._figures
+        with exporting(self._config, ports, figures, alive=loop_turns(loop), ready=figures.ready):
+            await self._run_loops()
+        figures.close()
+
+    async def _run_loops(self) -> None:
         stopped = asyncio.create_task(self._stop.wait())
         tasks = [
             stopped,
@@ -100,7 +112,8 @@ class Scheduler:
         while not self._stop.is_set():
             await self._leadership.leads.wait()
             try:
-                wait_s = await self.tick()
+                with self._instruments.tick.time():
+                    wait_s = await self.tick()
                 if wait_s > 0:
                     await self._bell.read(reads.bell(self._store.keys, min(wait_s, self._config.block_ms / 1000)))
             except Fenced:
@@ -222,6 +235,7 @@ class Scheduler:
             log.debug("dispatched", inc=worker.inc, ids=[request.id for request in took])
             self._queue.dispatched(took, now_us=now_us)
             self._metrics.observe_batch(batch, worker)
+            self._instruments.dispatched(batch)
         return len(took)
 
     async def _dispatch_suspects(self, view: QueueView) -> None:

@@ -14,6 +14,12 @@ import pytest
 from helpers import wait_until
 
 
+@pytest.fixture(autouse=True)
+def any_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics are exported on any free port: the usual ones may be in use, by a stack or by another test."""
+    monkeypatch.setenv("STOKER_METRICS_PORT", "0")
+
+
 @pytest.fixture
 def temp(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where temporary files go; a test that leaves one fails."""

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import structlog
 
 from helpers import marked_processes, process_is_gone, wait_until
+from scraping import scrape, total
 from stoker import AsyncClient, Client, Config
 from stoker.errors import ConfigError, RedisUnavailable
 from stoker_ops import gpus, interrupt, kept, tied
@@ -109,6 +111,28 @@ def test_a_second_up_joins_the_redis_of_the_first_and_takes_it_over_when_that_is
     assert not any(f"tied {first.pid}" in command for command in marked_processes(str(short_tmp)).values())
     second.send_signal(signal.SIGTERM)
     assert second.wait(30) == 0
+
+
+def test_up_exports_metrics_of_scheduler_and_workers(python, short_tmp, monkeypatch):
+    monkeypatch.setenv("STOKER_STATE", str(short_tmp / "s"))
+    code = "from stoker.cli import main; main()"
+    with (short_tmp / "log").open("w") as log:
+        process = python("-c", code, "up", "--workers", "2", "--model", "sim", stderr=log)
+    assert process.stdout.readline().startswith("ready")
+    urls = re.findall(r'"url": "([^"]+)"', (short_tmp / "log").read_text())
+    assert len(urls) == 3
+    leaders = [total(scrape(url), "stoker_leader") for url in urls]
+    states = [total(scrape(url), "stoker_engine_state", state="serving") for url in urls]
+    assert (leaders.count(1), states.count(1)) == (1, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(("home", "exports"), [(None, False), ("s", True)])
+def test_a_stack_that_lives_for_a_moment_exports_nothing(short_tmp, home, exports):
+    settings = StackSettings(options=SIM, home=short_tmp / home if home else None)
+    assert LocalStack(Config(), settings).config.metrics is exports
+    assert LocalStack(Config(metrics=True), settings).config.metrics
 
 
 def test_up_refuses_a_model_that_is_not_there_at_once(python, short_tmp, monkeypatch):

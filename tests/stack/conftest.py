@@ -23,6 +23,16 @@ def stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
 
 
 @pytest.fixture
+def exporting_stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
+    """One whose processes export metrics, on any free ports."""
+    stack = Stack(redis_url, short_tmp, metrics=True)
+    try:
+        yield stack
+    finally:
+        stack.end()
+
+
+@pytest.fixture
 def client(stack: Stack) -> Iterator[Client]:
     """A client of the stack's queue."""
     with contextlib.closing(stack.client()) as client:

@@ -32,7 +32,7 @@ def test_what_runs_long_takes_a_log_level(name: str) -> None:
 
 
 def test_no_prompt_is_in_any_log_at_debug_level_whatever_happens_to_it(stack: Stack) -> None:
-    stack.scheduler(options=("--log-level", "debug"))
+    stack.scheduler("scheduler", "--log-level", "debug")
     # One at a time, so that each has its own end.
     options = ("--log-level", "debug", "--max-num-seqs", "1")
     process = stack.worker("one", *options, model="stack_models:Quoting")
@@ -56,7 +56,7 @@ def test_no_prompt_is_in_any_log_at_debug_level_whatever_happens_to_it(stack: St
 
 
 def test_debug_tells_of_each_attempt_by_id_worker_and_delivery(stack: Stack) -> None:
-    stack.scheduler(options=("--log-level", "debug"))
+    stack.scheduler("scheduler", "--log-level", "debug")
     stack.worker("one", "--log-level", "debug", model="stack_models:Echo")
     with stack.client() as client:
         client.submit(inputs="good", request_id="a").result(timeout=60)
@@ -77,7 +77,7 @@ def test_debug_tells_of_each_attempt_by_id_worker_and_delivery(stack: Stack) -> 
 
 
 def test_at_level_error_a_healthy_stack_is_silent(stack: Stack, short_tmp: Path) -> None:
-    stack.scheduler(options=("--log-level", "error"))
+    stack.scheduler("scheduler", "--log-level", "error")
     stack.worker("one", "--log-level", "error", "--profile", "zero")
     with stack.client() as client:
         client.submit(prompt="hello", max_tokens=2).result(timeout=60)

@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Sequence
 from typing import BinaryIO
 
+from stoker_workers import tallies
+from stoker_workers.tallies import Tallies
+
 COUNTERS = (
     "progress",
     "steps",
@@ -29,7 +32,7 @@ _TEXT = _HEAD.size + _LENGTH.size
 
 
 class Board:
-    """The counters, and the ids in the step in progress: the crash set, if the child dies now.
+    """The counters and histograms, and the ids in the step in progress: the crash set, if the child dies now.
 
     One process writes. A reader may see counters of two moments, never half a number.
     """
@@ -37,7 +40,8 @@ class Board:
     def __init__(self, file: BinaryIO) -> None:
         """Map `file`, which `make_file` made."""
         self._file = file
-        self._map = mmap.mmap(file.fileno(), SIZE)
+        self._map = mmap.mmap(file.fileno(), SIZE + tallies.SIZE)
+        self.tallies = Tallies(memoryview(self._map)[SIZE:])
         self._values = list(_HEAD.unpack_from(self._map, 0))
         self._index = {name: index for index, name in enumerate(COUNTERS)}
 
@@ -45,7 +49,7 @@ class Board:
     def make_file() -> BinaryIO:
         """Return an unnamed file of the right size: it ends with the last process that has it open."""
         file = tempfile.TemporaryFile()  # noqa: SIM115  # it stays open for the life of the board
-        file.truncate(SIZE)
+        file.truncate(SIZE + tallies.SIZE)
         return file
 
     def add(self, name: str, amount: int = 1) -> None:
@@ -82,5 +86,6 @@ class Board:
 
     def close(self) -> None:
         """Unmap the page."""
+        self.tallies.close()
         self._map.close()
         self._file.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stoker.command import LOG_LEVELS, guarded, queue_options
+from stoker.command import LOG_LEVELS, guarded, metrics_option, queue_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +75,9 @@ def _server_options() -> list[Callable[..., Any]]:
 @engine_options
 @click.option("--name", metavar="NAME", help="Unique in the queue; default: host and process id.")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
+@metrics_option
 @queue_options
-def worker(config: Config, name: str | None, log_level: str, **options: Any) -> None:
+def worker(config: Config, name: str | None, log_level: str, metrics_port: int | None, **options: Any) -> None:
     """Run a model and serve a queue with it.
 
     Waits for a Redis that is down. SIGTERM drains: what runs is finished or given back.
@@ -96,7 +97,8 @@ def worker(config: Config, name: str | None, log_level: str, **options: Any) -> 
     configure(log_level)
 
     async def run() -> None:
-        await Supervisor(config, EngineOptions(**options), name=name, log_level=log_level).run()
+        engine = EngineOptions(**options)
+        await Supervisor(config, engine, name=name, log_level=log_level, metrics_port=metrics_port).run()
 
     asyncio.run(run())
 

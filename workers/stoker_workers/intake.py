@@ -27,6 +27,7 @@ class Row:
     texts: list[str] = field(default_factory=list)
     first_token_us: int = -1
     tokens: int = 0
+    last_token_s: float = 0.0
     published: int = 0
     unpublished_text: list[str] = field(default_factory=list)
 

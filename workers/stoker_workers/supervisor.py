@@ -15,6 +15,7 @@ import structlog
 from stoker.config import Config, check_name
 from stoker.errors import ConfigError, ModelMismatch, RedisUnavailable
 from stoker.every import every, pause
+from stoker.exporter import exporting, loop_turns, worker_ports
 from stoker.store import scripts
 from stoker.store.codec import encode_failure
 from stoker.store.connection import AsyncStore, new_id
@@ -22,6 +23,7 @@ from stoker.store.pack import pack, unpack
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
 from stoker_workers.child import Child
 from stoker_workers.engines import CALLABLE, kind_of
+from stoker_workers.figures import DRAINING, LOADING, RESTARTING, STARTING, WorkerFigures
 from stoker_workers.messages import (
     Costs,
     Drain,
@@ -51,14 +53,26 @@ class Supervisor:
     """
 
     def __init__(
-        self, config: Config, options: EngineOptions, *, name: str | None = None, log_level: str = "info"
+        self,
+        config: Config,
+        options: EngineOptions,
+        *,
+        name: str | None = None,
+        log_level: str = "info",
+        metrics_port: int | None = None,
     ) -> None:
-        """Supervise a child with `options`; `name` must be unique in the queue, by default made of host and pid."""
+        """Supervise a child with `options`; `name` must be unique in the queue, by default made of host and pid.
+
+        `metrics_port`: None for the first free one behind the scheduler's.
+        """
         self.name = check_name("name", name or f"{socket.gethostname().split('.')[0]}-{os.getpid()}")
         self._config = config
         self._options = options
         self._log_level = log_level
         self._store = AsyncStore(config)
+        self._metrics_port = metrics_port
+        self.figures = WorkerFigures(self.name)
+        self._store.timed = self.figures.timed
         self._stop = asyncio.Event()
         self._hurry = False
         self._failures = 0
@@ -81,16 +95,22 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        ports, figures = worker_ports(self._config, self._metrics_port), self.figures
         try:
-            while not self._stop.is_set():
-                started = time.monotonic()
-                await self._one_child()
-                if not self._stop.is_set():
-                    await pause(self._restart_delay(time.monotonic() - started), self._stop)
+            with exporting(self._config, ports, figures, alive=loop_turns(loop), ready=figures.ready):
+                await self._children()
         finally:
             await self._store.close()
         if self._error:
             raise self._error
+
+    async def _children(self) -> None:
+        while not self._stop.is_set():
+            started = time.monotonic()
+            await self._one_child()
+            if not self._stop.is_set():
+                self.figures.enter(RESTARTING)
+                await pause(self._restart_delay(time.monotonic() - started), self._stop)
 
     def _restart_delay(self, lived_s: float) -> float:
         """None after a calm life; else 1, 2, 4 .. 60 s: a model that cannot be loaded must not cause a storm.
@@ -106,16 +126,22 @@ class Supervisor:
         return 0.0 if self._failures == 1 else min(BACKOFF_MAX_S, 2.0 ** (self._failures - 2))
 
     async def _one_child(self) -> None:
+        self.figures.enter(STARTING)
         number = await self._until_answered(scripts.incarnate())
         if number is None:
             return
         child = Child(self._config, self._options, f"{self.name}:{number}-{new_id()[:8]}", self._log_level)
         await child.start()
+        self.figures.begin(child.board)
+        self.figures.enter(LOADING)
         try:
             loaded = await child.loaded(self._config.load_timeout_s, self._stop)
             if loaded:
                 await self._serve(child, number, loaded)
+            elif not self._stop.is_set():
+                self.figures.died("load")
         finally:
+            self.figures.end()
             await child.end()
 
     async def _serve(self, child: Child, number: int, loaded: Loaded) -> None:
@@ -125,6 +151,7 @@ class Supervisor:
             if generation is None:
                 return
             await child.tell(Serve(child.inc))
+            self.figures.serve(loaded.card["name"])
             log.info("serving", inc=child.inc, model=loaded.card["name"], dtype=loaded.card["dtype"])
             life = Life(self, child, generation, loaded)
             void = await life.run()
@@ -138,6 +165,7 @@ class Supervisor:
         if child.alive:
             return
         cause, crash_set = child.cause_of_death()
+        self.figures.died(cause)
         log.warning("child died", inc=child.inc, cause=cause, code=child.code, in_step=len(crash_set))
         obituary = encode_failure(await child.obituary())
         reported = await self._until_answered(scripts.report(child.inc, cause, crash_set, obituary), patient=True)
@@ -270,6 +298,7 @@ class Life:
             costs=costs,
         )
         answer = await self._supervisor.store.run(scripts.beat(beat, self._supervisor.config))
+        self._supervisor.figures.beat()
         for key in costs:
             self._costs.pop(key, None)
         await self._heed(answer)
@@ -318,6 +347,7 @@ class Life:
         """Quiet, then finish or hand back, then take leave."""
         supervisor, child = self._supervisor, self._child
         await supervisor.stopping.wait()
+        supervisor.figures.enter(DRAINING)
         await self._beat_quietly()
         await child.tell(Drain(0.0 if supervisor.hurry else supervisor.config.drain_timeout_s))
         drained = asyncio.create_task(child.until_drained())

@@ -61,6 +61,7 @@ from stoker_workers.messages import (
     to_line,
 )
 from stoker_workers.reporter import Reporter
+from stoker_workers.tallies import INTER_TOKEN, OUTPUT_TOKEN, STEP, STEP_ROWS
 
 log = structlog.get_logger()
 
@@ -195,7 +196,9 @@ class Worker:
             self._session.reporter.close()
             for request_id in list(self._session.rows):
                 self._engine.cancel(request_id)
-        reporter = Reporter(Store(self._config), inc, self._config, self._moved_on)
+        store = Store(self._config)
+        store.timed = self._board.tallies.timed
+        reporter = Reporter(store, inc, self._config, self._moved_on)
         self._session = Session(inc, reporter)
         self._session.reader = threading.Thread(target=self._read, args=(self._session,), name="reader", daemon=True)
         self._session.reader.start()
@@ -269,10 +272,13 @@ class Worker:
         self._board.begin_step(self._engine.scheduled(), started // 1000)
         rows = len(session.rows)
         events = self._engine.step()
+        took_us = (time.monotonic_ns() - started) // 1000
         self._board.add("steps")
         self._board.add("row_steps", rows)
-        self._board.add("busy_us", (time.monotonic_ns() - started) // 1000)
+        self._board.add("busy_us", took_us)
         self._board.end_step()
+        self._board.tallies.observe(STEP, "", took_us)
+        self._board.tallies.observe(STEP_ROWS, "", rows)
         faulty = False
         for event in events:
             row = session.rows.get(event.id)
@@ -281,6 +287,8 @@ class Worker:
                 self._handle(session, row, event)
         if faulty:
             self._board.add("faults")
+        # There may be no next step for a while, and what this one brought counts now.
+        self._board.publish()
 
     def _handle(self, session: Session, row: Row, event: Event) -> None:
         if isinstance(event, Tokens):
@@ -292,6 +300,10 @@ class Worker:
         if isinstance(event, Finished):
             self._board.add("successes")
             self._board.add("finished")
+            if row.tokens > 1:
+                decode_us = max(0, int((row.last_token_s - row.begun_s) * 1e6) - row.first_token_us)
+                per_token_us = decode_us // (row.tokens - 1)
+                self._board.tallies.observe(OUTPUT_TOKEN, row.payload.request.priority, per_token_us)
             session.settle(_answer(row, event, self._config.result_bytes))
         elif event.kind == "returned":
             session.give_back([row.key])
@@ -302,10 +314,15 @@ class Worker:
             session.settle(failure(row, _OUTCOMES[event.kind], "error", event.reason))
 
     def _tokens(self, row: Row, event: Tokens) -> None:
+        now = time.monotonic()
         if row.first_token_us < 0:
-            row.first_token_us = int((time.monotonic() - row.begun_s) * 1e6)
+            row.first_token_us = int((now - row.begun_s) * 1e6)
             self._board.add("prompt_tokens", len(row.work.prompt))
             self._first_tokens |= row.payload.stream
+        else:
+            between_us = int((now - row.last_token_s) * 1e6)
+            self._board.tallies.observe(INTER_TOKEN, row.payload.request.priority, between_us)
+        row.last_token_s = now
         before = row.tokens
         row.token_ids += event.token_ids
         row.tokens = len(row.token_ids) or row.tokens + 1
@@ -329,6 +346,7 @@ class Worker:
     def _read(self, session: Session) -> None:
         """Take doorbells while the session is open. After every error the own pending entries come first."""
         store = Store(self._config, block_s=self._config.block_ms / 1000)
+        store.timed = self._board.tallies.timed
         own = True
         while session.reading:
             try:

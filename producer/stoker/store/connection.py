@@ -68,6 +68,9 @@ def new_id() -> str:
 class _Base:
     """What both stores share: the scripts, the keys, and the meaning of errors."""
 
+    timed: Callable[[str, float], object] | None = None
+    """Set: hears of each script that was answered, and after how many seconds."""
+
     def __init__(self, config: Config, *, clock: str | None = None) -> None:
         self.config = config
         self.keys = Keys(config.queue)
@@ -109,7 +112,11 @@ class Store(_Base):
 
     def run(self, call: Call[T]) -> T:
         """Make the call; raises `RedisUnavailable`."""
-        return call.parse(self._guard(call.script, lambda: self._call(call)))
+        started = time.monotonic()
+        reply = self._guard(call.script, lambda: self._call(call))
+        if self.timed:
+            self.timed(call.script, time.monotonic() - started)
+        return call.parse(reply)
 
     def read(self, read: Read[T]) -> T:
         """Read; raises `RedisUnavailable`."""
@@ -176,7 +183,11 @@ class AsyncStore(_Base):
 
     async def run(self, call: Call[T]) -> T:
         """Make the call; raises `RedisUnavailable`."""
-        return call.parse(await self._guard(call.script, lambda: self._call(call)))
+        started = time.monotonic()
+        reply = await self._guard(call.script, lambda: self._call(call))
+        if self.timed:
+            self.timed(call.script, time.monotonic() - started)
+        return call.parse(reply)
 
     async def read(self, read: Read[T]) -> T:
         """Read; raises `RedisUnavailable`."""
