@@ -124,10 +124,10 @@ def test_a_large_model_keeps_all_threads_and_a_small_one_takes_one(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     TorchEngine(folder).load()
     assert set_to == [1]
-    monkeypatch.setattr("stoker_workers.engines.torch_model._SMALL_MODEL", 1000)
+    monkeypatch.setattr("stoker_workers.engines.pretrained._SMALL_MODEL", 1000)
     TorchEngine(folder).load()
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr("stoker_workers.engines.torch_model._SMALL_MODEL", 1 << 60)
+    monkeypatch.setattr("stoker_workers.engines.pretrained._SMALL_MODEL", 1 << 60)
     TorchEngine(folder).load()
     assert set_to == [1]
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from stoker.errors import ConfigError, InvalidRequest
+from stoker.errors import ConfigError
 from stoker_workers.card import read_config, weight_files
 from stoker_workers.engines.kv_cache import RowCache, Window
+from stoker_workers.engines.pretrained import Tokenizer, eos_ids, first_line, limit_threads, load_causal_model
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_SMALL_MODEL = 50_000_000  # parameters
 _CHECK_TOKENS = 6
 _CHECK_TOLERANCE = 0.05  # of the logits' norm: bfloat16 stays under 0.02, a wrong mask or position does not
 
@@ -64,43 +61,29 @@ class CausalModel:
         read_config(path)
         weight_files(path)
         self.device = device
-        self._tokenizer = _load_tokenizer(path)
-        # A second one, for reading a prompt changes a tokenizer's state while `decode` may use it on another thread.
-        self._encoder = _load_tokenizer(path)
-        self._encoding = threading.Lock()
-        self._model = _load_model(path, DTYPES[dtype]).to(device)
+        self._tokenizer = Tokenizer(path)
+        self._model = load_causal_model(path, DTYPES[dtype]).to(device)
         self._model.requires_grad_(False)
-        _limit_threads(self._model, device)
+        limit_threads(self._model, device)
         self._windows = _attention_windows(self._model.config.get_text_config(decoder=True), path)
         parameters = inspect.signature(self._model.forward).parameters
         # transformers renamed the argument during its fifth major version.
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self.vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
-        self.eos = _eos_ids(self._model, self._tokenizer)
+        self.eos = eos_ids(self._model, self._tokenizer)
         self.bytes_per_token = self._check(path)
 
     def encode(self, prompt: str) -> list[int]:
         """Return a text's token ids, with the special tokens that the model wants."""
-        with self._encoding:
-            return list(self._encoder(prompt)["input_ids"])
+        return self._tokenizer.encode(prompt)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return a conversation's token ids; raises `InvalidRequest` when the model's template does not allow it."""
-        conversation = [dict(message) for message in messages]
-        with self._encoding:
-            if not self._encoder.chat_template:
-                raise InvalidRequest("messages", "this model has no chat template; give a prompt", len(messages))
-            try:
-                text = self._encoder.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # a template refuses by raising, and may do so with any error
-                raise InvalidRequest("messages", f"refused by the chat template ({error})", len(messages)) from error
-            # The template wrote the special tokens itself.
-            return list(self._encoder(text, add_special_tokens=False)["input_ids"])
+        return self._tokenizer.encode_chat(messages)
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of token ids, without special tokens."""
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return self._tokenizer.decode(token_ids)
 
     @torch.inference_mode()
     def forward(self, cache: RowCache, first: int, chunks: Sequence[Chunk]) -> torch.Tensor:
@@ -170,57 +153,13 @@ class CausalModel:
             self.forward(cache, 0, [Chunk(ids[:-1], 0) for ids in sequences])
             together = self.forward(cache, 0, [Chunk(ids[-1:], len(ids) - 1) for ids in sequences])
         except Exception as error:  # whatever a model's own code raises: it cannot be run this way
-            raise ConfigError(f"model: {path} cannot be run by the torch engine ({_first_line(error)})") from error
+            raise ConfigError(f"model: {path} cannot be run by the torch engine ({first_line(error)})") from error
         expected = torch.stack(alone).float()
         difference = ((together.float() - expected).norm() / expected.norm()).item()
         if not difference < _CHECK_TOLERANCE:
             reason = f"its logits differ by {difference:.0%} in a shared cache"
             raise ConfigError(f"model: {path} cannot be run by the torch engine ({reason})")
         return cache.bytes_per_token()
-
-
-def _load_tokenizer(path: Path) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # from a dozen formats come a dozen kinds of error
-        raise ConfigError(f"model: the tokenizer in {path} cannot be loaded: {_first_line(error)}") from error
-
-
-def _load_model(path: Path, dtype: torch.dtype) -> Any:
-    # Its own annotations leave out what is returned with `output_loading_info`, and what silences the bar.
-    auto: Any = transformers.AutoModelForCausalLM
-    logging: Any = transformers.utils.logging
-    logging.disable_progress_bar()
-    try:
-        model, info = auto.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # as above
-        raise ConfigError(f"model: the weights in {path} cannot be loaded: {_first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        # transformers would only warn, and answer from random weights.
-        raise ConfigError(f"model: {path} lacks the weights of {len(missing)} tensors, {missing[0]} for one")
-    return model.eval()
-
-
-def _limit_threads(model: Any, device: torch.device) -> None:
-    """Give a small model on a CPU one thread, unless the operator chose a number.
-
-    Its operations are too short to share: with two busy neighbours on two cores, two threads made 150 tokens a second
-    where one made 5,400, for they wait for each other at every operation; alone, the second thread gains a third.
-    """
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and model.num_parameters() < _SMALL_MODEL:
-        torch.set_num_threads(1)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _attention_windows(config: Any, path: Path) -> dict[str, int | None]:
@@ -232,11 +171,3 @@ def _attention_windows(config: Any, path: Path) -> dict[str, int | None]:
     if not window or kinds == {_FULL}:
         return {_FULL: None}
     return {_FULL: None, _SLIDING: window} if _FULL in kinds else {_SLIDING: window}
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end an answer: the generation config may name one or several."""
-    ids = model.generation_config.eos_token_id
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    return frozenset([ids] if isinstance(ids, int) else ids or ())
