@@ -22,7 +22,10 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--model", metavar="NAME", help="demo, sim, a folder, or module:Class of your own."),
         click.option(
-            "--engine", type=click.Choice(["auto", "torch", "callable", "sim"]), default="auto", show_default=True
+            "--engine",
+            type=click.Choice(["auto", "torch", "transformers-cb", "callable", "sim"]),
+            default="auto",
+            show_default=True,
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:0 ..."),
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True),
@@ -32,6 +35,13 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--max-num-batched-tokens", type=click.IntRange(1), help="Most tokens of one step or padded batch."
         ),
         click.option("--kv-cache-tokens", type=click.IntRange(1), help="Most tokens that the cache holds."),
+        click.option(
+            "--tensor-parallel",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Ranks over which a model is split; one worker all the same.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
