@@ -20,7 +20,7 @@ from answers import CONTEXT, VOCABULARY, Answer, alone, collect, finish, prompts
 from stoker.errors import ConfigError
 from stoker_workers.demo import demo_model_path
 from stoker_workers.engine import Admitted, Full, Invalid, Sampling, Work
-from stoker_workers.engines import paged_batch
+from stoker_workers.engines import make_engine, paged_batch
 from stoker_workers.engines.transformers_cb import TransformersCbEngine
 
 pytestmark = pytest.mark.torch
@@ -103,6 +103,15 @@ def test_each_request_is_sampled_its_own_way_the_same_alone_and_in_company(engin
     ]
     together = run(engine, *works)
     assert {each.id: run(engine, each)[each.id] for each in works} == together
+
+
+def test_a_seed_gives_the_same_answer_as_in_the_torch_engine(engine: TransformersCbEngine) -> None:
+    works = [
+        work(str(i), prompt, 25, sampling=SAMPLINGS[i % len(SAMPLINGS)]) for i, prompt in enumerate(prompts(10, seed=6))
+    ]
+    other = make_engine("demo", engine="torch", device="cpu", max_num_seqs=12)
+    other.load()
+    assert run(engine, *works) == run(other, *works)
 
 
 def test_other_seeds_give_other_answers(engine: TransformersCbEngine) -> None:
