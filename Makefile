@@ -12,10 +12,10 @@ BIN := .venv/bin
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types clean
+.PHONY: help venv demo test lint types bench-engine clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 venv: $(STAMP) ## make .venv with torch (TORCH=...) and the development tools
 
@@ -44,6 +44,10 @@ lint: $(STAMP) ## check style and formatting
 
 types: $(STAMP) ## check the types
 	$(BIN)/mypy
+
+# More options, for instance: make bench-engine ARGS='--requests 64 --rounds 9'
+bench-engine: $(STAMP) ## tokens a second of our engines against transformers' own ways
+	@$(BIN)/python bench/engine.py $(ARGS)
 
 clean: ## remove what was made here, .venv too
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

@@ -26,20 +26,23 @@ def engine_kind(options: EngineOptions) -> str:
 async def pick_devices(options: EngineOptions, workers: int | None, *, share: bool = False) -> list[str]:
     """Return a device for each worker: the first GPUs, or what `options` ask for; without GPUs that as often as asked.
 
-    `workers` None means one for each GPU, else one. Raises `ConfigError` for more workers than GPUs, unless they may
-    `share` them.
+    `workers` None means one for each GPU, else one; a tensor-parallel worker takes several, from its device on. Raises
+    `ConfigError` for more workers than GPUs, unless they may `share` them.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers: must be at least 1, got {workers}")
     gpus = 0 if engine_kind(options) in (SIM, OPENAI) or options.device != AUTO else await count_gpus()
     if not gpus:
         return [options.device] * (workers or 1)
-    if workers and workers > gpus and not share:
+    each = options.tensor_parallel
+    room = gpus // each
+    if room == 0 or (workers and workers > room and not share):
+        own = "a GPU of its own" if each == 1 else f"{each} GPUs of its own"
         raise ConfigError(
-            f"workers: {workers} were asked for, each on a GPU of its own, but torch finds {gpus};"
+            f"workers: {workers or 1} were asked for, each on {own}, but torch finds {gpus};"
             " ask for fewer, or name the device for all of them (device=cpu, or --device cpu)"
         )
-    return [f"cuda:{number % gpus}" for number in range(workers or gpus)]
+    return [f"cuda:{number % room * each}" for number in range(workers or room)]
 
 
 async def count_gpus() -> int:

@@ -440,6 +440,8 @@ def test_a_watched_parent_that_is_another_one_ends_this_process(monkeypatch):
         (EngineOptions("demo"), None, False, ["cuda:0", "cuda:1"]),
         (EngineOptions("demo"), 1, False, ["cuda:0"]),
         (EngineOptions("demo"), 3, True, ["cuda:0", "cuda:1", "cuda:0"]),
+        (EngineOptions("demo", tensor_parallel=2), None, False, ["cuda:0"]),
+        (EngineOptions("demo", tensor_parallel=2), 2, True, ["cuda:0", "cuda:0"]),
         (EngineOptions("demo", device="cpu"), 3, False, ["cpu", "cpu", "cpu"]),
         (EngineOptions("sim"), 3, False, ["auto", "auto", "auto"]),
     ],
@@ -453,6 +455,8 @@ async def test_more_workers_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(gpus, "count_gpus", lambda: asyncio.sleep(0, 2))
     with pytest.raises(ConfigError, match="3 were asked for, each on a GPU of its own, but torch finds 2"):
         await gpus.pick_devices(EngineOptions("demo"), 3)
+    with pytest.raises(ConfigError, match="1 were asked for, each on 3 GPUs of its own, but torch finds 2"):
+        await gpus.pick_devices(EngineOptions("demo", tensor_parallel=3), None)
 
 
 async def test_without_gpus_there_is_one_worker_or_as_many_as_asked(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,19 +60,46 @@ def test_a_folder_that_is_missing_is_refused_before_torch_looks_elsewhere(tmp_pa
         make_engine(str(tmp_path / "gpt2")).load()
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"device": "cuda:1"}, "TransformersCbEngine"),
+        ({"device": "cuda:1", "engine": "torch"}, "TorchEngine"),
+        ({"device": "cpu"}, "TorchEngine"),
+        ({"device": "cpu", "engine": "transformers-cb"}, "TransformersCbEngine"),
+        ({"device": "cpu", "tensor_parallel": 2}, "TransformersCbEngine"),
+    ],
+)
+def test_a_folder_runs_with_transformers_own_batching_on_a_gpu_or_over_ranks(
+    options: dict[str, Any], kind: str
+) -> None:
+    assert type(make_engine("demo", **options)).__name__ == kind
+
+
+@pytest.mark.parametrize(("model", "engine"), [("demo", "torch"), ("sim", "auto"), ("my_module:Model", "auto")])
+def test_an_engine_that_cannot_be_split_over_ranks_says_so(model: str, engine: str) -> None:
+    with pytest.raises(ConfigError, match="tensor_parallel: needs the engine transformers-cb, got "):
+        make_engine(model, engine=engine, tensor_parallel=2)
+
+
 def test_an_unknown_kind_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(ConfigError, match="engine: must be one of auto, sim, torch, callable, openai, got 'vllm'"):
+    known = "auto, sim, torch, transformers-cb, callable, openai"
+    with pytest.raises(ConfigError, match=f"engine: must be one of {known}, got 'vllm'"):
         make_engine("demo", engine="vllm")
 
 
+@pytest.mark.parametrize("engine", ["torch", "transformers-cb"])
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
-def test_without_torch_the_extra_to_install_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_without_torch_the_extra_to_install_is_named(
+    monkeypatch: pytest.MonkeyPatch, missing: str, engine: str
+) -> None:
     for module in [name for name in sys.modules if name.startswith("stoker_workers.engines.")]:
         monkeypatch.delitem(sys.modules, module)
     # None makes an import fail as if nothing was installed.
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ConfigError, match=rf'the torch engine needs {missing}: pip install "stoker\[worker\]"'):
-        make_engine("demo")
+    with pytest.raises(ConfigError, match=rf'the {engine} engine needs {missing}: pip install "stoker\[worker\]"'):
+        make_engine("demo", engine=engine)
 
 
 LIGHT = ["", ".engine", ".text", ".card", ".engines", ".engines.sim", ".engines.callable", ".engines.continuous"]

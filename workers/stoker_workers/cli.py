@@ -23,7 +23,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--model", metavar="NAME", help="demo, sim, a folder, module:Class, or a server's name for it."),
         click.option(
             "--engine",
-            type=click.Choice(["auto", "torch", "callable", "openai", "sim"]),
+            type=click.Choice(["auto", "torch", "transformers-cb", "callable", "openai", "sim"]),
             default="auto",
             show_default=True,
         ),
@@ -50,6 +50,14 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--kv-cache-tokens", type=click.IntRange(1), help="Most tokens that the cache holds."),
         *_server_options(),
+        click.option(
+            "--tensor-parallel-size",
+            "tensor_parallel",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Ranks over which a model is split; one worker all the same.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
