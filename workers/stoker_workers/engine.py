@@ -56,7 +56,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A request as an engine sees it: tokenized and checked. `batch` names the delivery that it came in."""
+    """A request as an engine sees it: tokenized and checked. `batch` names the delivery that it came in.
+
+    `generated` are the tokens that an earlier attempt of a streamed answer gave: an engine that `resumes` goes on
+    behind them and does not give them again. `expected` is how many tokens of answer to keep room for, in an engine
+    that can make room when an answer becomes longer; None: `max_tokens`.
+    """
 
     id: str
     batch: str
@@ -66,6 +71,8 @@ class Work:
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    generated: Sequence[int] = ()
+    expected: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +130,11 @@ class Engine(Protocol):
     """One model on one device (or one tensor-parallel group).
 
     `raw`: whether `Work.inputs` carries every request as it came (a user's model), or `Work.prompt` its token ids.
+    `resumes`: whether it goes on behind `Work.generated`; the answers of others begin anew.
     """
 
     raw: bool
+    resumes: bool
 
     def load(self) -> ModelCard:
         """Load the model; raises `stoker.ConfigError` with what to do when it cannot."""

@@ -43,6 +43,7 @@ class CallableEngine:
     """
 
     raw = True
+    resumes = False
 
     def __init__(
         self, target: str, *, device: str = "auto", max_num_seqs: int = 64, max_num_batched_tokens: int = 2048

@@ -99,6 +99,7 @@ class SimEngine:
     """
 
     raw = False
+    resumes = False
 
     def __init__(
         self,
