@@ -10,6 +10,7 @@ import pytest
 from stoker import Config, InferenceRequest, InvalidRequest
 from stoker.store.codec import encode
 from stoker.store.pack import pack_tokens
+from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
 from stoker_workers.engines.sim import SimEngine, load_profile
 from stoker_workers.intake import nonce_of, open_row, prompt_bytes
@@ -117,3 +118,28 @@ def test_without_a_seed_every_attempt_gets_the_same_one() -> None:
 def test_the_bytes_of_text_are_counted_only_where_tokens_were_estimated() -> None:
     assert prompt_bytes(opened(begun(body({"prompt": "héllo"})))) == 6
     assert prompt_bytes(opened(begun(body(TOKENS)))) == 0
+
+
+def record(attempt: int, offset: int, text: str, end: str = "") -> TokenRecord:
+    return TokenRecord("1-0", attempt, offset, [ord(letter) for letter in text], text, end)
+
+
+def given(*records: TokenRecord) -> tuple[list[int], str, int]:
+    row = open_row(begun(body(TOKENS)), "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, records)
+    assert row.token_ids == list(row.work.generated)
+    return list(row.work.generated), "".join(row.texts), row.published
+
+
+def test_an_answer_goes_on_behind_what_a_reader_has() -> None:
+    assert given() == ([], "", 0)
+    assert given(record(1, 0, "ab"), record(1, 2, "c")) == ([97, 98, 99], "abc", 3)
+    resumed = given(record(1, 0, "ab"), record(2, 2, "c"), record(1, 2, "x"), record(2, 2, "c"), record(3, 3, "d"))
+    assert resumed == ([97, 98, 99, 100], "abcd", 4)
+
+
+def test_what_began_anew_is_continued_from_its_last_beginning() -> None:
+    assert given(record(1, 0, "ab"), record(2, 0, "c"), record(2, 1, "d")) == ([99, 100], "cd", 2)
+
+
+def test_an_answer_whose_beginning_is_gone_begins_anew() -> None:
+    assert given(record(1, 2, "c"), record(1, 3, "d")) == ([], "", 0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from stoker.request import InferenceRequest
+from stoker._calls import TokenReader
+from stoker.request import Chunk, InferenceRequest, Restarted
 from stoker.store.codec import Payload, decode_payload, text_bytes
+from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
 from stoker_workers.engine import Engine, Sampling, Work
 
@@ -39,8 +41,14 @@ class Row:
         return self.payload.request.prompt_tokens is None
 
 
-def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], float]) -> Row:
-    """Return the attempt, ready for the engine; raises `InvalidRequest` for what can never run."""
+def open_row(
+    begun: Begun, delivery: str, engine: Engine, clock: Callable[[], float], published: Sequence[TokenRecord] = ()
+) -> Row:
+    """Return the attempt, ready for the engine; raises `InvalidRequest` for what can never run.
+
+    `published` is what earlier attempts gave of a streamed answer: this one goes on behind it.
+    """
+    given, text = _given(published)
     payload = decode_payload(begun.id, begun.payload, begun.attempt)
     request = payload.request
     work = Work(
@@ -57,8 +65,9 @@ def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], fl
         ),
         stop=tuple(request.stop or ()),
         ignore_eos=request.ignore_eos,
+        generated=given,
     )
-    return Row(payload, delivery, work, clock())
+    return Row(payload, delivery, work, clock(), token_ids=list(given), texts=[text], published=len(given))
 
 
 def nonce_of(begun: Begun) -> str:
@@ -70,6 +79,19 @@ def nonce_of(begun: Begun) -> str:
 def prompt_bytes(row: Row) -> int:
     """Return the bytes of text that were tokenized here, from which the queue learns its bytes per token."""
     return text_bytes(row.payload.request) if row.payload.request.inputs is None and row.estimated else 0
+
+
+def _given(published: Sequence[TokenRecord]) -> tuple[list[int], str]:
+    """Return the tokens and the text that whoever reads the stream has; nothing where its beginning was cut off."""
+    reader = TokenReader()
+    chunks: list[Chunk] = []
+    for chunk in filter(None, map(reader.feed, published)):
+        if isinstance(chunk, Restarted):
+            chunks.clear()
+        chunks.append(chunk)
+    if chunks and chunks[0].offset:
+        return [], ""
+    return [token for chunk in chunks for token in chunk.token_ids], "".join(chunk.text for chunk in chunks)
 
 
 def _prompt(request: InferenceRequest, engine: Engine) -> list[int]:

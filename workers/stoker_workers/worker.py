@@ -28,6 +28,7 @@ from stoker.store import reads, scripts
 from stoker.store.codec import encode_answer, encode_failure
 from stoker.store.connection import Store
 from stoker.store.pack import pack_tokens
+from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun, Published, Settlement
 from stoker_workers.board import Board
 from stoker_workers.engine import Admitted, Engine, Event, Failed, Finished, Full, Invalid, Tokens
@@ -316,14 +317,27 @@ class Worker:
         ids = [i for i in bell.ids if (i, bell.delivery) not in session.begun]
         begun = [item for item in store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids)) if item.payload]
         session.begun.update((item.id, bell.delivery) for item in begun)
-        rows = [row for item in begun if (row := self._open(session, item, bell.delivery))]
+        given = self._given(store, session, begun)
+        rows = [row for item in begun if (row := self._open(session, item, bell.delivery, given.get(item.id, [])))]
         if rows:
             self._inbox.put(Arrived(session, rows))
 
-    def _open(self, session: Session, item: Begun, delivery: str) -> Row | None:
+    def _given(self, store: Store, session: Session, begun: list[Begun]) -> dict[str, list[TokenRecord]]:
+        """Read what earlier attempts published. They are begun now: nothing rings for them again, so it is tried on."""
+        again = [(item.id, nonce_of(item)) for item in begun if item.attempt > 1 and self._engine.resumes]
+        while again and session.open:
+            try:
+                streams = store.read(reads.published(store.keys, again))
+            except RedisUnavailable:
+                time.sleep(0.1)
+            else:
+                return {request_id: records for (request_id, _), records in zip(again, streams, strict=True)}
+        return {}
+
+    def _open(self, session: Session, item: Begun, delivery: str, given: list[TokenRecord]) -> Row | None:
         """Check and tokenize; whatever is wrong with a request fails it alone, and the worker lives."""
         try:
-            return open_row(item, delivery, self._engine, time.monotonic)
+            return open_row(item, delivery, self._engine, time.monotonic, given)
         except InvalidRequest as error:
             wrong = error
         except Exception as error:  # a template or a tokenizer of any model may raise anything

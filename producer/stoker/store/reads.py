@@ -200,6 +200,16 @@ def _parse_tokens(reply: list[Any]) -> list[TokenRecord]:
     ]
 
 
+def published(keys: Keys, requests: Sequence[tuple[str, str]]) -> Read[list[list[TokenRecord]]]:
+    """Read all that was published of streaming requests, each an id and its nonce."""
+    commands: list[Command] = [("XRANGE", keys.tokens(request_id, nonce), "-", "+") for request_id, nonce in requests]
+    return Read(commands, _parse_published, what="read tokens")
+
+
+def _parse_published(reply: list[Any]) -> list[list[TokenRecord]]:
+    return [[token_record(entry.decode(), pairs(fields)) for entry, fields in entries] for entries in reply]
+
+
 def token_record(entry: str, fields: Mapping[bytes, bytes]) -> TokenRecord:
     """Return one entry of a token stream."""
     if b"end" in fields:

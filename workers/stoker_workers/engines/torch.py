@@ -13,7 +13,7 @@ from stoker.errors import ConfigError
 from stoker_workers.card import card_of_folder
 from stoker_workers.engine import Admitted, Capacity, Event, Failed, Finished, Full, Invalid, ModelCard, Tokens, Work
 from stoker_workers.engines.attention import Chunk
-from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks
+from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks, take_up
 from stoker_workers.engines.kv_cache import BLOCK, PagedCache, blocks_of
 from stoker_workers.engines.sampling import BROKEN, choose
 from stoker_workers.engines.torch_model import AUTO, CausalModel, pick_device, pick_dtype
@@ -154,7 +154,7 @@ class TorchEngine:
         if len(self._resident) >= self._max_num_seqs or reserved + row.reserved > cache.blocks:
             return Full()
         self._resident[work.id] = row
-        if end := self._resumed_end(row):
+        if end := take_up(work, row.detokenizer, model.eos):
             self._complete.append((row, end))
         else:
             self._waiting.append(row)
@@ -262,20 +262,6 @@ class TorchEngine:
         # What no logits came of yet may hold anything.
         self._loaded[1].release(row.table, clear=partial)
         self.preemptions += 1
-
-    def _resumed_end(self, row: _Row) -> str:
-        """Take up the tokens that an earlier attempt gave; return why they are the whole answer, empty if not."""
-        work = row.work
-        if not work.generated:
-            return ""
-        if work.generated[-1] in self._loaded[0].eos and not work.ignore_eos:
-            return "stop"
-        row.detokenizer.push(work.generated)
-        if row.left <= 0:
-            row.detokenizer.finish()
-        if row.detokenizer.stopped:
-            return "stop"
-        return "" if row.left > 0 else "length"
 
     def _end_complete(self) -> list[Event]:
         ended: list[Event] = [Finished(row.work.id, reason) for row, reason in self._complete]
