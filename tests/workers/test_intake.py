@@ -143,3 +143,10 @@ def test_what_began_anew_is_continued_from_its_last_beginning() -> None:
 
 def test_an_answer_whose_beginning_is_gone_begins_anew() -> None:
     assert given(record(1, 2, "c"), record(1, 3, "d")) == ([], "", 0)
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(None, None), (19, None), (500, None), (8, 5), (4, 1), (3, None)])
+def test_room_is_expected_as_the_scheduler_reserved_it(cost: int | None, expected: int | None) -> None:
+    # The header says 3 tokens of prompt; max_tokens is 16.
+    row = open_row(begun(body(TOKENS)), "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, (), cost)
+    assert row.work.expected == expected

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from stoker._calls import TokenReader
 from stoker.request import Chunk, InferenceRequest, Restarted
-from stoker.store.codec import Payload, decode_payload, text_bytes
+from stoker.store.codec import STAMP, Payload, decode_payload, text_bytes
 from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
 from stoker_workers.engine import Engine, Sampling, Work
@@ -42,11 +42,17 @@ class Row:
 
 
 def open_row(
-    begun: Begun, delivery: str, engine: Engine, clock: Callable[[], float], published: Sequence[TokenRecord] = ()
+    begun: Begun,
+    delivery: str,
+    engine: Engine,
+    clock: Callable[[], float],
+    published: Sequence[TokenRecord] = (),
+    cost: int | None = None,
 ) -> Row:
     """Return the attempt, ready for the engine; raises `InvalidRequest` for what can never run.
 
-    `published` is what earlier attempts gave of a streamed answer: this one goes on behind it.
+    `published` is what earlier attempts gave of a streamed answer: this one goes on behind it. `cost` are the tokens
+    that the scheduler reserved.
     """
     given, text = _given(published)
     payload = decode_payload(begun.id, begun.payload, begun.attempt)
@@ -66,13 +72,21 @@ def open_row(
         stop=tuple(request.stop or ()),
         ignore_eos=request.ignore_eos,
         generated=given,
+        expected=_expected(begun, cost, request.max_tokens),
     )
     return Row(payload, delivery, work, clock(), token_ids=list(given), texts=[text], published=len(given))
 
 
+def _expected(begun: Begun, cost: int | None, max_tokens: int) -> int | None:
+    """Return for how many tokens of answer the scheduler reserved room, None where it did for all."""
+    tail = begun.payload[STAMP : STAMP + 496].split(b"|")[7]
+    answer = (cost or 0) - int(tail.partition(b":")[0])
+    return answer if 0 < answer < max_tokens else None
+
+
 def nonce_of(begun: Begun) -> str:
     """Return the nonce of a payload that may be unreadable otherwise; empty where even that is gone."""
-    fields = begun.payload[16:512].split(b"|", 2)
+    fields = begun.payload[STAMP : STAMP + 496].split(b"|", 2)
     return fields[1].decode(errors="replace") if len(fields) == 3 else ""
 
 

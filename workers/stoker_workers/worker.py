@@ -318,7 +318,11 @@ class Worker:
         begun = [item for item in store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids)) if item.payload]
         session.begun.update((item.id, bell.delivery) for item in begun)
         given = self._given(store, session, begun)
-        rows = [row for item in begun if (row := self._open(session, item, bell.delivery, given.get(item.id, [])))]
+        costs = dict(zip(bell.ids, bell.costs, strict=False))
+        opened = (
+            self._open(session, item, bell.delivery, given.get(item.id, []), costs.get(item.id)) for item in begun
+        )
+        rows = [row for row in opened if row]
         if rows:
             self._inbox.put(Arrived(session, rows))
 
@@ -334,10 +338,12 @@ class Worker:
                 return {request_id: records for (request_id, _), records in zip(again, streams, strict=True)}
         return {}
 
-    def _open(self, session: Session, item: Begun, delivery: str, given: list[TokenRecord]) -> Row | None:
+    def _open(
+        self, session: Session, item: Begun, delivery: str, given: list[TokenRecord], cost: int | None
+    ) -> Row | None:
         """Check and tokenize; whatever is wrong with a request fails it alone, and the worker lives."""
         try:
-            return open_row(item, delivery, self._engine, time.monotonic, given)
+            return open_row(item, delivery, self._engine, time.monotonic, given, cost)
         except InvalidRequest as error:
             wrong = error
         except Exception as error:  # a template or a tokenizer of any model may raise anything

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from stoker.store.codec import Outcome, decode_outcome
@@ -15,6 +16,7 @@ from stoker.store.pack import unpack, unpack_tokens
 from stoker.store.records import LANES, Waiting, WorkerRecord
 
 MAXMEMORY = "maxmemory"
+NOTHING_EXPECTED: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +149,15 @@ def bell(keys: Keys, block_s: float) -> Read[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """One entry of a worker's stream; `delivery` is empty where the entry was deleted under it."""
+    """One entry of a worker's stream; `delivery` is empty where the entry was deleted under it.
+
+    `costs` are the tokens that are reserved for each id.
+    """
 
     entry: str
     delivery: str
     ids: tuple[str, ...]
+    costs: tuple[int, ...] = ()
 
 
 def doorbells(keys: Keys, inc: str, *, own: bool, block_ms: int, count: int) -> Read[list[Doorbell]]:
@@ -169,7 +175,8 @@ def _parse_doorbells(reply: list[Any]) -> list[Doorbell]:
 def _doorbell(entry: bytes, fields: Any) -> Doorbell:
     named = pairs(fields) if fields else {}
     ids = named.get(b"ids", b"").decode().split()
-    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids))
+    costs = map(int, named.get(b"costs", b"").split())
+    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids), tuple(costs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +237,12 @@ class QueueView:
     quarantine: str | None
 
 
-def queue_view(keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = ()) -> Read[QueueView]:
+def queue_view(
+    keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = (), expected: Mapping[str, int] = NOTHING_EXPECTED
+) -> Read[QueueView]:
     """Read the heads of all lanes (`depth` each), the workers and what they hold, and what is due next.
+
+    `expected` are the tokens to expect of an answer, by class.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
     the longest matters; of others the number is enough.
@@ -247,24 +258,32 @@ def queue_view(keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = ()) ->
         *(("ZRANGE", keys.lane(lane), 0, depth - 1, "WITHSCORES") for lane in LANES),
         *(("HVALS" if record.cache == "rect" else "HLEN", keys.work(record.inc)) for record in known),
     ]
-    return Read(commands, functools.partial(_parse_view, [record.inc for record in known]))
+    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], expected))
 
 
 def counts(keys: Keys) -> Read[dict[str, int]]:
     """Read the running totals: waiting, waiting_bytes, submitted, one per outcome, tokens; a tenant's after a colon."""
-    return Read(
-        [("HGETALL", keys.counts)],
-        lambda reply: {name.decode(): int(number) for name, number in pairs(reply[0]).items()},
-    )
+    return Read([("HGETALL", keys.counts)], _parse_numbers)
 
 
-def lane_page(keys: Keys, lane: str, start: int, count: int) -> Read[list[Waiting]]:
+def histograms(keys: Keys) -> Read[dict[str, int]]:
+    """Read the histograms, by `<metric>:<class>:<bucket>`."""
+    return Read([("HGETALL", keys.histograms)], _parse_numbers)
+
+
+def _parse_numbers(reply: list[Any]) -> dict[str, int]:
+    return {name.decode(): int(number) for name, number in pairs(reply[0]).items()}
+
+
+def lane_page(
+    keys: Keys, lane: str, start: int, count: int, expected: Mapping[str, int] = NOTHING_EXPECTED
+) -> Read[list[Waiting]]:
     """Read `count` entries of a lane from place `start` on."""
     command = ("ZRANGE", keys.lane(lane), start, start + count - 1, "WITHSCORES")
-    return Read([command], lambda reply: _waiting(lane, reply[0]))
+    return Read([command], lambda reply: _waiting(lane, reply[0], expected))
 
 
-def _parse_view(known: Sequence[str], reply: list[Any]) -> QueueView:
+def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[Any]) -> QueueView:
     (seconds, micros), incs, credit, beats, delayed, deadlines, quarantine = reply[:7]
     now = int(seconds) * 1_000_000 + int(micros)
     lanes = dict(zip(LANES, reply[7 : 7 + len(LANES)], strict=True))
@@ -285,7 +304,7 @@ def _parse_view(known: Sequence[str], reply: list[Any]) -> QueueView:
         )
     return QueueView(
         now_us=now,
-        lanes={lane: _waiting(lane, entries) for lane, entries in lanes.items()},
+        lanes={lane: _waiting(lane, entries, expected) for lane, entries in lanes.items()},
         workers=sorted(records, key=lambda record: record.inc),
         next_due_us=_first_score(delayed),
         next_deadline_us=_first_score(deadlines),
@@ -315,13 +334,14 @@ def worker_record(inc: str, text: str) -> WorkerRecord:
     )
 
 
-def _waiting(lane: str, entries: Any) -> list[Waiting]:
-    return [_member(lane, member.decode(), score) for member, score in scored(entries)]
+def _waiting(lane: str, entries: Any, expected: Mapping[str, int]) -> list[Waiting]:
+    answer = expected.get(lane)
+    return [_member(lane, member.decode(), score, answer) for member, score in scored(entries)]
 
 
-def _member(lane: str, member: str, score: float) -> Waiting:
+def _member(lane: str, member: str, score: float, answer: int | None) -> Waiting:
     request_id, prompt, most, exact = member.split(":")
-    return Waiting(request_id, lane, member, score, int(prompt), int(most), exact == "x")
+    return Waiting(request_id, lane, member, score, int(prompt), int(most), exact == "x", answer)
 
 
 # --- reply shapes: execute_command leaves some as RESP2 lists, some as RESP3 maps -------------------------------------
