@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -68,6 +68,11 @@ class Config(BaseSettings):
     window_batch_s: float = Field(3600, ge=0, description="W[batch]")
     critical_share: float = Field(
         0.2, ge=0, le=1, description="share of the dispatched tokens that CRITICAL may take first"
+    )
+    reserve: Literal["full", "expected"] = Field(
+        "full",
+        description="room that a request gets in a worker's cache: for max_tokens, or for what answers of its class "
+        "needed lately (80th percentile), where a longer one may be preempted (torch, sim)",
     )
     max_queue_delay_ms: int = Field(50, ge=0, description="how long a padded batch may wait to become fuller")
 

@@ -132,8 +132,8 @@ def could_hold(request: Waiting, largest: int | None) -> bool:
 
 
 def charged_cost(request: Waiting, largest: int | None) -> int:
-    """Return the tokens to reserve for the request: its cost, an estimate clamped to the `largest` capacity."""
-    return request.cost if request.exact or largest is None else min(request.cost, largest)
+    """Return the tokens to reserve for the request, an estimate clamped to the `largest` capacity."""
+    return request.reserve if request.exact or largest is None else min(request.reserve, largest)
 
 
 def _split(requests: list[Waiting], largest: int | None) -> tuple[list[Waiting], list[Waiting]]:

@@ -20,6 +20,7 @@ from stoker.store.connection import AsyncStore
 from stoker.store.reads import QueueView
 from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
 from stoker.store.scripts import FENCED, Call, Dispatched
+from stoker_scheduler.answers import AnswerLengths
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
 from stoker_scheduler.figures import SchedulerFigures
@@ -68,6 +69,8 @@ class Scheduler:
         self._instruments = Instruments()
         self._store.timed = self._instruments.timed
         self._figures = SchedulerFigures(config, self._instruments, self._health, lambda: self._leadership.token)
+        self._answers = AnswerLengths()
+        self._expected: dict[str, int] = {}
         self._stop = asyncio.Event()
         self._known: list[WorkerRecord] = []
         self._unanswered: Call[Dispatched] | None = None
@@ -141,12 +144,12 @@ class Scheduler:
     async def _read_view(self) -> QueueView:
         depth = max((DEPTH.get(worker.mode, 0) for worker in self._known), default=DEPTH["continuous"])
         keys = self._store.keys
-        view = await self._store.read(reads.queue_view(keys, depth=depth, known=self._known))
+        view = await self._store.read(reads.queue_view(keys, depth=depth, known=self._known, expected=self._expected))
         for lane in LANES:
             page = view.lanes[lane]
             while self._queue.deeper(page, depth, view.workers):
                 start = len(view.lanes[lane])
-                page = await self._store.read(reads.lane_page(keys, lane, start, depth, view.workers))
+                page = await self._store.read(reads.lane_page(keys, lane, start, depth, view.workers, self._expected))
                 view.lanes[lane].extend(page)
         return view
 
@@ -272,6 +275,10 @@ class Scheduler:
             return
         counts = await self._store.read(reads.counts(self._store.keys))
         self._metrics.observe_counts(counts, time.monotonic())
+        if self._config.reserve == "expected":
+            histograms = await self._store.read(reads.histograms(self._store.keys))
+            self._answers.observe(histograms)
+            self._expected = self._answers.expected()
         now = self._metrics.snapshot()
         if now.requests_per_s or now.batches != self._batches_told:
             self._batches_told = now.batches

@@ -664,6 +664,8 @@ class Model:
             if item.first_token_us >= 0:
                 self._observe("ttft", cls, queued + item.first_token_us)
         self._observe("e2e", cls, max(self.now - life.accepted, 0))
+        if item.completion:
+            self._observe("answer", cls, 1000 * item.completion)
         self.counts["prompt_tokens"] += item.prompt
         self.counts["generation_tokens"] += item.completion
         if item.text_bytes:

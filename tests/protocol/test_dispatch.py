@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.rig import GONE, NORMAL, A, Added, B, C, H, MakeQueue, Queue, changes, member, ok, settlement
+from protocol.rig import GONE, NORMAL, A, Added, B, C, H, MakeQueue, Queue, T, changes, member, ok, settlement
 from stoker.store import scripts as s
 
 
@@ -24,6 +24,17 @@ def test_a_taken_request_changes_hands_whole(q: Queue) -> None:
         "counts": {"waiting": GONE, "waiting_bytes": GONE, "waiting:t": GONE, "waiting_bytes:t": GONE},
         "events": Added([q.event("dispatch", q.token, f"a dispatch 1-1-1 {A} {score} normal 7")]),
     }
+
+
+def test_a_doorbell_says_what_is_reserved_for_each_also_when_it_rings_again(q: Queue) -> None:
+    q.submit("a", "b")
+    delivery = q.dispatch(A, "a", cost=5)
+    q.begin(A, delivery, "a")
+    q.dispatch(A, "b", cost=6)
+    q.now += T + 1
+    q.beat(A)
+    bells = [fields[b"costs"] for _, fields in q.redis.xrange(q.keys.stream(A))]
+    assert bells == [b"6", b"6"]  # the first was deleted when it began
 
 
 def test_one_call_takes_from_many_lanes_with_one_doorbell(q: Queue) -> None:

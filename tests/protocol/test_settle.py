@@ -67,6 +67,8 @@ def test_a_success_leaves_nothing_but_its_result(q: Queue) -> None:
             "ttft:normal:sum": 160 * MS,
             "e2e:normal:18": 1,
             "e2e:normal:sum": 400 * MS,
+            "answer:normal:4": 1,
+            "answer:normal:sum": 4 * MS,
         },
         "rates": {"since": q.now, "settled": 1},
         "events": Added([q.event("settle", A, "a end succeeded n-a stop -")]),

@@ -76,6 +76,11 @@ def test_a_request_reserves_its_prompt_and_its_longest_output(room: Room) -> Non
     assert form([waiting(10, "a", output=90)], room).costs == (100,)
 
 
+def test_continuous_a_request_reserves_what_is_expected_of_its_answer() -> None:
+    requests = [replace(waiting(10, "a", output=90), expected=40), replace(waiting(10, "b", output=20), expected=40)]
+    assert form(requests, CONTINUOUS).costs == (50, 30)
+
+
 @pytest.mark.parametrize("room", [PADDED, CONTINUOUS])
 def test_an_estimate_reserves_no_more_than_the_largest_worker_has(room: Room) -> None:
     guess, known = waiting(90_000, "guess", exact=False), waiting(10, "known")

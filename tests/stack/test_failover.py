@@ -8,7 +8,7 @@ import time
 
 from helpers import wait_until
 from stack_processes import Stack
-from stoker import Client, InferenceRequest
+from stoker import Chunk, Client, InferenceRequest, Restarted
 
 SLOW = ("--max-num-seqs", "8")
 
@@ -48,6 +48,31 @@ def test_requests_of_a_killed_child_are_answered_by_the_other_worker_once(stack:
     assert settled_once(stack, ids)
     # The promise is 0.5 s; this machine may be busy with other tests.
     assert eligible_again_s < 2
+
+
+def test_readers_of_a_killed_childs_streams_see_each_token_once(stack: Stack, client: Client) -> None:
+    stack.scheduler()
+    victim = stack.worker("victim", *SLOW)
+    jobs = client.submit_many(requests(4, 300))
+    streams = [job.stream(timeout=60) for job in jobs]
+    chunks = [[next(stream)] for stream in streams]
+
+    os.kill(stack.child_of(victim), signal.SIGKILL)
+    for seen, stream in zip(chunks, streams, strict=True):
+        seen += stream
+
+    undisturbed = [job.result(timeout=60) for job in client.submit_many(requests(4, 300))]
+    for seen, job, wanted in zip(chunks, jobs, undisturbed, strict=True):
+        assert gapless(seen)
+        assert {chunk.attempt for chunk in seen} == {1, 2}
+        assert [token for chunk in seen for token in chunk.token_ids] == wanted.token_ids
+        assert "".join(chunk.text for chunk in seen) == wanted.text == job.result(timeout=60).text
+
+
+def gapless(chunks: list[Chunk]) -> bool:
+    """Whether the chunks show each offset once, from 0 on."""
+    places = [chunk.offset + i for chunk in chunks for i in range(len(chunk.token_ids))]
+    return places == list(range(len(places))) and not any(isinstance(chunk, Restarted) for chunk in chunks)
 
 
 def test_requests_of_a_lost_machine_are_answered_after_its_lease(stack: Stack, client: Client) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from itertools import accumulate
+
 import pytest
 
 from helpers import wait_until
 from stack_processes import Stack
-from stoker import Client, InferenceRequest
+from stoker import Client, InferenceRequest, Restarted
 
 PROMPTS = ["The with statement", "A class definition", "Lambda expressions", "If an exception", "héllo ✓", "The"]
 
@@ -45,6 +49,23 @@ def test_streamed_pieces_join_to_the_answer(served: Stack, client: Client) -> No
     assert "".join(piece.text for piece in pieces) == whole.text
     assert [token for piece in pieces for token in piece.token_ids] == whole.token_ids
     assert len(pieces) > 1
+
+
+def test_a_stream_whose_worker_was_killed_goes_on_where_it_stood(served: Stack, client: Client) -> None:
+    request = InferenceRequest(
+        prompt="The with statement", max_tokens=600, temperature=0.8, seed=5, ignore_eos=True, stream=True
+    )
+    job = client.submit(request)
+    stream = job.stream(timeout=120)
+    chunks = [next(stream) for _ in range(3)]
+    os.kill(served.child_of(served._processes["worker"]), signal.SIGKILL)
+    chunks += stream
+    undisturbed = client.submit(request).result(timeout=120)
+    assert {chunk.attempt for chunk in chunks} == {1, 2}
+    assert not any(isinstance(chunk, Restarted) for chunk in chunks)
+    assert [chunk.offset for chunk in chunks] == [0, *accumulate(len(chunk.token_ids) for chunk in chunks[:-1])]
+    assert "".join(chunk.text for chunk in chunks) == undisturbed.text == job.result(timeout=60).text
+    assert [token for chunk in chunks for token in chunk.token_ids] == undisturbed.token_ids
 
 
 def test_a_short_request_submitted_while_a_long_one_runs_ends_first(served: Stack, client: Client) -> None:

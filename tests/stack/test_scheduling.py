@@ -9,6 +9,8 @@ import pytest
 from helpers import wait_until
 from stack_processes import Stack
 from stoker import Client, InferenceRequest, RequestExpired, RequestFailed, RequestPriority
+from stoker_workers.engine import Tokens, Work
+from stoker_workers.engines.sim import SimEngine, load_profile
 
 ONE_ROW = ("--max-num-seqs", "1", "--profile", "zero")
 
@@ -191,3 +193,25 @@ def test_another_model_is_refused_with_both_cards(stack: Stack, client: Client) 
     assert other.wait(20) == 2
     assert "queue: sim" in stack.log("other")
     assert "worker: stack_models:Echo" in stack.log("other")
+
+
+def test_with_expected_lengths_more_fit_and_what_becomes_longer_answers_the_same(
+    stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AnswerLengths, and preemption."""
+    monkeypatch.setenv("STOKER_RESERVE", "expected")
+    stack.redis.hset(stack.keys.histograms, "answer:normal:6", 1000)  # at most 8 tokens
+    stack.scheduler()
+    stack.worker("worker", "--kv-cache-tokens", "640")
+
+    # Two fit at full length. What is expected is read every five seconds.
+    jobs = client.submit_many([InferenceRequest(prompt_tokens=[i + 1] * 10, max_tokens=300) for i in range(40)])
+    wait_until(lambda: len(stack.running("worker")) > 2, 60, what="more than two run")
+
+    responses = [job.result(timeout=120) for job in jobs]
+    engine = SimEngine(load_profile("zero"))
+    for i, response in enumerate(responses):
+        engine.admit(Work(id=str(i), batch="b", prompt=[i + 1] * 10, max_tokens=300))
+        events = [event for _ in range(301) for event in engine.step()]
+        assert response.text == "".join(event.text for event in events if isinstance(event, Tokens))
+    assert {response.attempts for response in responses} == {1}

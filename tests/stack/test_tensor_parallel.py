@@ -15,16 +15,8 @@ from stoker import Client
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-SPLIT = (
-    "--device",
-    "cpu",
-    "--tensor-parallel-size",
-    "2",
-    "--kv-cache-tokens",
-    "8192",
-    "--max-num-batched-tokens",
-    "256",
-)
+SPLIT = ("--device", "cpu", "--tensor-parallel-size", "2")
+SIZES = ("--kv-cache-tokens", "8192", "--max-num-batched-tokens", "256")
 PROMPTS = ["The with statement", "A class definition", "Lambda expressions", "If an exception"]
 
 
@@ -35,7 +27,7 @@ def ranks_of(child: int) -> list[int]:
 
 def test_a_group_that_loses_a_rank_is_restarted_and_answers_everything_once(stack: Stack, client: Client) -> None:
     stack.scheduler()
-    process = stack.worker("group", *SPLIT, model="demo")
+    process = stack.worker("group", *SPLIT, *SIZES, model="demo")
     first = [client.submit(prompt=prompt, max_tokens=40, ignore_eos=True).result(timeout=60) for prompt in PROMPTS]
     inc, child = stack.incarnation("group"), stack.child_of(process)
     (rank,) = ranks_of(child)

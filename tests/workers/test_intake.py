@@ -10,6 +10,7 @@ import pytest
 from stoker import Config, InferenceRequest, InvalidRequest, UnsupportedParameter
 from stoker.store.codec import encode
 from stoker.store.pack import pack_tokens
+from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
 from stoker_workers.engines.callable import CallableEngine
 from stoker_workers.engines.sim import SimEngine, load_profile
@@ -138,3 +139,35 @@ def test_a_parameter_that_the_engine_does_not_honour_is_refused_by_its_name(para
     with pytest.raises(UnsupportedParameter) as caught:
         open_row(item, "1-a-1", CallableEngine("my_module:Model"), lambda: 0.0)
     assert [caught.value.field] == list(parameter)
+
+
+def record(attempt: int, offset: int, text: str, end: str = "") -> TokenRecord:
+    return TokenRecord("1-0", attempt, offset, [ord(letter) for letter in text], text, end)
+
+
+def given(*records: TokenRecord) -> tuple[list[int], str, int]:
+    row = open_row(begun(body(TOKENS)), "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, records)
+    assert row.token_ids == list(row.work.generated)
+    return list(row.work.generated), "".join(row.texts), row.published
+
+
+def test_an_answer_goes_on_behind_what_a_reader_has() -> None:
+    assert given() == ([], "", 0)
+    assert given(record(1, 0, "ab"), record(1, 2, "c")) == ([97, 98, 99], "abc", 3)
+    resumed = given(record(1, 0, "ab"), record(2, 2, "c"), record(1, 2, "x"), record(2, 2, "c"), record(3, 3, "d"))
+    assert resumed == ([97, 98, 99, 100], "abcd", 4)
+
+
+def test_what_began_anew_is_continued_from_its_last_beginning() -> None:
+    assert given(record(1, 0, "ab"), record(2, 0, "c"), record(2, 1, "d")) == ([99, 100], "cd", 2)
+
+
+def test_an_answer_whose_beginning_is_gone_begins_anew() -> None:
+    assert given(record(1, 2, "c"), record(1, 3, "d")) == ([], "", 0)
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(None, None), (19, None), (500, None), (8, 5), (4, 1), (3, None)])
+def test_room_is_expected_as_the_scheduler_reserved_it(cost: int | None, expected: int | None) -> None:
+    # The header says 3 tokens of prompt; max_tokens is 16.
+    row = open_row(begun(body(TOKENS)), "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, (), cost)
+    assert row.work.expected == expected

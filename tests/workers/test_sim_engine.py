@@ -6,11 +6,13 @@ import json
 import random
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stoker.errors import ConfigError
 from stoker_workers.engine import Admitted, Event, Finished, Full, Invalid, Sampling, Tokens, Work
@@ -80,6 +82,36 @@ def test_an_answer_continued_from_its_middle_goes_on_the_same(sampling: Sampling
     whole = run(make(), work("a", b"begin", 30, sampling=sampling))["a"].token_ids
     rest = run(make(), work("a", [*b"begin", *whole[:12]], 18, sampling=sampling))["a"].token_ids
     assert whole[:12] + rest == whole
+
+
+@pytest.mark.parametrize("stop", [(), (" ",), ("ab", "zzz")])
+def test_an_answer_of_another_attempt_goes_on_from_anywhere(stop: tuple[str, ...]) -> None:
+    each = work("a", b"begin", 30, sampling=Sampling(temperature=0.5, seed=7), stop=stop)
+    whole = run(make(), each)["a"]
+    for cut in range(len(whole.token_ids) + 1):
+        rest = run(make(), replace(each, generated=whole.token_ids[:cut]))["a"]
+        assert whole.token_ids[:cut] + rest.token_ids == whole.token_ids
+        assert whole.text.endswith(rest.text)
+        assert rest.end == whole.end
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1, 30, 1000]))
+def test_what_is_preempted_answers_the_same_and_the_cache_never_holds_too_much(seed: int, expected: int) -> None:
+    numbers = random.Random(seed)
+    engine = make(max_num_seqs=8, max_num_batched_tokens=60, kv_cache_tokens=300)
+    waiting = [
+        work(str(i), numbers.randbytes(numbers.randint(1, 100)), numbers.randint(1, 200), expected=expected)
+        for i in range(8)
+    ]
+    wanted = {each.id: run(make(), each)[each.id] for each in waiting}
+    answers: dict[str, Answer] = {}
+    while waiting or engine.resident():
+        while waiting and isinstance(engine.admit(waiting[0]), Admitted):
+            waiting.pop(0)
+        collect(answers, engine.step())
+        assert sum(row.tokens for row in engine._resident.values()) <= 300
+    assert answers == wanted
+    assert engine.preemptions == 0 or expected < 1000
 
 
 def test_greedy_ignores_the_seed_and_sampling_follows_it() -> None:

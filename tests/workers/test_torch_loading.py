@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from stoker.errors import ConfigError
 from stoker_workers.demo import demo_model_path
+from stoker_workers.engines.attention import Chunk, Decode, make_decode
 from stoker_workers.engines.torch import TorchEngine
 from stoker_workers.engines.torch_model import CausalModel
 
@@ -104,15 +106,16 @@ def test_an_unknown_dtype_is_refused(folder: Path) -> None:
 def test_a_model_that_answers_otherwise_in_a_shared_cache_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sees_all(self: CausalModel, positions: torch.Tensor, length: int) -> torch.Tensor:
-        return torch.ones(*positions.shape[:1], 1, positions.shape[1], length, dtype=torch.bool)
+    def short_sighted(chunks: list[Chunk], *rest: Any) -> Decode | None:
+        return make_decode([replace(chunk, start=chunk.start - 3) for chunk in chunks], *rest)
 
-    monkeypatch.setattr(CausalModel, "_masks", sees_all)
+    monkeypatch.setattr("stoker_workers.engines.torch_model.make_decode", short_sighted)
     assert "in a shared cache" in refusal(folder)
 
 
 def test_a_model_that_cannot_be_run_on_a_shared_cache_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CausalModel, "_masks", lambda self, positions, length: {"full_attention": None})
+    # As a model does whose code reads the masks that it expects.
+    monkeypatch.setattr("stoker_workers.engines.torch_model.make_decode", lambda chunks, windows, device: [None])
     assert "cannot be run by the torch engine" in refusal(folder)
 
 

@@ -67,6 +67,9 @@ class Work:
 
     `text` and `messages` are what `prompt` was made from, for engines whose model tokenizes elsewhere; `request` is the
     whole as it came.
+    `generated` are the tokens that an earlier attempt of a streamed answer gave: an engine that `resumes` goes on
+    behind them and does not give them again. `expected` is how many tokens of answer to keep room for, in an engine
+    that can make room when an answer becomes longer; None: `max_tokens`.
     """
 
     id: str
@@ -80,6 +83,8 @@ class Work:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     request: InferenceRequest | None = None
+    generated: Sequence[int] = ()
+    expected: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +163,12 @@ class Engine(Protocol):
 
     `raw`: whether `Work.inputs` carries every request as it came (a user's model), or `Work.prompt` its token ids.
     `parameters`: which of `GENERATION` it honours; a request with another one is refused by its name.
+    `resumes`: whether it goes on behind `Work.generated`; the answers of others begin anew.
     """
 
     raw: bool
     parameters: frozenset[str]
+    resumes: bool
 
     def load(self) -> ModelCard:
         """Load the model; raises `stoker.ConfigError` with what to do when it cannot."""

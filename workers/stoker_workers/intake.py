@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from stoker._calls import TokenReader
 from stoker.errors import UnsupportedParameter
-from stoker.request import InferenceRequest
-from stoker.store.codec import DEFAULTS, Payload, decode_payload, text_bytes
+from stoker.request import Chunk, InferenceRequest, Restarted
+from stoker.store.codec import DEFAULTS, STAMP, Payload, decode_payload, text_bytes
+from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
 from stoker_workers.engine import Engine, Sampling, Work
 
@@ -42,11 +44,22 @@ class Row:
         return self.payload.request.prompt_tokens is None
 
 
-def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], float]) -> Row:
+def open_row(
+    begun: Begun,
+    delivery: str,
+    engine: Engine,
+    clock: Callable[[], float],
+    published: Sequence[TokenRecord] = (),
+    cost: int | None = None,
+) -> Row:
     """Return the attempt, ready for the engine; raises `InvalidRequest` for what can never run.
 
     Below it `UnsupportedParameter`: a parameter that the engine does not honour.
+
+    `published` is what earlier attempts gave of a streamed answer: this one goes on behind it. `cost` are the tokens
+    that the scheduler reserved.
     """
+    given, text = _given(published)
     payload = decode_payload(begun.id, begun.payload, begun.attempt)
     request = payload.request
     _check_parameters(request, engine)
@@ -67,13 +80,31 @@ def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], fl
         stop=tuple(request.stop or ()),
         ignore_eos=request.ignore_eos,
         request=request,
+        generated=given,
+        expected=_expected(begun, cost, request.max_tokens),
     )
-    return Row(payload, delivery, work, clock())
+    return Row(
+        payload,
+        delivery,
+        work,
+        clock(),
+        token_ids=list(given),
+        texts=[text],
+        tokens=len(given),
+        published=len(given),
+    )
+
+
+def _expected(begun: Begun, cost: int | None, max_tokens: int) -> int | None:
+    """Return for how many tokens of answer the scheduler reserved room, None where it did for all."""
+    tail = begun.payload[STAMP : STAMP + 496].split(b"|")[7]
+    answer = (cost or 0) - int(tail.partition(b":")[0])
+    return answer if 0 < answer < max_tokens else None
 
 
 def nonce_of(begun: Begun) -> str:
     """Return the nonce of a payload that may be unreadable otherwise; empty where even that is gone."""
-    fields = begun.payload[16:512].split(b"|", 2)
+    fields = begun.payload[STAMP : STAMP + 496].split(b"|", 2)
     return fields[1].decode(errors="replace") if len(fields) == 3 else ""
 
 
@@ -88,6 +119,19 @@ def _check_parameters(request: InferenceRequest, engine: Engine) -> None:
         value = getattr(request, name)
         if value != default and name not in engine.parameters:
             raise UnsupportedParameter(name, "is not honoured by this queue's model; leave it out", value)
+
+
+def _given(published: Sequence[TokenRecord]) -> tuple[list[int], str]:
+    """Return the tokens and the text that whoever reads the stream has; nothing where its beginning was cut off."""
+    reader = TokenReader()
+    chunks: list[Chunk] = []
+    for chunk in filter(None, map(reader.feed, published)):
+        if isinstance(chunk, Restarted):
+            chunks.clear()
+        chunks.append(chunk)
+    if chunks and chunks[0].offset:
+        return [], ""
+    return [token for chunk in chunks for token in chunk.token_ids], "".join(chunk.text for chunk in chunks)
 
 
 def _prompt(request: InferenceRequest, engine: Engine) -> list[int]:

@@ -29,6 +29,7 @@ from stoker.store import reads, scripts
 from stoker.store.codec import encode_answer, encode_failure
 from stoker.store.connection import Store
 from stoker.store.pack import pack_tokens
+from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun, Published, Settlement
 from stoker_workers.board import Board
 from stoker_workers.engine import (
@@ -300,9 +301,10 @@ class Worker:
         if isinstance(event, Finished):
             self._board.add("successes")
             self._board.add("finished")
-            if row.tokens > 1:
+            made = row.tokens - len(row.work.generated)
+            if made > 1:
                 decode_us = max(0, int((row.last_token_s - row.begun_s) * 1e6) - row.first_token_us)
-                per_token_us = decode_us // (row.tokens - 1)
+                per_token_us = decode_us // (made - 1)
                 self._board.tallies.observe(OUTPUT_TOKEN, row.payload.request.priority, per_token_us)
             session.settle(_answer(row, event, self._config.result_bytes))
         elif event.kind == "returned":
@@ -371,14 +373,33 @@ class Worker:
         begun = [item for item in store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids)) if item.payload]
         session.begun.update((item.id, bell.delivery) for item in begun)
         log.debug("begun", inc=session.inc, delivery=bell.delivery, ids=[item.id for item in begun])
-        rows = [row for item in begun if (row := self._open(session, item, bell.delivery))]
+        given = self._given(store, session, begun)
+        costs = dict(zip(bell.ids, bell.costs, strict=False))
+        opened = (
+            self._open(session, item, bell.delivery, given.get(item.id, []), costs.get(item.id)) for item in begun
+        )
+        rows = [row for row in opened if row]
         if rows:
             self._inbox.put(Arrived(session, rows))
 
-    def _open(self, session: Session, item: Begun, delivery: str) -> Row | None:
+    def _given(self, store: Store, session: Session, begun: list[Begun]) -> dict[str, list[TokenRecord]]:
+        """Read what earlier attempts published. They are begun now: nothing rings for them again, so it is tried on."""
+        again = [(item.id, nonce_of(item)) for item in begun if item.attempt > 1 and self._engine.resumes]
+        while again and session.open:
+            try:
+                streams = store.read(reads.published(store.keys, again))
+            except RedisUnavailable:
+                time.sleep(0.1)
+            else:
+                return {request_id: records for (request_id, _), records in zip(again, streams, strict=True)}
+        return {}
+
+    def _open(
+        self, session: Session, item: Begun, delivery: str, given: list[TokenRecord], cost: int | None
+    ) -> Row | None:
         """Check and tokenize; whatever is wrong with a request fails it alone, and the worker lives."""
         try:
-            return open_row(item, delivery, self._engine, time.monotonic)
+            return open_row(item, delivery, self._engine, time.monotonic, given, cost)
         except InvalidRequest as error:
             wrong = error
         except Exception as error:  # a template or a tokenizer of any model may raise anything

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from stoker.store.codec import Outcome, decode_outcome
@@ -17,6 +18,7 @@ from stoker.store.records import LANES, Waiting, WorkerRecord
 MAXMEMORY = "maxmemory"
 _GROUP = 6  # of the fields of a flight record, as in lua/pieces/flight.lua
 PADDED = "padded"
+NOTHING_EXPECTED: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +161,15 @@ def bell(keys: Keys, block_s: float) -> Read[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """One entry of a worker's stream; `delivery` is empty where the entry was deleted under it."""
+    """One entry of a worker's stream; `delivery` is empty where the entry was deleted under it.
+
+    `costs` are the tokens that are reserved for each id.
+    """
 
     entry: str
     delivery: str
     ids: tuple[str, ...]
+    costs: tuple[int, ...] = ()
 
 
 def doorbells(keys: Keys, inc: str, *, own: bool, block_ms: int, count: int) -> Read[list[Doorbell]]:
@@ -181,7 +187,8 @@ def _parse_doorbells(reply: list[Any]) -> list[Doorbell]:
 def _doorbell(entry: bytes, fields: Any) -> Doorbell:
     named = pairs(fields) if fields else {}
     ids = named.get(b"ids", b"").decode().split()
-    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids))
+    costs = map(int, named.get(b"costs", b"").split())
+    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids), tuple(costs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +219,16 @@ def _parse_tokens(reply: list[Any]) -> list[TokenRecord]:
     ]
 
 
+def published(keys: Keys, requests: Sequence[tuple[str, str]]) -> Read[list[list[TokenRecord]]]:
+    """Read all that was published of streaming requests, each an id and its nonce."""
+    commands: list[Command] = [("XRANGE", keys.tokens(request_id, nonce), "-", "+") for request_id, nonce in requests]
+    return Read(commands, _parse_published, what="read tokens")
+
+
+def _parse_published(reply: list[Any]) -> list[list[TokenRecord]]:
+    return [[token_record(entry.decode(), pairs(fields)) for entry, fields in entries] for entries in reply]
+
+
 def token_record(entry: str, fields: Mapping[bytes, bytes]) -> TokenRecord:
     """Return one entry of a token stream."""
     if b"end" in fields:
@@ -232,8 +249,12 @@ class QueueView:
     quarantine: str | None
 
 
-def queue_view(keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = ()) -> Read[QueueView]:
+def queue_view(
+    keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = (), expected: Mapping[str, int] = NOTHING_EXPECTED
+) -> Read[QueueView]:
     """Read the heads of all lanes (`depth` each), the workers and what they hold, and what is due next.
+
+    `expected` are the tokens to expect of an answer, by class.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
     the longest matters; of others the number is enough.
@@ -249,23 +270,12 @@ def queue_view(keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = ()) ->
         *(("ZRANGE", keys.lane(lane), 0, depth - 1, "WITHSCORES") for lane in LANES),
         *(("HVALS" if record.cache == "rect" else "HLEN", keys.work(record.inc)) for record in known),
     ]
-    return Read(commands, functools.partial(_parse_view, [record.inc for record in known]))
+    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], expected))
 
 
 def counts(keys: Keys) -> Read[dict[str, int]]:
     """Read the running totals: waiting, waiting_bytes, submitted, one per outcome, tokens; a tenant's after a colon."""
-    return Read(
-        [("HGETALL", keys.counts)],
-        lambda reply: {name.decode(): int(number) for name, number in pairs(reply[0]).items()},
-    )
-
-
-def lane_page(
-    keys: Keys, lane: str, start: int, count: int, workers: Sequence[WorkerRecord] = ()
-) -> Read[list[Waiting]]:
-    """Read `count` entries of a lane from place `start` on, as `workers` would run them."""
-    command = ("ZRANGE", keys.lane(lane), start, start + count - 1, "WITHSCORES")
-    return Read([command], lambda reply: _waiting(lane, reply[0], all_padded(workers)))
+    return Read([("HGETALL", keys.counts)], _parse_numbers)
 
 
 def suspect_groups(keys: Keys, ids: Sequence[str]) -> Read[dict[str, str]]:
@@ -279,7 +289,29 @@ def _parse_groups(ids: Sequence[str], reply: list[Any]) -> dict[str, str]:
     return {request_id: flight.split(b"|")[_GROUP].decode() for request_id, flight in flights if flight}
 
 
-def _parse_view(known: Sequence[str], reply: list[Any]) -> QueueView:
+def histograms(keys: Keys) -> Read[dict[str, int]]:
+    """Read the histograms, by `<metric>:<class>:<bucket>`."""
+    return Read([("HGETALL", keys.histograms)], _parse_numbers)
+
+
+def _parse_numbers(reply: list[Any]) -> dict[str, int]:
+    return {name.decode(): int(number) for name, number in pairs(reply[0]).items()}
+
+
+def lane_page(
+    keys: Keys,
+    lane: str,
+    start: int,
+    count: int,
+    workers: Sequence[WorkerRecord] = (),
+    expected: Mapping[str, int] = NOTHING_EXPECTED,
+) -> Read[list[Waiting]]:
+    """Read `count` entries of a lane from place `start` on, as `workers` would run them; `expected` as for a view."""
+    command = ("ZRANGE", keys.lane(lane), start, start + count - 1, "WITHSCORES")
+    return Read([command], lambda reply: _waiting(lane, reply[0], all_padded(workers), expected))
+
+
+def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[Any]) -> QueueView:
     (seconds, micros), incs, credit, beats, delayed, deadlines, quarantine = reply[:7]
     now = int(seconds) * 1_000_000 + int(micros)
     lanes = dict(zip(LANES, reply[7 : 7 + len(LANES)], strict=True))
@@ -301,7 +333,7 @@ def _parse_view(known: Sequence[str], reply: list[Any]) -> QueueView:
     padded = all_padded(records)
     return QueueView(
         now_us=now,
-        lanes={lane: _waiting(lane, entries, padded) for lane, entries in lanes.items()},
+        lanes={lane: _waiting(lane, entries, padded, expected) for lane, entries in lanes.items()},
         workers=sorted(records, key=lambda record: record.inc),
         next_due_us=_first_score(delayed),
         next_deadline_us=_first_score(deadlines),
@@ -337,14 +369,15 @@ def all_padded(workers: Sequence[WorkerRecord]) -> bool:
     return modes == {PADDED}
 
 
-def _waiting(lane: str, entries: Any, padded: bool) -> list[Waiting]:
-    return [_member(lane, member.decode(), score, padded) for member, score in scored(entries)]
+def _waiting(lane: str, entries: Any, padded: bool, expected: Mapping[str, int]) -> list[Waiting]:
+    answer = None if padded else expected.get(lane)
+    return [_member(lane, member.decode(), score, padded, answer) for member, score in scored(entries)]
 
 
-def _member(lane: str, member: str, score: float, padded: bool) -> Waiting:
+def _member(lane: str, member: str, score: float, padded: bool, answer: int | None) -> Waiting:
     """Return an entry of a lane; where workers run padded batches nothing is generated, so only the prompt counts."""
     request_id, prompt, most, exact = member.split(":")
-    return Waiting(request_id, lane, member, score, int(prompt), 0 if padded else int(most), exact == "x")
+    return Waiting(request_id, lane, member, score, int(prompt), 0 if padded else int(most), exact == "x", answer)
 
 
 # --- reply shapes: execute_command leaves some as RESP2 lists, some as RESP3 maps -------------------------------------

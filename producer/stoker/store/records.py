@@ -15,7 +15,10 @@ LANES = (*CLASSES, SUSPECT)
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request in its lane. `score` (microseconds): lower goes first. `exact`: whether its tokens are known."""
+    """A request in its lane. `score` (microseconds): lower goes first. `exact`: whether its tokens are known.
+
+    `expected`: for how many tokens of answer to keep room; None: for `max_tokens`.
+    """
 
     id: str
     lane: str
@@ -24,11 +27,17 @@ class Waiting:
     prompt_tokens: int
     max_tokens: int
     exact: bool
+    expected: int | None = None
 
     @property
     def cost(self) -> int:
         """The most tokens that the request will occupy."""
         return self.prompt_tokens + self.max_tokens
+
+    @property
+    def reserve(self) -> int:
+        """The tokens that it is expected to occupy."""
+        return self.cost if self.expected is None else self.prompt_tokens + min(self.max_tokens, self.expected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

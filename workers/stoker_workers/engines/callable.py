@@ -62,6 +62,7 @@ class CallableEngine:
     """
 
     raw = True
+    resumes = False
 
     def __init__(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from stoker.errors import ConfigError
 from stoker_workers.engine import Invalid, Work
+from stoker_workers.text import Detokenizer
 
 
 def check_limits(max_num_seqs: int, max_num_batched_tokens: int, kv_cache_tokens: int | None) -> None:
@@ -59,3 +60,21 @@ def prefill_chunks(remaining: Iterable[int], budget: int) -> list[int]:
         chunks.append(min(tokens, budget))
         budget -= chunks[-1]
     return chunks
+
+
+def take_up(work: Work, detokenizer: Detokenizer, eos: Collection[int] = ()) -> str:
+    """Bring `detokenizer` behind the tokens that an earlier attempt gave.
+
+    Returns the finish reason where they are the whole answer already, else an empty string.
+    """
+    if not work.generated:
+        return ""
+    if work.generated[-1] in eos and not work.ignore_eos:
+        return "stop"
+    detokenizer.push(work.generated)
+    whole = len(work.generated) >= work.max_tokens
+    if whole:
+        detokenizer.finish()
+    if detokenizer.stopped:
+        return "stop"
+    return "length" if whole else ""

@@ -32,6 +32,7 @@ class EncoderEngine:
     """
 
     raw = False
+    resumes = False
     parameters: frozenset[str] = frozenset()
 
     def __init__(

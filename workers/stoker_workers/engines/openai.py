@@ -96,6 +96,7 @@ class OpenAIEngine:
     """
 
     raw = False
+    resumes = False
     parameters = GENERATION - {"top_k", "ignore_eos"}  # not of the API: a server may ignore them without a word
 
     def __init__(

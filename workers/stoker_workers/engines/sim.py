@@ -9,7 +9,7 @@ import time
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from itertools import chain
@@ -28,7 +28,7 @@ from stoker_workers.engine import (
     Tokens,
     Work,
 )
-from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks
+from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks, take_up
 from stoker_workers.text import Detokenizer
 
 VOCABULARY = 65_536
@@ -87,30 +87,37 @@ def load_profile(source: str | Path | None) -> Profile:
 class _Row:
     """One resident request: what it has still to prefill, and how its tokens go on."""
 
-    __slots__ = ("checksum", "detokenizer", "id", "left", "prefill", "reserved", "salt", "tokens")
+    __slots__ = ("checksum", "detokenizer", "expected", "id", "left", "prefill", "salt", "tokens")
 
     def __init__(self, work: Work) -> None:
         self.id = work.id
-        self.prefill = len(work.prompt)
-        self.left = work.max_tokens
-        self.reserved = len(work.prompt) + work.max_tokens
+        self.prefill = len(work.prompt) + len(work.generated)
+        self.left = work.max_tokens - len(work.generated)
+        self.expected = len(work.prompt) + min(work.max_tokens, work.expected or work.max_tokens)
         self.tokens = 0
         # A checksum over prompt and answer so far, like a model's state: an answer continued from its middle goes on
         # the same.
-        self.checksum = zlib.crc32(array("I", work.prompt).tobytes())
+        self.checksum = zlib.crc32(array("I", [*work.prompt, *work.generated]).tobytes())
         self.salt = _salt(work)
         self.detokenizer = Detokenizer(_decode, work.stop) if work.stop else None
+
+    @property
+    def reserved(self) -> int:
+        """Tokens that it is expected to occupy in all."""
+        return max(self.expected, self.tokens + self.prefill + 1)
 
 
 class SimEngine:
     """Continuous batching without a model.
 
     A step costs what its profile says, really slept. One byte of text is one token, and a token depends on nothing but
-    the tokens before it, the seed and the temperature.
+    the tokens before it, the seed and the temperature. When answers become longer than expected and the cache is full,
+    the latest arrival leaves it and is prefilled again.
     """
 
     raw = False
     parameters = GENERATION
+    resumes = True
 
     def __init__(
         self,
@@ -124,7 +131,9 @@ class SimEngine:
         """Hold `max_num_seqs` rows; by default the cache holds one row of the whole context, and 4,096 tokens a row."""
         check_limits(max_num_seqs, max_num_batched_tokens, kv_cache_tokens)
         self.prefilled_tokens = 0
-        """Prompt tokens prefilled so far."""
+        """Tokens prefilled so far, those of preempted rows again."""
+        self.preemptions = 0
+        """How often a row left the cache."""
         self._profile = profile
         self._free = profile == load_profile(ZERO)
         self._context = context
@@ -134,9 +143,13 @@ class SimEngine:
             budget=max_num_batched_tokens,
         )
         self._resident: dict[str, _Row] = {}
-        self._reserved = 0
+        # Those that decode came before those that are prefilled, for nothing is prefilled out of turn.
         self._decoding: list[_Row] = []
         self._prefilling: deque[_Row] = deque()
+        self._complete: dict[str, str] = {}
+        self._expected = 0
+        # Whether any row may outgrow its room: the sums over all rows that this takes are not for those who don't ask.
+        self._optimistic = False
 
     def load(self) -> ModelCard:
         """Return the card; there is nothing to load."""
@@ -163,19 +176,29 @@ class SimEngine:
         if invalid := check_work(work, context=self._context, vocabulary=VOCABULARY, cache_tokens=capacity.tokens):
             return invalid
         self.cancel(work.id)  # another attempt at the same request takes the place of the first
-        cost = len(work.prompt) + work.max_tokens
-        if len(self._resident) >= capacity.rows or self._reserved + cost > capacity.tokens:
-            return Full()
         row = _Row(work)
+        self._optimistic |= work.expected is not None
+        reserved = self._expected
+        if self._optimistic:
+            reserved = sum(other.reserved for other in self._resident.values())
+        if len(self._resident) >= capacity.rows or reserved + row.reserved > capacity.tokens:
+            return Full()
         self._resident[work.id] = row
-        self._reserved += cost
-        self._prefilling.append(row)
-        return Admitted(cost)
+        self._expected += row.expected
+        if end := take_up(work, row.detokenizer or Detokenizer(_decode)):
+            self._complete[work.id] = end
+        else:
+            self._prefilling.append(row)
+        return Admitted(row.reserved)
 
     def step(self) -> list[Event]:
         """Prefill what the budget allows beside one token for each decoding row."""
         if not self._resident:
             return []
+        ended: list[Event] = [Finished(name, reason) for name, reason in self._complete.items()]
+        for name in list(self._complete):
+            self.cancel(name)
+        self._make_room()
         decoding = len(self._decoding)
         chunks = self._chunks()
         self._sleep(sum(chunks), decoding + len(chunks))
@@ -186,7 +209,7 @@ class SimEngine:
             if not row.prefill:
                 self._decoding.append(self._prefilling.popleft())
         self.prefilled_tokens += sum(chunks)
-        return self._next_tokens()
+        return ended + self._next_tokens()
 
     def scheduled(self) -> Sequence[str]:
         """Return the decoding rows, and those whose prompt the budget reaches."""
@@ -198,7 +221,9 @@ class SimEngine:
         row = self._resident.pop(request_id, None)
         if row is None:
             return
-        self._reserved -= row.reserved
+        self._expected -= row.expected
+        if self._complete.pop(request_id, None):
+            return
         if row.prefill:
             self._prefilling.remove(row)
         else:
@@ -217,12 +242,39 @@ class SimEngine:
         self._resident.clear()
         self._decoding.clear()
         self._prefilling.clear()
-        self._reserved = 0
+        self._complete.clear()
+        self._expected = 0
 
     def _chunks(self) -> list[int]:
         if not self._prefilling:
             return []
-        return prefill_chunks((row.prefill for row in self._prefilling), self._capacity.budget - len(self._decoding))
+        return prefill_chunks((row.prefill for row in self._startable()), self._capacity.budget - len(self._decoding))
+
+    def _startable(self) -> Iterator[_Row]:
+        """Give the rows to prefill, as long as those before keep the room that they are expected to need."""
+        if not self._optimistic:
+            yield from self._prefilling
+            return
+        free = self._capacity.tokens - sum(row.reserved for row in self._decoding)
+        for row in self._prefilling:
+            free -= row.reserved
+            if free < 0 and (self._decoding or row is not self._prefilling[0]):
+                return
+            yield row
+
+    def _make_room(self) -> None:
+        """Let the latest arrivals leave the cache until every decoding row has room for its token."""
+        if not self._optimistic:
+            return
+        free = self._capacity.tokens - sum(row.tokens for row in self._resident.values()) - len(self._decoding)
+        while free < 0:
+            if not (self._prefilling and self._prefilling[0].tokens):
+                self._prefilling.appendleft(self._decoding.pop())
+                free += 1
+            row = self._prefilling[0]
+            free += row.tokens
+            row.prefill, row.tokens = row.prefill + row.tokens, 0
+            self.preemptions += 1
 
     def _sleep(self, prefilled: int, rows: int) -> None:
         if self._free:
@@ -262,7 +314,7 @@ class SimEngine:
         for row in self._decoding:
             if not row.left:
                 del self._resident[row.id]
-                self._reserved -= row.reserved
+                self._expected -= row.expected
         self._decoding = [row for row in self._decoding if row.left]
 
 

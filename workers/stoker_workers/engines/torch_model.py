@@ -1,10 +1,9 @@
-"""A causal language model from a folder, run on rows of a shared cache."""
+"""A causal language model from a folder, run on many sequences at once."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import torch
 
 from stoker.errors import ConfigError
 from stoker_workers.card import read_config, weight_files
-from stoker_workers.engines.kv_cache import RowCache, Window
+from stoker_workers.engines.attention import RAGGED, Chunk, Ragged, make_decode, make_prefill
+from stoker_workers.engines.kv_cache import BLOCK, PagedCache
 from stoker_workers.engines.pretrained import Tokenizer, eos_ids, first_line, limit_threads, load_causal_model
 
 AUTO = "auto"
@@ -21,14 +21,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _CHECK_TOKENS = 6
 _CHECK_TOLERANCE = 0.05  # of the logits' norm: bfloat16 stays under 0.02, a wrong mask or position does not
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The next tokens of a sequence, of which `start` tokens are in the cache already."""
-
-    tokens: Sequence[int]
-    start: int
 
 
 def pick_device(device: str) -> torch.device:
@@ -65,7 +57,10 @@ class CausalModel:
         self._model = load_causal_model(path, DTYPES[dtype]).to(device)
         self._model.requires_grad_(False)
         limit_threads(self._model, device)
-        self._windows = _attention_windows(self._model.config.get_text_config(decoder=True), path)
+        config = self._model.config.get_text_config(decoder=True)
+        self._layer_windows = _attention_windows(config, path)
+        self._windows = set(self._layer_windows)
+        self._kinds = set(getattr(config, "layer_types", None) or ())
         parameters = inspect.signature(self._model.forward).parameters
         # transformers renamed the argument during its fifth major version.
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
@@ -86,55 +81,35 @@ class CausalModel:
         return self._tokenizer.decode(token_ids)
 
     @torch.inference_mode()
-    def forward(self, cache: RowCache, first: int, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Run the next tokens of the rows in the slots from `first`; return the logits after the last of each row."""
-        longest = max(len(chunk.tokens) for chunk in chunks)
-        length = max(chunk.start + len(chunk.tokens) for chunk in chunks)
-        cache.reserve(first + len(chunks), length)
-        tokens, positions, cache.window = self._inputs(first, chunks, longest, length)
+    def forward(self, cache: PagedCache, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Run the next tokens of all sequences, those with a single one first; return the logits after each's last."""
+        singles = next((place for place, chunk in enumerate(chunks) if len(chunk.tokens) > 1), len(chunks))
+        tokens: list[int] = []
+        positions: list[int] = []
+        blocks: list[int] = []
+        prefill = []
+        lasts = []
+        for place, chunk in enumerate(chunks):
+            if place >= singles:
+                prefill.append(make_prefill(chunk, len(tokens), self._windows, self.device))
+            tokens += chunk.tokens
+            positions += range(chunk.start, chunk.end)
+            blocks += [chunk.table[position // BLOCK] for position in range(chunk.start, chunk.end)]
+            lasts.append(len(tokens) - 1)
+        batch = torch.tensor([tokens, positions, blocks], device=self.device)
+        cache.places = torch.stack([batch[2], batch[1] % BLOCK])
+        decode = make_decode(chunks[:singles], self._windows, self.device)
         arguments = {
-            "input_ids": tokens,
-            "position_ids": positions,
-            "attention_mask": self._masks(positions, length),
+            "input_ids": batch[:1],
+            "position_ids": batch[1:2],
+            # None would be made into masks of all kinds by models with several.
+            "attention_mask": dict.fromkeys(self._kinds) if len(self._kinds) > 1 else None,
             self._cache_argument: cache,
+            "ragged": Ragged(cache, self._layer_windows, decode, prefill),
         }
-        logits: torch.Tensor = self._model(**arguments, use_cache=True, logits_to_keep=1).logits
-        return logits[:, -1]
-
-    def _inputs(
-        self, first: int, chunks: Sequence[Chunk], longest: int, length: int
-    ) -> tuple[torch.Tensor, torch.Tensor, Window]:
-        """Lay the chunks out as a batch whose rows end together, so that each row's last token is the last column."""
-        rows: list[int] = []
-        queries: list[int] = []
-        slots: list[int] = []
-        places: list[int] = []
-        padded: list[list[int]] = []
-        positions: list[list[int]] = []
-        for row, chunk in enumerate(chunks):
-            size = len(chunk.tokens)
-            own = range(chunk.start, chunk.start + size)
-            padded.append([*([0] * (longest - size)), *chunk.tokens])
-            # What pads a row sees the row's first token: something finite, and nothing else depends on it.
-            positions.append([*([0] * (longest - size)), *own])
-            rows += [row] * size
-            slots += [first + row] * size
-            queries += range(longest - size, longest)
-            places += own
-        batch = torch.tensor([padded, positions], device=self.device)
-        targets = torch.tensor([slots, places, rows, queries], device=self.device)
-        return batch[0], batch[1], Window(first, first + len(chunks), length, *targets)
-
-    def _masks(self, positions: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Return which of a slot's tokens each query sees: all up to its own, or the last ones of a window."""
-        keys = torch.arange(length, device=self.device)
-        places = positions[:, None, :, None]
-        causal = keys <= places
-        masks = {
-            kind: causal if window is None else causal & (keys > places - window)
-            for kind, window in self._windows.items()
-        }
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+        keep = torch.tensor(lasts, device=self.device)
+        logits: torch.Tensor = self._model(**arguments, use_cache=True, logits_to_keep=keep).logits
+        return logits[0]
 
     def _check(self, path: Path) -> int:
         """Refuse an architecture that answers otherwise here than alone; return the bytes a token takes in the cache.
@@ -144,14 +119,19 @@ class CausalModel:
         """
         numbers = [number % self.vocabulary for number in range(1, _CHECK_TOKENS + 1)]
         sequences = [numbers, numbers[::-1][1:]]
-        cache = RowCache(rows=2, tokens=2 * _CHECK_TOKENS)
+        cache = PagedCache(tokens=2 * BLOCK)
+        tables: list[list[int]] = [[], []]
         try:
             with torch.inference_mode():
                 alone = [
                     self._model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1] for ids in sequences
                 ]
-            self.forward(cache, 0, [Chunk(ids[:-1], 0) for ids in sequences])
-            together = self.forward(cache, 0, [Chunk(ids[-1:], len(ids) - 1) for ids in sequences])
+            self._model.set_attn_implementation(RAGGED)
+            for table in tables:
+                cache.extend(table, _CHECK_TOKENS)
+            parts = list(zip(sequences, tables, strict=True))
+            self.forward(cache, [Chunk(ids[:-1], 0, table) for ids, table in parts])
+            together = self.forward(cache, [Chunk(ids[-1:], len(ids) - 1, table) for ids, table in parts])
         except Exception as error:  # whatever a model's own code raises: it cannot be run this way
             raise ConfigError(f"model: {path} cannot be run by the torch engine ({first_line(error)})") from error
         expected = torch.stack(alone).float()
@@ -162,12 +142,10 @@ class CausalModel:
         return cache.bytes_per_token()
 
 
-def _attention_windows(config: Any, path: Path) -> dict[str, int | None]:
-    """Return how many tokens back each kind of layer sees, None for all."""
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if unknown := sorted(kinds - {_FULL, _SLIDING}):
+def _attention_windows(config: Any, path: Path) -> list[int | None]:
+    """Return how many tokens back each layer sees, None for all."""
+    window = getattr(config, "sliding_window", None) or None
+    kinds = getattr(config, "layer_types", None) or [_SLIDING] * config.num_hidden_layers
+    if unknown := sorted(set(kinds) - {_FULL, _SLIDING}):
         raise ConfigError(f"model: {path} has layers of kind {unknown[0]}, which the torch engine cannot run")
-    if not window or kinds == {_FULL}:
-        return {_FULL: None}
-    return {_FULL: None, _SLIDING: window} if _FULL in kinds else {_SLIDING: window}
+    return [window if kind == _SLIDING else None for kind in kinds]

@@ -65,6 +65,7 @@ class TransformersCbEngine:
     """
 
     raw = False
+    resumes = False
     parameters = GENERATION
 
     def __init__(

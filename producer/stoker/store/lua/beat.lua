@@ -39,9 +39,9 @@ local function look(id, m, flight)
   elseif m.state == 'D' and (now - m.since > T or m.since > now) then
     m.since = now
     changed[#changed + 1], changed[#changed + 2] = id, held_text(m)
-    local ids = again[m.delivery]
-    if not ids then ids = {} again[m.delivery] = ids end
-    ids[#ids + 1] = id
+    local rung = again[m.delivery]
+    if not rung then rung = {ids = {}, costs = {}} again[m.delivery] = rung end
+    rung.ids[#rung.ids + 1], rung.costs[#rung.costs + 1] = id, int(m.cost)
   end
 end
 
@@ -58,7 +58,8 @@ if credit ~= 0 then
   call('HINCRBY', K .. 'credit', inc, credit)
   if credit < 0 then ring() end
 end
-for delivery, ids in pairs(again) do
-  call('XADD', K .. 'stream:' .. inc, '*', 'delivery', delivery, 'ids', table.concat(ids, ' '))
+for delivery, rung in pairs(again) do
+  call('XADD', K .. 'stream:' .. inc, '*', 'delivery', delivery, 'ids', table.concat(rung.ids, ' '),
+    'costs', table.concat(rung.costs, ' '))
 end
 return out

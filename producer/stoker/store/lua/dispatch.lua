@@ -75,6 +75,7 @@ for name, z in pairs(by_lane) do
   for j = 1, #z do scores[name .. ' ' .. z[j]] = found[j] end
 end
 local flights = #ids > 0 and call('MGET', unpack(flight_keys)) or {}
+local costs = {}
 local out, took, sets, entries, leaving, reserved = {'OK', delivery}, {}, {}, {}, {}, 0
 
 local function take(i, id, score, cost)
@@ -89,7 +90,7 @@ local function take(i, id, score, cost)
   sets[#sets + 1], sets[#sets + 2] = flight_keys[i], table.concat(f, '|')
   entries[#entries + 1], entries[#entries + 2] = id, held_text({delivery = delivery, cost = cost, state = 'D', since = now,
     suspect = suspects and '1' or '0'})
-  took[#took + 1] = id
+  took[#took + 1], costs[#costs + 1] = id, cost
   count_waiting(f[TENANT], -1, tonumber(f[BYTES]))
   ev(id, 'dispatch', delivery, inc, score, name, cost)
   return 'TOOK'
@@ -105,7 +106,8 @@ if #took > 0 then
   call('MSET', unpack(sets))
   call('HSET', work, unpack(entries))
   call('HINCRBY', K .. 'credit', inc, reserved)
-  call('XADD', K .. 'stream:' .. inc, '*', 'delivery', delivery, 'ids', table.concat(took, ' '))
+  call('XADD', K .. 'stream:' .. inc, '*', 'delivery', delivery, 'ids', table.concat(took, ' '),
+    'costs', table.concat(costs, ' '))
   counted()
   emit('dispatch', token)
 end

@@ -2,7 +2,7 @@
 -- Publish new tokens of streaming requests, only where the member and the flight both carry the delivery: a reader
 -- never sees tokens of an attempt that was taken back. What is there already is not published again.
 -- KEYS[1] prefix
--- ARGV    inc, then per request: id, delivery, attempt, offset (tokens of this attempt before these), token ids (packed),
+-- ARGV    inc, then per request: id, delivery, attempt, offset (tokens of the answer before these), token ids (packed),
 --         text
 -- Returns a word per request: OK, or STOP (drop the row and hand it back)
 local inc, out = ARGV[1], {}

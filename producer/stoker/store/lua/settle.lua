@@ -25,6 +25,7 @@ local function measure(f, figures)
     if tonumber(first) >= 0 then observe('ttft', f[CLASS], math.max(begun - accepted, 0) + tonumber(first)) end
   end
   observe('e2e', f[CLASS], math.max(now - accepted, 0))
+  if tonumber(generated) > 0 then observe('answer', f[CLASS], 1000 * tonumber(generated)) end
   count('prompt_tokens', '', tonumber(prompt))
   count('generation_tokens', '', tonumber(generated))
   if tonumber(bytes) > 0 then text_bytes, text_tokens = text_bytes + bytes, text_tokens + prompt end

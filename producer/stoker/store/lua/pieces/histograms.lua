@@ -1,4 +1,5 @@
 -- Fixed buckets in `histograms`: field <metric>:<class>:<b> counts times up to 2^(b/2) ms; :sum adds up microseconds.
+-- The metric `answer` counts tokens, one as a millisecond.
 -- They and the rates are raised once a call.
 local cells = {}
 local function observe(metric, class, us)

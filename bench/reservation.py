@@ -1,0 +1,92 @@
+"""Full reservation against expected lengths with preemption, on lengths of conversations.
+
+    python bench/reservation.py --trace azure2023_conv.csv --model sim
+    python bench/reservation.py --trace azure2023_conv.csv --model demo --requests 64 --kv-cache-tokens 8192
+
+The trace is a CSV with the columns ContextTokens and GeneratedTokens. Every client asks for `--max-tokens` and gets
+what the trace says, as when a model ends its answers itself. All requests wait from the start; an engine takes them in
+order. Expected are the 80th percentile of the trace's answers (`p80`), or max_tokens (`full`).
+
+Prints tokens of answers a second, by the time that the sim's profile says or by the processor time of a real model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import time
+from collections import deque
+from pathlib import Path
+
+from stoker_workers.engine import Admitted, Engine, Tokens, Work
+from stoker_workers.engines import make_engine
+from stoker_workers.engines import sim as sim_engine
+
+Lengths = tuple[int, int]
+
+
+def run(engine: Engine, lengths: list[Lengths], max_tokens: int, expected: int | None) -> dict[str, float]:
+    """Run all requests through the engine; returns what was counted."""
+    numbers = random.Random(1)
+    slept = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds
+
+    sim_engine.time.sleep = sleep  # type: ignore[assignment]  # the sim's time is counted instead of spent
+    ends = {str(i): answer for i, (_, answer) in enumerate(lengths)}
+    waiting = deque(
+        Work(
+            id=str(i),
+            batch="b",
+            prompt=[numbers.randrange(10, 1000) for _ in range(prompt)],
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            expected=expected,
+        )
+        for i, (prompt, _) in enumerate(lengths)
+    )
+    steps = rows = tokens = 0
+    started = time.process_time()
+    while waiting or engine.resident():
+        while waiting and isinstance(engine.admit(waiting[0]), Admitted):
+            waiting.popleft()
+        rows += len(engine.resident())
+        steps += 1
+        for event in engine.step():
+            if isinstance(event, Tokens):
+                tokens += 1
+                ends[event.id] -= 1
+                if not ends[event.id]:
+                    engine.cancel(event.id)
+    seconds = slept or time.process_time() - started
+    preempted = engine.preemptions  # type: ignore[attr-defined]  # of the engines that preempt
+    return {"tokens/s": tokens / seconds, "rows a step": rows / steps, "steps": steps, "preempted": preempted}
+
+
+def main() -> None:
+    """Print one line for each way to reserve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--model", default="sim", help="sim, demo, or a folder")
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--max-tokens", type=int, default=900)
+    parser.add_argument("--kv-cache-tokens", type=int, default=32_768)
+    options = parser.parse_args()
+    with options.trace.open() as file:
+        lengths = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in csv.DictReader(file)]
+    lengths = [(p, a) for p, a in lengths if a <= options.max_tokens and p + options.max_tokens <= 2048]
+    lengths = random.Random(1).sample(lengths, options.requests)
+    p80 = sorted(answer for _, answer in lengths)[int(0.8 * len(lengths))]
+    for name, expected in (("full", None), ("p80", p80)):
+        engine = make_engine(options.model, device="cpu", kv_cache_tokens=options.kv_cache_tokens)
+        engine.load()
+        figures = run(engine, lengths, options.max_tokens, expected)
+        shown = "  ".join(f"{name} {value:,.1f}" for name, value in figures.items())
+        print(f"{name:5} expects {expected or options.max_tokens:4}: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
