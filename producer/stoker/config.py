@@ -85,6 +85,17 @@ class Config(BaseSettings):
     load_timeout_s: float = Field(600, gt=0, description="limit of loading and warming up a model")
     drain_timeout_s: float = Field(30, ge=0, description="how long a stopping worker may finish what it runs")
 
+    batch_redis_url: str | None = Field(
+        None, description="Redis of RQ, which runs batch files; unset: redis_url. Needed where that is a cluster"
+    )
+    batch_ttl_s: float = Field(7 * 86_400, ge=60, description="how long an ended batch file is remembered")
+    batch_window_s: float = Field(86_400, gt=0, le=30 * 86_400, description="time that a batch file has by default")
+    batch_in_flight: int = Field(4096, ge=1, le=100_000, description="requests that one batch file keeps in flight")
+    batch_line_bytes: int = Field(4 * MIB, ge=1024, le=256 * MIB, description="the longest line of a batch file")
+    batch_store_bytes: int = Field(
+        256 * MIB, ge=MIB, description="bytes that one batch file may take in Redis, with its answers"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not NAME.fullmatch(self.queue):
