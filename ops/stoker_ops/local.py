@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Self, TypeVar, cast
 import structlog
 
 from stoker.command import EXIT_OK, EXIT_USAGE
-from stoker.config import Config
+from stoker.config import Config, environment_of
 from stoker.errors import ConfigError, RedisUnavailable, StokerError
 from stoker.every import every
 from stoker.store import lookups, reads, scripts
@@ -38,7 +38,6 @@ from stoker_ops.settings import (
     StackSettings,
     arguments_of,
     check_model,
-    environment_of,
     short_temp,
     worker_names,
 )

@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from stoker.config import ENV_PREFIX, Config
 from stoker_ops.gpus import engine_kind
 from stoker_workers.card import read_config, weight_files
 from stoker_workers.demo import DEMO
@@ -45,12 +44,6 @@ def check_model(options: EngineOptions) -> None:
         folder = Path(options.model)
         read_config(folder)
         weight_files(folder)
-
-
-def environment_of(config: Config) -> dict[str, str]:
-    """Return the settings as the environment of a process; never as arguments, which everybody can read."""
-    given = config.model_dump(mode="json", include=set(config.model_fields_set), exclude_none=True)
-    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in given.items()}}
 
 
 def arguments_of(options: EngineOptions) -> list[str]:

@@ -139,6 +139,12 @@ def load_config(**overrides: object) -> Config:
     return config
 
 
+def environment_of(config: Config) -> dict[str, str]:
+    """Return the settings as the environment of a process; never as arguments, which everybody can read."""
+    given = config.model_dump(mode="json", include=set(config.model_fields_set), exclude_none=True)
+    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in given.items()}}
+
+
 def check_name(field: str, value: object) -> str:
     """Return `value` when it may stand in a key; raises `InvalidRequest` naming the field otherwise."""
     if not isinstance(value, str) or not NAME.fullmatch(value):

@@ -178,7 +178,16 @@ class Story:
 
     def run(self) -> None:
         """Let all happen."""
-        for step in (self._begin, self._batch, self._succeed, self._stream, self._fail, self._lose, self._crash, self._expire):
+        for step in (
+            self._begin,
+            self._batch,
+            self._succeed,
+            self._stream,
+            self._fail,
+            self._lose,
+            self._crash,
+            self._expire,
+        ):
             step()
             self.look()
         self._end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.batches import LEASE, WINDOW, create, due, end, lease, state, steer
+from protocol.batches import LEASE, WINDOW, create, due, end, lease, steer
 from protocol.rig import Queue, changes
 
 

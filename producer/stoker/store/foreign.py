@@ -1,0 +1,54 @@
+"""A Redis client for a library that speaks Redis itself, and its errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis import exceptions
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from stoker.config import Config
+from stoker.errors import ConfigError, RedisUnavailable
+from stoker.store.connection import checked_url, redact
+
+RETRIES = 20
+LONGEST_PAUSE_S = 1.0
+
+
+def batch_client(config: Config) -> redis.Redis:
+    """Return a client of its own for RQ, which changes the pool it is given; repeats commands while Redis is away.
+
+    RQ may have a command run twice: a job that is queued twice finds the lease taken and ends.
+    """
+    retry = Retry(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=0.05), RETRIES)
+    return redis.Redis.from_url(
+        _url(config), retry=retry, socket_connect_timeout=config.connect_timeout_s, protocol=3, legacy_responses=True
+    )
+
+
+def _url(config: Config) -> str:
+    return checked_url(config.model_copy(update={"redis_url": config.batch_redis_url or config.redis_url}))
+
+
+def check_no_cluster(config: Config, client: redis.Redis) -> None:
+    """Raise `ConfigError` on a Redis that is part of a cluster: RQ's keys cannot lie on one node there."""
+    with translated(config, "look at the Redis of batch files"):
+        info: Any = client.info("cluster")
+    if info.get("cluster_enabled"):
+        raise ConfigError(
+            f"batch files need a Redis that is no cluster, and {redact(_url(config))} is one; "
+            "name another with STOKER_BATCH_REDIS_URL"
+        )
+
+
+@contextmanager
+def translated(config: Config, what: str) -> Iterator[None]:
+    """Raise `RedisUnavailable` for errors of the connection in a block that lets a library use Redis."""
+    try:
+        yield
+    except (exceptions.RedisError, OSError) as error:
+        raise RedisUnavailable(f"{what}: Redis at {redact(_url(config))}: {error}") from error
