@@ -37,7 +37,9 @@ DEMO_READY_S = 180.0
 @click.option("--queue", metavar="NAME", help="The queue; default: STOKER_QUEUE, else 'default'.")
 @guarded
 def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | None, **options: Any) -> None:
-    """Start a stack on this machine: a Redis, a scheduler and workers. Runs until Ctrl-C.
+    """Start a stack on this machine: a Redis, a scheduler, workers, and what runs batch files (with stoker[batch]).
+
+    Runs until Ctrl-C.
 
     The Redis keeps its data in STOKER_STATE (default: ~/.local/state/stoker), and other commands find it there.
     Ctrl-C lets the workers finish what they run; a second one makes them give it back.
@@ -47,6 +49,8 @@ def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | 
                stoker up --model /models/llama
                stoker up --model my_models:Classifier --redis redis://10.0.0.5:6379/0
     """
+    from importlib.util import find_spec
+
     from stoker.command import state_dir
     from stoker.log import configure
     from stoker_ops.settings import StackSettings
@@ -54,7 +58,11 @@ def up(workers: int | None, log_level: str, redis_url: str | None, queue: str | 
     configure(log_level)
     config = _config(redis_url, queue)
     settings = StackSettings(
-        options=_engine(options, click.echo), workers=workers, home=state_dir(config), log_level=log_level
+        options=_engine(options, click.echo),
+        workers=workers,
+        home=state_dir(config),
+        log_level=log_level,
+        batch=find_spec("rq") is not None,
     )
     _run(lambda: _up(config, settings))
 

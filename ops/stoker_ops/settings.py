@@ -25,7 +25,8 @@ class StackSettings:
     `workers`: how many; None: one for each GPU that the model can use, else one. `share_gpus`: whether several may use
     one. `home`: the folder of the Redis, kept at the end; None: a private one that is removed. `quiet`: what the
     processes print goes into files, else to standard error. `worker_path`: where workers look for a model's own code,
-    besides the current folder. `ready_timeout_s`: None: as long as a model may take to load, and a little more.
+    besides the current folder. `batch`: whether to run batch files too. `ready_timeout_s`: None: as long as a model may
+    take to load, and a little more.
     """
 
     options: EngineOptions
@@ -36,6 +37,7 @@ class StackSettings:
     log_level: str = "info"
     ready_timeout_s: float | None = None
     worker_path: tuple[str, ...] = ()
+    batch: bool = False
 
 
 def check_model(options: EngineOptions) -> None:

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from stoker.commands import dead, operate, queues, requests, settings
+from stoker.commands import batch, dead, operate, queues, requests, settings
 
 GROUP = "stoker.commands"
 
@@ -47,6 +47,7 @@ def main() -> None:
 
 for _command in (
     *(requests.submit, requests.status, requests.result, requests.cancel),
+    *(batch.batch, batch.batch_worker),
     *(queues.stats, queues.queue, operate.workers, operate.drain, dead.dead, settings.config),
 ):
     main.add_command(_command)

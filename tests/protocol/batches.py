@@ -12,8 +12,10 @@ KEPT = 7 * 86_400
 """How long an ended batch is known, in seconds."""
 
 
-def create(q: Queue, batch_id: str = "b", digest: str = "d", window: int = WINDOW, epoch: int = 0) -> str:
-    return q.store.run(b.create_batch(batch_id, '{"a":1}', digest, window, epoch))
+def create(
+    q: Queue, batch_id: str = "b", digest: str = "d", window: int = WINDOW, epoch: int = 0, round_: int = 0
+) -> str:
+    return q.store.run(b.create_batch(batch_id, '{"a":1}', digest, window, epoch, round_))
 
 
 def lease(q: Queue, nonce: str = "r1", epoch: int = 0, progress: str = "") -> b.Leased:

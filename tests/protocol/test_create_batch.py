@@ -50,9 +50,10 @@ def test_an_ended_batch_is_still_the_same_batch(q: Queue) -> None:
     assert due(q) == []
 
 
-def test_files_that_exist_go_on_from_their_epoch(q: Queue) -> None:
-    create(q, epoch=7)
-    assert lease(q).epoch == 8
+def test_files_that_exist_go_on_from_their_epoch_and_round(q: Queue) -> None:
+    create(q, epoch=7, round_=2)
+    leased = lease(q)
+    assert (leased.epoch, leased.round) == (8, 2)
 
 
 def test_there_is_room_for_so_many(q: Queue) -> None:

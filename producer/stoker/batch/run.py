@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -70,6 +71,9 @@ def run_batch(config: Config, batch_id: str, stop: Event) -> str:
             lease.end("failed", str(error))
             return "failed"
         lease.end(state)
+        if state == "completed" and not run.failed:
+            # Nothing is left to retry. Only now: a run that died before this would begin from nothing.
+            shutil.rmtree(spec.parts, ignore_errors=True)
         return state
     except LeaseLost:
         log.warning("batch lost to another run", batch=batch_id)
@@ -103,7 +107,7 @@ class Run:
         self._tally = Tally.from_dict(self._began.tally)
         self._ledger = Ledger(self._began.number, self._began.offset, numbers(self._began.done))
         self._writer = parts.Writer(self._files, lease.epoch, self._began)
-        self._retried = Retried.of(self._files, number) if number else None
+        self._retried = Retried.of(self._files, self._began.round) if self._began.round else None
         self._exhausted = False
         self._committed_at = self._looked_at = time.monotonic()
         self._ended_before = self._tally.succeeded + self._tally.failed
@@ -113,6 +117,11 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self._opened.close()
+
+    @property
+    def failed(self) -> int:
+        """How many lines have an error."""
+        return self._tally.failed
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
@@ -125,7 +134,7 @@ class Run:
                 return Checkpoint(round=number, total=count_lines(file), input=stat)
         if last.input != stat:
             raise StokerError(f"{self._spec.source} was changed since the batch began; its lines cannot be told apart")
-        if last.round == number:
+        if last.round >= number:
             return last
         if not last.finished:
             raise StokerError(f"the files of round {last.round} are not whole, so that it cannot be retried")

@@ -51,9 +51,9 @@ class BatchRecord:
 # --- calls ------------------------------------------------------------------------------------------------------------
 
 
-def create_batch(batch_id: str, spec: str, digest: str, window_us: int, epoch: int) -> Call[str]:
-    """Call that accepts a batch; gives CREATED, SAME, CONFLICT or FULL."""
-    return Call("create_batch", (batch_id, spec, digest, window_us, epoch), _word)
+def create_batch(batch_id: str, spec: str, digest: str, window_us: int, epoch: int = 0, round_: int = 0) -> Call[str]:
+    """Call that accepts a batch, at the epoch and round of the files it has; gives CREATED, SAME, CONFLICT or FULL."""
+    return Call("create_batch", (batch_id, spec, digest, window_us, epoch, round_), _word)
 
 
 @dataclass(frozen=True, slots=True)
