@@ -194,15 +194,16 @@ def one(bench: Bench, client: Client, lines: int, kills: int) -> float:
     # Fewer at a time make it last long enough for all kills.
     most = MOST_BESIDE_KILLS if kills else None
     handle = client.batches.create(source, output=bench.folder / f"{lines}.out.jsonl", max_in_flight=most)
-    left = kills
+    left = [KINDS[i % len(KINDS)] for i in range(kills)]
+    random.shuffle(left)
     while not (status := handle_status(handle)).over:
         bench.look()
-        if left and status.done and bench.kill(random.choice(KINDS), handle):
-            left -= 1
+        if left and status.done and bench.kill(left[-1], handle):
+            left.pop()
         time.sleep(random.uniform(0.05, 0.5) if left else 0.1)
     assert status.state == "completed", status
     took = time.monotonic() - began
-    assert left == 0 or not kills, f"{left} kills were not made; take more lines"
+    assert not left, f"{len(left)} kills were not made; take more lines"
     check(lines, Path(status.output))
     return lines / took
 

@@ -42,7 +42,7 @@ def prepare(
 
     Raises `InvalidRequest` naming the field or the file; nothing is overwritten.
     """
-    name = check_batch_id(batch_id or new_batch_id())
+    name = check_batch_id(new_batch_id() if batch_id is None else batch_id)
     _check(priority, max_in_flight)
     checked = check_defaults(defaults or {})
     if isinstance(source, str | os.PathLike):

@@ -79,7 +79,7 @@ def _watch(parent: int) -> None:
 
 def work(config: Config) -> None:
     """Work until told to end. Raises `RedisUnavailable`."""
-    client = batch_client(config)
+    client = batch_client(config, patient=True)
     with translated(config, "work on batch files"):
         worker = BatchWorker(
             # One queue a process: with several RQ pops a job before it is noted anywhere.

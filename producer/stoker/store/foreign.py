@@ -19,12 +19,13 @@ RETRIES = 20
 LONGEST_PAUSE_S = 1.0
 
 
-def batch_client(config: Config) -> redis.Redis:
-    """Return a client of its own for RQ, which changes the pool it is given; repeats commands while Redis is away.
+def batch_client(config: Config, *, patient: bool = False) -> redis.Redis:
+    """Return a client of its own for RQ, which changes the pool it is given.
 
+    A `patient` one repeats commands for some 15 s while Redis is away, so that RQ's worker does not end over it. Then
     RQ may have a command run twice: a job that is queued twice finds the lease taken and ends.
     """
-    retry = Retry(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=0.05), RETRIES)
+    retry = Retry(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=0.05), RETRIES if patient else 0)
     return redis.Redis.from_url(
         _url(config), retry=retry, socket_connect_timeout=config.connect_timeout_s, protocol=3, legacy_responses=True
     )
