@@ -7,6 +7,7 @@ file, a prompt. Answers and errors are OpenAI's: `{id, custom_id, response, erro
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ CHAT_TOKENS = 1024
 """The most tokens of a conversation's answer where nothing says how many; OpenAI's default is no limit."""
 
 COMPLETION_TOKENS = 16
+TOO_LONG = re.compile(r"max_tokens must (be at most|fit)")
+"""What client and workers say of a prompt that does not fit the model with its answer."""
+
 TEMPLATE_TOKENS = 64
 """Room for what a chat template puts around the messages."""
 
@@ -219,7 +223,7 @@ def code_of(error: StokerError) -> str:
     if isinstance(error, UnsupportedParameter):
         return "model_not_found" if error.field == "model" else "unsupported_parameter"
     if isinstance(error, InvalidRequest):
-        return "context_length_exceeded" if "context" in error.limit else "invalid_request"
+        return "context_length_exceeded" if TOO_LONG.search(error.limit) else "invalid_request"
     return "request_expired" if isinstance(error, RequestExpired) else "request_failed"
 
 
