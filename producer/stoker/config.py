@@ -92,9 +92,6 @@ class Config(BaseSettings):
     batch_window_s: float = Field(86_400, gt=0, le=30 * 86_400, description="time that a batch file has by default")
     batch_in_flight: int = Field(4096, ge=1, le=100_000, description="requests that one batch file keeps in flight")
     batch_line_bytes: int = Field(4 * MIB, ge=1024, le=256 * MIB, description="the longest line of a batch file")
-    batch_store_bytes: int = Field(
-        256 * MIB, ge=MIB, description="bytes that one batch file may take in Redis, with its answers"
-    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -8,7 +8,7 @@ A worker drives an engine from one thread: `load`, `warm_up`, then `admit` and `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Mode = Literal["continuous", "padded"]
@@ -20,7 +20,8 @@ class ModelCard:
     """What a queue must know of its model: the first worker's card is the queue's.
 
     `identity` is a hash over everything that changes answers (config, weights index, tokenizer, dtype).
-    `context` bounds prompt + max_tokens, `vocabulary` the token ids; 0 means: no such bound.
+    `context` bounds prompt + max_tokens, `vocabulary` the token ids; 0 means: no such bound. `sampling`: what the model
+    itself suggests for temperature, top_p and top_k.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ModelCard:
     vocabulary: int
     context: int
     mode: Mode
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stoker.batch.format import Kind
 from stoker.errors import InvalidRequest, StokerError
@@ -24,7 +24,7 @@ FILE_DEFAULTS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """One batch. `input`, `output`, `errors`: absolute paths; with `files` = redis they are names of files kept there.
+    """One batch. `input`, `output`, `errors`: absolute paths, on a disk that its batch workers see too.
 
     `source` is what messages call the input. `defaults` stand for what a line leaves out.
     """
@@ -39,7 +39,6 @@ class Spec:
     max_in_flight: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     any_model: bool = False
-    files: Literal["folder", "redis"] = "folder"
 
     @property
     def parts(self) -> Path:
