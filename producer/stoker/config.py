@@ -88,6 +88,9 @@ class Config(BaseSettings):
     batch_redis_url: str | None = Field(
         None, description="Redis of RQ, which runs batch files; unset: redis_url. Needed where that is a cluster"
     )
+    batch_root: Path | None = Field(
+        None, description="the folder in which batch workers read and write files, and nowhere else; unset: anywhere"
+    )
     batch_ttl_s: float = Field(7 * 86_400, ge=60, description="how long an ended batch file is remembered")
     batch_window_s: float = Field(86_400, gt=0, le=30 * 86_400, description="time that a batch file has by default")
     batch_in_flight: int = Field(4096, ge=1, le=100_000, description="requests that one batch file keeps in flight")

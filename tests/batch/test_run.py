@@ -378,6 +378,16 @@ def test_a_changed_input_fails_the_batch(bench: Bench, fleet: Fleet) -> None:
     fleet.release()
 
 
+def test_files_outside_the_folder_that_is_allowed_are_not_touched(bench: Bench, fleet: Fleet) -> None:
+    batch = bench.submit("a")
+    bench.config = bench.config.model_copy(update={"batch_root": bench.folder / "allowed"})
+    assert bench.run(batch) == "failed"
+    assert "batch_root" in batch.status().why
+    bench.config = bench.config.model_copy(update={"batch_root": bench.folder})
+    batch.resume()
+    assert bench.run(batch) == "completed"
+
+
 def test_a_missing_input_fails_the_batch(bench: Bench, fleet: Fleet) -> None:
     batch = bench.submit("a")
     (bench.folder / "in.jsonl").unlink()

@@ -6,6 +6,7 @@ import pytest
 
 from protocol.batches import KEPT, LEASE, WINDOW, create, due, end, lease, state, steer
 from protocol.rig import GONE, Queue, changes
+from stoker.store.batches import end_batch
 
 
 def held(q: Queue) -> None:
@@ -33,6 +34,13 @@ def test_an_ended_batch_is_kept_for_a_while(q: Queue, ended: str) -> None:
         "lapses": GONE,
         "ttl": {"batch:b": KEPT},
     }
+
+
+def test_without_progress_what_the_run_said_before_stays(q: Queue) -> None:
+    held(q)
+    lease(q, epoch=1, progress='{"done":3}')
+    q.store.run(end_batch("b", "r1", "failed", "", "why"))
+    assert q.dump()["batch:b"]["progress"] == '{"done":3}'
 
 
 def test_ending_again_changes_nothing(q: Queue) -> None:

@@ -8,8 +8,9 @@ import threading
 import structlog
 
 from stoker.batch.run import run_batch
-from stoker.batch.spec import Spec, check_batch_id
-from stoker.config import load_config
+from stoker.batch.spec import Spec, check_batch_id, check_places
+from stoker.config import Config, load_config
+from stoker.errors import ConfigError
 from stoker.store import batches
 from stoker.store.connection import Store
 
@@ -38,18 +39,24 @@ def sweep() -> int:
         removed = 0
         for start in range(0, len(ids), config.group):
             records = store.read_patiently(batches.records(store.keys, ids[start : start + config.group]))
-            removed += sum(_removed(record, config.batch_ttl_s) for record in records if record)
+            removed += sum(_removed(record, config) for record in records if record)
     finally:
         store.close()
     return removed
 
 
-def _removed(record: batches.BatchRecord, kept_s: float) -> bool:
+def _removed(record: batches.BatchRecord, config: Config) -> bool:
     """Remove a batch's folder in the last hour of its record (or half of its time), so that no slot misses it."""
+    kept_s = config.batch_ttl_s
     last_s = min(3600.0, kept_s / 2)
     if not record.over or (record.now_us - record.ended_us) / 1e6 < kept_s - last_s:
         return False
-    folder = Spec.from_dict(record.spec).parts
+    spec = Spec.from_dict(record.spec)
+    try:
+        check_places(spec, config)
+    except ConfigError:
+        return False
+    folder = spec.parts
     if not folder.is_dir():
         return False
     shutil.rmtree(folder, ignore_errors=True)

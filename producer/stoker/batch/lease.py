@@ -91,7 +91,7 @@ class Lease:
     def end(self, state: str, why: str = "") -> None:
         """Give the lease up; the batch is `state` now. Raises `LeaseLost`, and `RedisUnavailable`."""
         self.close()
-        word = self._store.run_patiently(end_batch(self._batch_id, self._nonce, state, self._progress or "{}", why))
+        word = self._store.run_patiently(end_batch(self._batch_id, self._nonce, state, self._progress, why))
         if word != "OK":
             self._lost = True
             self.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rq import Queue
 from rq.exceptions import DuplicateJobError
@@ -15,10 +15,7 @@ from rq.serializers import JSONSerializer
 from stoker.batch import jobs
 from stoker.config import Config
 from stoker.errors import StokerError
-from stoker.store.foreign import batch_client, check_no_cluster, translated
-
-if TYPE_CHECKING:
-    from redis import Redis
+from stoker.store.foreign import ForeignClient, batch_client, check_no_cluster, translated
 
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 86_400
@@ -65,7 +62,7 @@ def queue_name(config: Config) -> str:
     return f"stoker-batch-{config.queue}"
 
 
-def make_queue(config: Config, client: Redis) -> Queue:
+def make_queue(config: Config, client: ForeignClient) -> Queue:
     """Return the RQ queue."""
     return Queue(queue_name(config), connection=client, job_class=BatchJob, serializer=JSONSerializer)
 

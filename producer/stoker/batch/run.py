@@ -26,7 +26,7 @@ from stoker.batch.ledger import Ledger, numbers
 from stoker.batch.retried import Retried
 from stoker.batch.seen import SeenIds
 from stoker.batch.source import check_input, count_lines, lines
-from stoker.batch.spec import Spec
+from stoker.batch.spec import Spec, check_places
 from stoker.config import Config
 from stoker.errors import InvalidRequest, RedisUnavailable, RequestExpired, StokerError
 from stoker.request import InferenceResponse, RequestPriority
@@ -100,6 +100,7 @@ class Run:
         self._opened = ExitStack()
         self._files = Folder(spec.parts)
         self._opened.callback(self._files.close)
+        check_places(spec, config)
         self._link = Link(config)
         self._opened.callback(self._link.close)
         self._flight = Flight(self._link, spec.max_in_flight or config.batch_in_flight)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from stoker.batch.format import Kind
-from stoker.errors import InvalidRequest, StokerError
+from stoker.config import Config
+from stoker.errors import ConfigError, InvalidRequest, StokerError
 from stoker.request import RequestPriority
 
 BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -62,6 +63,14 @@ class Spec:
     def digest(self) -> str:
         """What tells this batch from another one of the same id."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=12).hexdigest()
+
+
+def check_places(spec: Spec, config: Config) -> None:
+    """Raise `ConfigError` for files outside `batch_root`: whoever can write to Redis names a batch's files."""
+    root = config.batch_root
+    for place in (spec.input, spec.output, spec.errors):
+        if root is not None and not Path(place).resolve().is_relative_to(root.resolve()):
+            raise ConfigError(f"batch_root: this batch worker uses files in {root} alone, got {place!r}")
 
 
 def check_batch_id(value: object) -> str:

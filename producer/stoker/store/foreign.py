@@ -15,6 +15,9 @@ from stoker.config import Config
 from stoker.errors import ConfigError, RedisUnavailable
 from stoker.store.connection import checked_url, redact
 
+ForeignClient = redis.Redis
+"""The client that a library is given; named here, for nothing outside the store imports redis."""
+
 RETRIES = 20
 LONGEST_PAUSE_S = 1.0
 
