@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from batch.conftest import Bench, framed, text_of
+from batch.conftest import Bench, Outcome, framed, text_of
 from helpers import wait_until
 from sdk.fleet import Fleet, Running
-from stoker.batch import lease, parts
+from stoker.batch import flight, lease, parts
 from stoker.batch import run as runs
 from stoker.batch.files import Folder
 from stoker.batch.run import run_batch
@@ -121,6 +121,17 @@ def test_the_queue_never_holds_more_than_the_batch_may_have_in_flight(bench: Ben
     assert len(bench.answers()) == 300
 
 
+def test_long_lines_are_taken_by_their_bytes(bench: Bench, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flight, "MOST_BYTES", 50_000)
+    fleet.open.clear()
+    outcome = bench.start(bench.submit(*(framed(f"c{i}", "x" * 9_000) for i in range(60))))
+    wait_until(lambda: fleet.most_waiting, 10)
+    fleet.open.set()
+    assert outcome.result() == "completed"
+    assert fleet.most_waiting <= 6
+    assert len(bench.answers()) == 60
+
+
 def test_a_full_queue_is_waited_out(bench: Bench, fleet: Fleet) -> None:
     bench.config = bench.config.model_copy(update={"max_waiting": 8})
     assert bench.run(bench.submit(*(framed(f"c{i}") for i in range(200)))) == "completed"
@@ -145,6 +156,17 @@ def running(bench: Bench, fleet: Fleet, held: int = 3, **options: Any) -> tuple[
     outcome = bench.start(batch)
     wait_until(lambda: len(fleet.held) == held and batch.status().succeeded >= 2, 15, what="lines are held")
     return batch, outcome
+
+
+def release_until_done(fleet: Fleet, outcome: Outcome) -> None:
+    """Let all that the worker holds finish, whenever it came to hold it."""
+
+    def released() -> bool:
+        for row in fleet.held:
+            row.do = ""
+        return outcome.done.is_set()
+
+    wait_until(released, 30, what="the batch is run to its end")
 
 
 def test_cancelling_keeps_what_is_done_and_gives_every_other_line_an_error(bench: Bench, fleet: Fleet) -> None:
@@ -254,7 +276,7 @@ def test_a_cancelled_batch_can_be_retried_to_its_end(bench: Bench, fleet: Fleet)
     wait_until(lambda: not fleet.held, 5)
     batch.retry()
     again = bench.start(batch)
-    fleet.release()
+    release_until_done(fleet, again)
     assert again.result() == "completed"
     assert len(bench.answers()) == 206
 
@@ -417,14 +439,7 @@ def test_a_redis_that_forgot_the_batch_gets_it_back_from_its_files(bench: Bench,
         batch.resume()
     assert bench.client.batches.adopt(bench.folder / "out.jsonl").id == "b"
     again = bench.start(batch)
-
-    def released() -> bool:
-        # Also those of before, which the worker still holds.
-        for row in fleet.held:
-            row.do = ""
-        return again.done.is_set()
-
-    wait_until(released, 30, what="the batch is run to its end")
+    release_until_done(fleet, again)
     assert again.result() == "completed"
     assert len(bench.answers()) == 206
 

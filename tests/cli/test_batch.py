@@ -194,6 +194,12 @@ def test_an_estimate_reads_the_file_and_sends_nothing(cli: Cli, folder: Path, co
     assert json.loads(cli("batch", "estimate", "in.jsonl", "--json").stdout)["lines"] == 5
 
 
+def test_a_batch_worker_without_rq_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = cli("batch-worker")
+    assert (done.exit_code, "stoker[batch]" in done.stderr) == (2, True)
+
+
 def test_redis_that_is_away_exits_3(cli: Cli, folder: Path) -> None:
     write(folder / "in.jsonl", GOOD)
     done = cli("batch", "list", url="redis://127.0.0.1:1/0", STOKER_RETRY_TIMEOUT_S="0.1")

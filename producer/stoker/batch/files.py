@@ -65,8 +65,11 @@ class Folder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = self._open[name] = (self.path / name).open("ab", buffering=0)
         view = memoryview(data)
-        while view:
-            view = view[file.write(view) or 0 :]
+        try:
+            while view:
+                view = view[file.write(view) or 0 :]
+        except OSError as error:  # which does not say of which file
+            raise OSError(error.errno, error.strerror, str(self.path / name)) from error
         self._dirty.add(name)
 
     def sync(self) -> None:

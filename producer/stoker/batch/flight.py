@@ -27,6 +27,9 @@ ROWS = 2
 """Requests in flight for each row that the workers have, at least."""
 
 LEAST = 64
+MOST_BYTES = 64 << 20
+"""About the most bytes of lines in flight: requests may be long, and a run's memory is bounded."""
+
 AWAY_S = 0.5
 MOST_LOSSES = 5
 
@@ -50,14 +53,22 @@ class Flight:
         self._losses: dict[int, int] = {}
         self._paused_until = 0.0
         self._cancelled = False
+        self._bytes = 0
 
     def __len__(self) -> int:
         """How many were taken and have not ended."""
         return len(self._unsent) + len(self._flying)
 
     @property
+    def room_bytes(self) -> int:
+        """How many bytes of lines to take now."""
+        return max(0, MOST_BYTES - self._bytes)
+
+    @property
     def room(self) -> int:
         """How many to take now: a group when there is room for one."""
+        if not self.room_bytes:
+            return 0
         room = self._limit - len(self)
         group = min(self._link.state.config.group, max(1, self._limit // 4))
         return group if room >= group else 0
@@ -68,7 +79,13 @@ class Flight:
 
     def take(self, entries: Iterable[Entry]) -> None:
         """Take lines, to be sent."""
-        self._unsent.extend(entries)
+        for entry in entries:
+            self._unsent.append(entry)
+            self._bytes += entry.size
+
+    def _left(self, entry: Entry) -> Entry:
+        self._bytes -= entry.size
+        return entry
 
     def send(self) -> Iterator[tuple[Entry, StokerError]]:
         """Send what waits, while there is room in the queue; gives what can never be sent."""
@@ -88,7 +105,7 @@ class Flight:
                     self._paused_until = time.monotonic() + pause
                     again.append(entry)
                 else:
-                    yield entry, outcome
+                    yield self._left(entry), outcome
             self._unsent.extendleft(reversed(again))
 
     def _watch(self, entry: Entry, pending: Pending) -> None:
@@ -113,7 +130,7 @@ class Flight:
                 continue
             del self._flying[number]
             if not self._lost(entry, pending.response):
-                yield entry, pending.response
+                yield self._left(entry), pending.response
 
     def _lost(self, entry: Entry, response: InferenceResponse) -> bool:
         """Whether Redis forgot the request, so that it is sent again; a few times, for it may be too much for it."""
@@ -131,7 +148,7 @@ class Flight:
         """
         self._cancelled = True
         while self._unsent:
-            yield self._unsent.popleft()
+            yield self._left(self._unsent.popleft())
         away = False
         for number, (entry, pending) in list(self._flying.items()):
             if pending.response is not None:
@@ -142,9 +159,9 @@ class Flight:
                 gone = away = True
             if gone:
                 del self._flying[number]
-                yield entry
+                yield self._left(entry)
 
     def abandon(self) -> Iterator[Entry]:
         """Give what has not ended, and wait for it no longer."""
         while self._flying:
-            yield self._flying.popitem()[1][0]
+            yield self._left(self._flying.popitem()[1][0])

@@ -47,12 +47,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line that can be sent."""
+    """A line that can be sent; `size` is its length in bytes."""
 
     number: int
     custom_id: str
     url: str
     request: InferenceRequest
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class Parser:
                 value = _object(text)
                 custom_id = _custom_id(value, number)
                 url, fields = self._fields(value)
-            return Entry(number, custom_id, url, self._request(number, fields, timeout))
+            return Entry(number, custom_id, url, self._request(number, fields, timeout), len(line))
         except UnicodeDecodeError as error:
             return self.problem(number, None, "invalid_utf8", f"not valid UTF-8 at byte {error.start + 1}")
         except _Bad as error:

@@ -260,10 +260,10 @@ class Run:
     def _take_lines(self) -> None:
         room = self._flight.room
         if room and self._ledger.span < SPAN:
-            self._flight.take(self._entries(room))
+            self._flight.take(self._entries(room, self._flight.room_bytes))
 
-    def _entries(self, most: int) -> Iterator[Entry]:
-        """Give at most so many lines that can be sent; those that cannot are errors at once."""
+    def _entries(self, most: int, most_bytes: int) -> Iterator[Entry]:
+        """Give at most about so many lines and bytes that can be sent; lines that cannot are errors at once."""
         timeout = max(0.001, min(self._lease.left_s, float(self._config.max_age_s)))
         for line in self._lines:
             if not self._ledger.read(line.number, line.offset, line.size):
@@ -275,9 +275,10 @@ class Run:
             if isinstance(parsed, Entry):
                 yield parsed
                 most -= 1
+                most_bytes -= parsed.size
             else:
                 self._error(parsed)
-            if not most or self._ledger.span >= SPAN:
+            if most <= 0 or most_bytes <= 0 or self._ledger.span >= SPAN:
                 return
         self._exhausted = True
 
@@ -330,7 +331,7 @@ class Run:
         for entry in self._flight.abandon():
             self._fail(entry, code, WORDS[code])
         while not self._exhausted:
-            for entry in self._entries(self._config.group):
+            for entry in self._entries(self._config.group, COMMIT_BYTES):
                 self._fail(entry, code, WORDS[code])
             if self._writer.buffered >= COMMIT_BYTES or time.monotonic() - self._committed_at >= COMMIT_S:
                 self._commit()
