@@ -18,15 +18,20 @@ HEARTBEAT_MS = 200
 
 
 class Stack:
-    """Starts and ends the processes of a stack; `beats(n)` is n heartbeats in seconds."""
+    """Starts and ends the processes of a stack; `beats(n)` is n heartbeats in seconds.
 
-    def __init__(self, url: str, logs: Path) -> None:
+    The tests look at Redis by `server_url` where the stack's own URL names Sentinels.
+    """
+
+    def __init__(self, url: str, logs: Path, server_url: str | None = None) -> None:
         self.url = url
         self.config = Config(redis_url=url, heartbeat_ms=HEARTBEAT_MS, events=True)
         self.keys = Keys(self.config.queue)
-        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.redis = redis.Redis.from_url(server_url or url, decode_responses=True)
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment: dict[str, str] = {}
+        """More settings for the processes that are started from here on."""
 
     def beats(self, n: float) -> float:
         return n * HEARTBEAT_MS / 1000
@@ -84,12 +89,16 @@ class Stack:
         self.redis.close()
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        environment = os.environ | {
-            "STOKER_REDIS_URL": self.url,
-            "STOKER_HEARTBEAT_MS": str(HEARTBEAT_MS),
-            "STOKER_EVENTS": "1",
-            "PYTHONPATH": str(Path(__file__).parent / "stack" / "models"),
-        }
+        environment = (
+            os.environ
+            | {
+                "STOKER_REDIS_URL": self.url,
+                "STOKER_HEARTBEAT_MS": str(HEARTBEAT_MS),
+                "STOKER_EVENTS": "1",
+                "PYTHONPATH": str(Path(__file__).parent / "stack" / "models"),
+            }
+            | self.environment
+        )
         with (self._logs / f"{name}.log").open("ab") as log:
             command = [sys.executable, "-c", "from stoker.cli import main; main()", *arguments]
             self._processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

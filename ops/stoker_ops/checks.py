@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stoker.store.codec import class_windows_us
-from stoker.store.records import SUSPECT, WorkerRecord
-from stoker_ops.facts import Facts, Oldest
+from stoker.store.records import SUSPECT, Waiting, WorkerRecord
+from stoker_ops.facts import Facts
 from stoker_scheduler.batcher import Room
 from stoker_scheduler.queue import charged_cost, could_hold, largest_capacity
 
@@ -221,36 +221,38 @@ def waiting(facts: Facts) -> Verdict:
     words = (
         f"{oldest.number:,} wait; the oldest is {oldest.request.id} ({oldest.request.lane}), {oldest.waited_s:.1f} s"
     )
+    verdict = why_waiting(facts, oldest.request, oldest.waited_s)
+    return replace(verdict, what=f"{words}: {verdict.what}")
+
+
+def why_waiting(facts: Facts, request: Waiting, waited_s: float) -> Verdict:
+    """Return why a request is not on a worker, and what can be done about it where that does not pass by itself."""
     live = [worker for worker in facts.workers if worker.state == "live" and not _silent(worker, facts)]
     able = [worker for worker in live if worker.available]
     if facts.leader is None:
-        return Finding(f"{words}: no scheduler leads", "start one: stoker scheduler")
+        return Finding("no scheduler leads", "start one: stoker scheduler")
     if not live:
-        return Finding(f"{words}: there are no workers", "start one: stoker worker")
+        return Finding("there are no workers", "start one: stoker worker")
     if not able:
-        return Finding(f"{words}: all workers are drained or stopping", "start one, or: stoker drain NAME --undo")
+        return Finding("all workers are drained or stopping", "start one, or: stoker drain NAME --undo")
     largest = largest_capacity(live) or 0
-    if not could_hold(oldest.request, largest):
+    if not could_hold(request, largest):
         return Finding(
-            f"{words}: it needs {oldest.request.cost:,} tokens, and the largest worker holds {largest:,}",
-            f"start a larger worker (--kv-cache-tokens), or: stoker cancel {oldest.request.id}",
+            f"it needs {request.cost:,} tokens, and the largest worker holds {largest:,}",
+            f"start a larger worker (--kv-cache-tokens), or: stoker cancel {request.id}",
         )
-    return _waits_for_room(facts, oldest, words, able, largest)
-
-
-def _waits_for_room(facts: Facts, oldest: Oldest, words: str, able: list[WorkerRecord], largest: int) -> Verdict:
-    roomy = [worker.worker for worker in able if _has_room(worker, oldest, largest, facts.quarantine)]
-    if roomy and oldest.waited_s > HANDED_OVER_S:
+    roomy = [worker.worker for worker in able if _has_room(worker, request, largest, facts.quarantine)]
+    if roomy and waited_s > HANDED_OVER_S:
         return Finding(
-            f"{words}: it is not handed over, though {_some(roomy)} has room",
+            f"it is not handed over, though {_some(roomy)} has room",
             "look at the scheduler's log: the worker's circuit may be open after faults (stoker workers counts them)",
         )
     if roomy:
-        return Fine(f"{words}: about to be handed over")
-    patience_s = max(class_windows_us(facts.config).get(oldest.request.lane, 0) / 1e6, PATIENCE_S)
-    if oldest.waited_s > patience_s:
-        return Finding(f"{words}: no worker has had room for it", "the queue gets more than it can do: add workers")
-    return Fine(f"{words}: until a worker has room")
+        return Fine("about to be handed over")
+    patience_s = max(class_windows_us(facts.config).get(request.lane, 0) / 1e6, PATIENCE_S)
+    if waited_s > patience_s:
+        return Finding("no worker has had room for it", "the queue gets more than it can do: add workers")
+    return Fine("until a worker has room")
 
 
 def torch(facts: Facts) -> Verdict:
@@ -298,12 +300,12 @@ def _silent(worker: WorkerRecord, facts: Facts) -> bool:
     return worker.beat_age_us > SILENT_BEATS * (facts.heartbeat_us or facts.config.heartbeat_ms * 1000)
 
 
-def _has_room(worker: WorkerRecord, oldest: Oldest, largest: int, quarantine: str | None) -> bool:
-    """Return whether dispatch would hand the oldest request to this worker now."""
-    if oldest.request.lane == SUSPECT:
+def _has_room(worker: WorkerRecord, request: Waiting, largest: int, quarantine: str | None) -> bool:
+    """Return whether dispatch would hand the request to this worker now."""
+    if request.lane == SUSPECT:
         return worker.held_rows == 0 and quarantine in (None, worker.inc)
     room = Room.of(worker, share=worker.rows, largest=largest)
-    return worker.inc != quarantine and room.opens_to(charged_cost(oldest.request, largest))
+    return worker.inc != quarantine and room.opens_to(charged_cost(request, largest))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

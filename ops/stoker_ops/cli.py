@@ -11,6 +11,7 @@ import click
 
 from stoker.command import EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, fail, guarded
 from stoker_ops.doctor import doctor
+from stoker_ops.explain import explain
 from stoker_workers.cli import engine_options
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _engine(options: dict[str, Any], tell: Callable[[str], object]) -> EngineOpt
 
 
 def _ready_line(stack: LocalStack, settings: StackSettings) -> str:
-    from stoker.store.connection import redact
+    from stoker.store.address import redact
 
     config = stack.config
     url = redact(config.redis_url or "")
@@ -174,4 +175,4 @@ def _ready_line(stack: LocalStack, settings: StackSettings) -> str:
     return f'ready at {url}: {names} serve {settings.options.model}. Try: {" ".join(words)} "The with statement"'
 
 
-commands: list[click.Command] = [up, demo, doctor]
+commands: list[click.Command] = [up, demo, doctor, explain]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from stoker._outstanding import Pending
 from stoker.config import Config, check_name, load_config
 from stoker.errors import RedisUnavailable
-from stoker.store.connection import checked_url
+from stoker.store.address import checked_url
 
 SWEEP_S = 1.0
 """How long a lost wake-up goes unnoticed."""

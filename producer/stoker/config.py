@@ -34,7 +34,7 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
     redis_url: str | None = Field(
-        None, description="redis://, rediss:// or unix:// URL; unset: the stack that runs here"
+        None, description="redis://, rediss://, unix:// or redis+sentinel:// URL; unset: the stack that runs here"
     )
     queue: str = Field("default", description="the queue's name, [A-Za-z0-9._~-]{1,128}")
     state: Path | None = Field(None, description="the folder of the local stack; unset: XDG_STATE_HOME/stoker")
@@ -83,6 +83,9 @@ class Config(BaseSettings):
     in_flight: int = Field(4096, ge=1, description="requests that map() keeps in flight")
     flush_ms: int = Field(50, ge=1, description="the interval at which streamed tokens are published")
     load_timeout_s: float = Field(600, gt=0, description="limit of loading and warming up a model")
+    hung_s: float | None = Field(
+        None, gt=0, description="how long a model may stand still; unset: 60 s, without end for a class of your own"
+    )
     drain_timeout_s: float = Field(30, ge=0, description="how long a stopping worker may finish what it runs")
 
     batch_redis_url: str | None = Field(

@@ -8,9 +8,9 @@ import sys
 import structlog
 
 
-def configure(level: str = "info") -> None:
-    """Set up logging of this process from `level` on."""
-    pretty = sys.stderr.isatty()
+def configure(level: str = "info", *, pretty: bool | None = None) -> None:
+    """Set up logging of this process from `level` on; `pretty` is for people, by default where stderr is a terminal."""
+    pretty = sys.stderr.isatty() if pretty is None else pretty
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

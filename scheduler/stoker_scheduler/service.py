@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from dataclasses import replace
 
 import structlog
 
@@ -19,11 +20,12 @@ from stoker.store.reads import QueueView
 from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
 from stoker.store.scripts import FENCED, Call, Dispatched
 from stoker_scheduler.balancer import LoadBalancer
-from stoker_scheduler.batcher import Batch, DynamicBatcher
+from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
 from stoker_scheduler.health import HealthMonitor
 from stoker_scheduler.leader import Leadership
 from stoker_scheduler.metrics import MetricsCollector
-from stoker_scheduler.queue import RequestQueue
+from stoker_scheduler.quarantine import half
+from stoker_scheduler.queue import RequestQueue, largest_capacity
 from stoker_scheduler.round import Round
 
 log = structlog.get_logger()
@@ -47,7 +49,7 @@ class Scheduler:
     2. Sleeps on the bell, or until something is due; then reads the queue in one round trip and acts on it:
     3. takes back what dead workers hold, ends delays and deadlines,
     4. orders what waits (RequestQueue), picks workers (LoadBalancer, HealthMonitor), forms batches (DynamicBatcher);
-    5. runs suspects one at a time on a worker of their own; fails what no worker could ever hold.
+    5. halves sets of suspects on a worker of their own; fails what no worker could ever hold.
     """
 
     def __init__(self, config: Config) -> None:
@@ -222,15 +224,21 @@ class Scheduler:
         return len(took)
 
     async def _dispatch_suspects(self, view: QueueView) -> None:
-        """Run the first suspect alone, on the quarantined worker or the one with the least to finish."""
-        suspects = self._queue.suspects(view.lanes, view.workers).requests
+        """Run half of a set of suspects, on the quarantined worker or the one with the least to finish."""
+        suspects = self._queue.suspects(view.lanes, view.workers).requests[: self._config.group]
         if not suspects:
             return
         able = [worker for worker in view.workers if worker.available and worker.capacity >= suspects[0].cost]
         holder = [worker for worker in able if worker.inc == view.quarantine]
         target = min(holder or able, key=lambda worker: (worker.held_rows, worker.inc), default=None)
-        if target and not (holder and target.held_rows):
-            await self._hand_over(target, Batch((suspects[0],), (suspects[0].cost,)))
+        if target is None or (holder and target.held_rows):
+            return
+        groups = await self._store.read(reads.suspect_groups(self._store.keys, [request.id for request in suspects]))
+        largest = largest_capacity(view.workers)
+        room = Room.of(replace(target, held_rows=0, held_tokens=0), share=len(suspects), largest=largest)
+        batch = half(suspects, groups, room)
+        if batch.requests:
+            await self._hand_over(target, batch)
 
     async def _refuse(self, unholdable: tuple[Waiting, ...], view: QueueView) -> None:
         """Fail what no registered worker could hold, once it has waited long enough for a larger one."""

@@ -151,6 +151,7 @@ class Model:
         self.lives: dict[str, Life] = {}
         self.results: dict[str, Result] = {}
         self.letters: dict[str, bytes] = {}
+        self.obituaries: dict[str, bytes] = {}
         self.dead: dict[str, int] = {}
         self.incs: dict[str, Inc] = {}
         self.void: dict[str, str] = {}
@@ -219,6 +220,7 @@ class Model:
             }
         keys |= {f"result:{request_id}": result.value for request_id, result in self.results.items()}
         keys |= {f"dead:{request_id}": letter for request_id, letter in self.letters.items()}
+        keys |= {f"obituary:{name}": words for name, words in self.obituaries.items()}
         keys |= {f"void:{name}": reason.encode() for name, reason in self.void.items()}
         keys |= {f"reply:{client}": list(wakes) for client, wakes in self.replies.items()}
         keys |= {f"tokens:{name}": list(records) for name, records in self.tokens.items()}
@@ -230,6 +232,7 @@ class Model:
         kind, _, rest = name.partition(":")
         config = self.config
         seconds = {"result": config.result_ttl_s, "reply": config.reply_ttl_s, "void": 3600.0, "bell": BELL_MS / 1000}
+        seconds["obituary"] = seconds["void"]
         if kind == "dead" and rest:
             return int(config.dead_ttl_s * 1000)
         if kind == "tokens":
@@ -240,7 +243,7 @@ class Model:
         """The key reached the end of its life."""
         kind, _, rest = name.partition(":")
         stores: dict[str, Any] = {"result": self.results, "dead": self.letters, "void": self.void}
-        stores |= {"reply": self.replies, "tokens": self.tokens}
+        stores |= {"reply": self.replies, "tokens": self.tokens, "obituary": self.obituaries}
         if kind == "bell":
             self.bell = False
         else:
@@ -290,8 +293,8 @@ class Model:
         assert life.id not in self.results
         self.results[life.id] = Result(state, life.nonce, life.head["digest"], head + body)
         if dead:
-            parts = (self.now, reason, life.attempts, life.failures, life.losses, ";".join(life.history))
-            self.letters[life.id] = text(*parts) + b"|" + life.payload
+            parts = (self.now, reason, life.attempts, life.failures, life.losses, ";".join(life.history), len(body))
+            self.letters[life.id] = text(*parts) + b"|" + body + life.payload
             self.dead[life.id] = self.now
         if life.head["stream"] == "1":
             name = f"{life.id}:{life.nonce}"
@@ -376,7 +379,8 @@ class Model:
         if letter is None:
             return "UNKNOWN"
         self.dead.pop(request_id, None)
-        payload = letter.split(b"|", 6)[6][16:]
+        *_, size, rest = letter.split(b"|", 7)
+        payload = rest[int(size) + 16 :]
         *fields, body = payload.split(b"|", len(FIELDS))
         head = dict(zip(FIELDS, (part.decode() for part in fields), strict=True))
         head |= {"nonce": nonce, "reply": reply, "link": request_id}
@@ -521,7 +525,7 @@ class Model:
             else:
                 verdict = self._blame(inc, lost, life)
         if verdict:
-            self._finish(life, "failed", verdict, inc=inc, dead=True)
+            self._finish(life, "failed", verdict, body=self.obituaries.get(inc, b""), inc=inc, dead=True)
         else:
             self._requeue(life)
 
@@ -783,12 +787,14 @@ class Model:
                 again[member.delivery].add(request_id)
         worker.rung += [(delivery, frozenset(ids)) for delivery, ids in again.items()]
 
-    def report(self, inc: str, cause: str, crash_set: Sequence[str]) -> str:
+    def report(self, inc: str, cause: str, crash_set: Sequence[str], obituary: bytes = b"") -> scripts.Reported:
         worker = self.incs.get(inc)
         if worker and worker.life != "dead":
             worker.life, worker.cause, worker.crashed = "dead", cause, tuple(crash_set)
+            if obituary:
+                self.obituaries[inc] = obituary
             self.bell = True
-        return "OK"
+        return scripts.Reported("OK", bool(self.quarantine and self.quarantine[0] == inc))
 
     def deregister(self, inc: str) -> str:
         worker = self.incs.get(inc)

@@ -393,7 +393,7 @@ class Machine(Compared):
             crash_set = self.dice.some(running, 2) if self.dice.chance(35) else running
         if self.dice.chance(4):
             crash_set = [*crash_set, "r0"]
-        self.do("report", inc, cause, crash_set)
+        self.do("report", inc, cause, crash_set, b"last|words" if self.dice.chance(50) else b"")
 
     @step
     def lose(self) -> None:

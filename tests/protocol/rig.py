@@ -114,7 +114,7 @@ RESULT = [
     "history",
     "size",
 ]
-DEAD = ["time", "reason", "attempts", "failures", "losses", "history"]
+DEAD = ["time", "reason", "attempts", "failures", "losses", "history", "size"]
 
 Value = Any
 Dump = dict[str, Value]
@@ -167,8 +167,8 @@ def result_value(data: bytes) -> dict[str, Value]:
 
 
 def _dead_value(data: bytes) -> dict[str, Value]:
-    head, payload = _headed(DEAD, data)
-    return head | {"payload": payload_value(payload)}
+    head, rest = _headed(DEAD, data)
+    return head | {"body": rest[: head["size"]], "payload": payload_value(rest[head["size"] :])}
 
 
 def _string(name: str, data: bytes) -> Value:
@@ -483,13 +483,13 @@ class Queue:
         """Give back."""
         return self.store.run(s.hand_back(inc, items))
 
-    def report(self, inc: str, cause: str, *crash_set: str) -> str:
+    def report(self, inc: str, cause: str, *crash_set: str, obituary: bytes = b"") -> str:
         """Announce a child's death."""
-        return self.store.run(s.report(inc, cause, crash_set))
+        return self.store.run(s.report(inc, cause, crash_set, obituary)).word
 
-    def lose(self, inc: str, cause: str, *crash_set: str) -> None:
+    def lose(self, inc: str, cause: str, *crash_set: str, obituary: bytes = b"") -> None:
         """Let an incarnation die and take back what it held."""
-        self.report(inc, cause, *crash_set)
+        self.report(inc, cause, *crash_set, obituary=obituary)
         assert self.reclaim(inc) == 0
 
     # --- what should be there

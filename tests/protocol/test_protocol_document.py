@@ -79,7 +79,7 @@ def test_every_key_of_the_python_side_is_listed() -> None:
     plain = [value for name, value in vars(keys).items() if name != "prefix"]
     made = [getattr(keys, name)("x") for name in ("payload", "flight", "result", "dead", "reply", "batch")]
     made += [keys.lane("normal"), keys.lane("suspect"), keys.tokens("x", "n")]
-    made += [getattr(keys, name)(A) for name in ("work", "stream", "void")]
+    made += [getattr(keys, name)(A) for name in ("work", "stream", "void", "obituary")]
     for key in plain + made:
         assert row_of(key.removeprefix(keys.prefix))
 
@@ -256,7 +256,7 @@ class Story:
         for inc in ("a:2-y", B):
             q.start(inc, "c")
             self.look()
-            q.lose(inc, "crash", "c")
+            q.lose(inc, "crash", "c", obituary=b"why")
             self.look()
         assert q.dump()["result:c"]["reason"] == "poison"
 

@@ -357,12 +357,12 @@ def test_two_solo_crashes_convict(q: Queue) -> None:
     q.lose(A, "crash", "a")
     begun = q.now
     q.start(B, "a")
-    q.report(B, "crash", "a")
+    q.report(B, "crash", "a", obituary=b"its|words")
     before = q.before()
     assert q.reclaim(B) == 0
     history = f"{A},crash;{B},crash"
     ended = {"begun": begun, "attempts": 2, "reason": "poison", "inc": B, "history": history}
-    result = q.result("a", "failed", **ended)
+    result = q.result("a", "failed", b"its|words", **ended)
     dead = {"time": q.now, "reason": "poison", "attempts": 2, "failures": 0, "losses": 2, "history": history}
     assert changes(before, q.dump()) == {
         "inc": GONE,
@@ -378,7 +378,7 @@ def test_two_solo_crashes_convict(q: Queue) -> None:
         "result:a": result,
         "reply:c": Added([result]),
         "dead": {"a": q.now},
-        "dead:a": dead | {"payload": q.payload("a")},
+        "dead:a": dead | {"size": 9, "body": b"its|words", "payload": q.payload("a")},
         "counts": {"failed": 1, "failed:t": 1},
         "events": Added(
             [q.event("reclaim", q.token, f"- void {B} dead", "a end failed n-a poison dead")],

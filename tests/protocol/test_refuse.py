@@ -24,7 +24,7 @@ def test_a_refused_request_is_a_dead_letter(q: Queue) -> None:
         "result:a": result,
         "reply:c": Added([result]),
         "dead": {"a": q.now},
-        "dead:a": dead | {"payload": q.payload("a")},
+        "dead:a": dead | {"size": 0, "body": b"", "payload": q.payload("a")},
         "counts": {
             "waiting": GONE,
             "waiting_bytes": GONE,

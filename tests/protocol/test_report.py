@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.rig import BELL_TTL, A, Added, B, Queue, changes
+from protocol.rig import BELL_TTL, VOID_TTL, A, Added, B, Queue, changes
+from stoker.store import scripts
 
 
 def test_a_death_is_noted_with_its_cause_and_crash_set(q: Queue) -> None:
@@ -52,3 +53,18 @@ def test_a_report_after_all_was_taken_back_changes_nothing(q: Queue) -> None:
     before = q.before()
     assert q.report(A, "crash", "a") == "OK"
     assert changes(before, q.dump()) == {}
+
+
+def test_a_death_of_the_quarantines_holder_is_said_to_be_one(q: Queue) -> None:
+    """It was given crash suspects to find out: nothing speaks against the worker itself."""
+    q.redis.set(q.key("quarantine"), f"{A}|1")
+    assert q.store.run(scripts.report(A, "crash", ("a",))).quarantined
+    assert not q.store.run(scripts.report(B, "crash", ())).quarantined
+
+
+def test_an_obituary_is_kept_for_whoever_is_blamed(q: Queue) -> None:
+    before = q.before()
+    q.report(A, "crash", "a", obituary=b"its words")
+    after = changes(before, q.dump())
+    assert after[f"obituary:{A}"] == "its words"
+    assert after["ttl"] == {"bell": BELL_TTL, f"obituary:{A}": VOID_TTL}

@@ -17,7 +17,7 @@ def retry_dead(q: Queue, old: str = "a", new: str = "b", nonce: str = "n-b", rep
 
 def _bury(q: Queue, **request: object) -> None:
     q.submit("a", **request)
-    q.settle(A, settlement("a", q.start(A, "a"), "failure"))
+    q.settle(A, settlement("a", q.start(A, "a"), "failure", body=b"why|not"))
 
 
 def test_the_payload_waits_again_under_a_new_id_linked_to_the_old(q: Queue) -> None:

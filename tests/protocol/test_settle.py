@@ -284,7 +284,7 @@ def test_a_failure_without_a_retry_becomes_a_dead_letter(q: Queue) -> None:
         "result:a": result,
         "reply:c": Added([result]),
         "dead": {"a": q.now},
-        "dead:a": dead | {"payload": q.payload("a")},
+        "dead:a": dead | {"size": 3, "body": b"why", "payload": q.payload("a")},
         "counts": {"failed": 1},
         "rates": {"since": q.now, "settled": 1},
         "events": Added([q.event("settle", A, f"a failure {delivery} 1", "a end failed n-a oom dead")]),

@@ -174,18 +174,6 @@ def calls_so_far(stack: Stack) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): int(value["calls"]) for name, value in stats.items()}
 
 
-@pytest.mark.parametrize("end", ["abort", "exit"])
-def test_a_crash_requeues_the_innocent_and_convicts_the_culprit(stack: Stack, client: Client, end: str) -> None:
-    """Whether a signal or an exit of its own ends the process: only a SIGKILL is nobody's fault."""
-    stack.scheduler()
-    stack.worker("one", model="stack_models:Deadly")
-    jobs = client.submit_many([InferenceRequest(inputs=item) for item in ["a", "b", "c"]])
-    culprit = client.submit(inputs=end)
-    assert [job.result(timeout=60).output for job in jobs] == ["a", "b", "c"]
-    with pytest.raises(RequestFailed, match="poison"):
-        culprit.result(timeout=60)
-
-
 def test_a_model_that_cannot_be_loaded_is_said_and_nothing_is_lost(stack: Stack, client: Client) -> None:
     stack.scheduler()
     worker = stack.worker("worker", model="stack_models:Unloadable", wait=False)

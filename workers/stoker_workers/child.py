@@ -18,6 +18,9 @@ from stoker_workers.messages import Drained, EngineOptions, Loaded, Message, Ref
 
 log = structlog.get_logger()
 
+LAST_LINES = 20
+LAST_BYTES = 1600  # so that they fit a failure's message
+
 
 class Child:
     """The process that runs the model, and the three ways to it: orders in, news out, counters in shared memory."""
@@ -34,6 +37,9 @@ class Child:
         self._news: asyncio.Queue[Message] = asyncio.Queue()
         self._drained = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
+        self._hung = False
+        self._errors: asyncio.Task[None] | None = None
+        self._last_words = b""
 
     @property
     def alive(self) -> bool:
@@ -57,13 +63,15 @@ class Child:
                 str(news_out),
                 str(board),
                 stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 pass_fds=(news_out, board),
             )
         finally:
             os.close(news_out)
         self._reader = asyncio.create_task(self._read(news_in))
+        self._errors = asyncio.create_task(self._pass_on(self._process.stderr))
         await self._send(self._config.model_dump_json().encode() + b"\n")
-        await self._send(self._log_level.encode() + b"\n")
+        await self._send(f"{self._log_level} {'pretty' if sys.stderr.isatty() else 'json'}\n".encode())
         await self.tell(self._options)
 
     async def loaded(self, timeout_s: float, stop: asyncio.Event) -> Loaded | None:
@@ -105,9 +113,25 @@ class Child:
         """Wait until everything is settled or handed back."""
         return await self._drained.wait()
 
+    def kill_hung(self) -> None:
+        """Kill the process because it stands still."""
+        if self._process and self.alive:
+            self._hung = True
+            self._process.kill()
+
     def cause_of_death(self) -> tuple[str, list[str]]:
-        """Return killed (SIGKILL is nobody's fault) or crash, and which requests were in the step in progress."""
-        return "killed" if self.code == -signal.SIGKILL else "crash", self.board.crash_set()
+        """Return hung, killed (a SIGKILL from outside is nobody's fault) or crash, and which requests its step ran."""
+        cause = "hung" if self._hung else "killed" if self.code == -signal.SIGKILL else "crash"
+        return cause, self.board.crash_set()
+
+    async def obituary(self) -> str:
+        """Return how the process ended, and its last words."""
+        if self._errors:
+            # A process of its own that it left behind may hold the pipe open.
+            await asyncio.wait([self._errors], timeout=1)
+        lines = self._last_words.decode(errors="replace").splitlines()[-LAST_LINES:]
+        how = "stood still and was killed" if self._hung else f"ended by {_ending(self.code)}"
+        return "\n".join([f"the engine {how} while this request ran; its last words:", *(lines or ["(none)"])])
 
     async def end(self) -> None:
         """Kill what still runs, and close all ways to it."""
@@ -117,6 +141,9 @@ class Child:
             await self._process.wait()
         if self._reader:
             await self._reader
+        if self._errors:
+            self._errors.cancel()
+            await asyncio.gather(self._errors, return_exceptions=True)
         self.board.close()
 
     async def _send(self, line: bytes) -> None:
@@ -124,6 +151,13 @@ class Child:
             with contextlib.suppress(ConnectionError):
                 self._process.stdin.write(line)
                 await self._process.stdin.drain()
+
+    async def _pass_on(self, errors: asyncio.StreamReader | None) -> None:
+        """Pass the child's stderr on to ours, and keep the end of it."""
+        while errors and (chunk := await errors.read(1 << 16)):
+            sys.stderr.write(chunk.decode(errors="replace"))
+            sys.stderr.flush()
+            self._last_words = (self._last_words + chunk)[-LAST_BYTES:]
 
     async def _read(self, descriptor: int) -> None:
         """Queue the child's news until the pipe ends."""
@@ -138,3 +172,10 @@ class Child:
                 self._drained.set()
             self._news.put_nowait(message)
         transport.close()
+
+
+def _ending(code: int | None) -> str:
+    """Return an exit code in words; negative ones are signals."""
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit code {code}"

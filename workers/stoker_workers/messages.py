@@ -45,6 +45,11 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Nudge:
+    """To the child: show that the loop turns, by raising `progress` on the board."""
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """From the child: the model is loaded and warm."""
 
@@ -76,9 +81,9 @@ class Drained:
     """From the child: nothing is resident, everything is settled or handed back."""
 
 
-Message = Serve | Stop | Drain | Loaded | Refused | Costs | Drained | EngineOptions
+Message = Serve | Stop | Drain | Nudge | Loaded | Refused | Costs | Drained | EngineOptions
 _KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Serve, Stop, Drain, Loaded, Refused, Costs, Drained, EngineOptions)
+    kind.__name__: kind for kind in (Serve, Stop, Drain, Nudge, Loaded, Refused, Costs, Drained, EngineOptions)
 }
 
 

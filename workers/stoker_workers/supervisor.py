@@ -16,18 +16,22 @@ from stoker.config import Config, check_name
 from stoker.errors import ConfigError, ModelMismatch, RedisUnavailable
 from stoker.every import every, pause
 from stoker.store import scripts
+from stoker.store.codec import encode_failure
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.pack import pack, unpack
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
 from stoker_workers.child import Child
+from stoker_workers.engines import CALLABLE, kind_of
 from stoker_workers.messages import (
     Costs,
     Drain,
     EngineOptions,
     Loaded,
+    Nudge,
     Serve,
     Stop,
 )
+from stoker_workers.progress import Progress
 
 log = structlog.get_logger()
 
@@ -58,6 +62,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._hurry = False
         self._failures = 0
+        self._sacrificed = False
         self._error: ConfigError | None = None
 
     def stop(self) -> None:
@@ -87,9 +92,14 @@ class Supervisor:
             raise self._error
 
     def _restart_delay(self, lived_s: float) -> float:
-        """None after a calm life; else 1, 2, 4 .. 60 s: a model that cannot be loaded must not cause a storm."""
+        """None after a calm life; else 1, 2, 4 .. 60 s: a model that cannot be loaded must not cause a storm.
+
+        A child that crash suspects killed counts for nothing: it was given them to find out.
+        """
+        sacrificed, self._sacrificed = self._sacrificed, False
         if lived_s >= CALM_S:
             self._failures = 0
+        if lived_s >= CALM_S or sacrificed:
             return 0.0
         self._failures += 1
         return 0.0 if self._failures == 1 else min(BACKOFF_MAX_S, 2.0 ** (self._failures - 2))
@@ -125,7 +135,9 @@ class Supervisor:
             return
         cause, crash_set = child.cause_of_death()
         log.warning("child died", inc=child.inc, cause=cause, code=child.code, in_step=len(crash_set))
-        await self._until_answered(scripts.report(child.inc, cause, crash_set), patient=True)
+        obituary = encode_failure(await child.obituary())
+        reported = await self._until_answered(scripts.report(child.inc, cause, crash_set, obituary), patient=True)
+        self._sacrificed = bool(reported and reported.quarantined)
 
     async def _register(self, inc: str, number: int, loaded: Loaded) -> str | None:
         card, capacity = loaded.card, loaded.capacity
@@ -188,6 +200,11 @@ class Supervisor:
         return self._stop
 
     @property
+    def own_code(self) -> bool:
+        """Whether the child runs a class of the user's own, whose steps may take any time."""
+        return CALLABLE in (self._options.engine, kind_of(self._options.model))
+
+    @property
     def hurry(self) -> bool:
         """Whether even the grace is over."""
         return self._hurry
@@ -207,11 +224,17 @@ class Life:
         self._costs: dict[tuple[str, str], int] = {}
         self._rate = 0.0
         self._last = child.board.read()
+        self._progress = Progress(
+            limit_s=supervisor.config.hung_s,
+            interval_s=supervisor.config.heartbeat_ms / 1000,
+            own_code=supervisor.own_code,
+        )
 
     async def run(self) -> str:
         """Beat until the end; returns why the incarnation is void, empty if it is not."""
         tasks = [
             asyncio.create_task(every(self._supervisor.config.heartbeat_ms / 1000, self._beat, self._over)),
+            asyncio.create_task(every(self._supervisor.config.heartbeat_ms / 1000, self._watch_progress, self._over)),
             asyncio.create_task(self._watch_child()),
             asyncio.create_task(self._watch_stop()),
         ]
@@ -263,6 +286,14 @@ class Life:
             self._rate = now if not self._rate else 0.7 * self._rate + 0.3 * now
             self._last = counters
         return self._rate
+
+    async def _watch_progress(self) -> None:
+        """Nudge the child; kill it when it stands still, whether Redis answers or not."""
+        if self._progress.hung(self._child.board.read(), time.monotonic()):
+            log.error("child hung, killing it", inc=self._child.inc, in_step=len(self._child.board.crash_set()))
+            self._child.kill_hung()
+        else:
+            await self._child.tell(Nudge())
 
     async def _watch_child(self) -> None:
         await self._child.wait()

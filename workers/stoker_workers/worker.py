@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import faulthandler
 import os
 import queue
 import signal
@@ -40,6 +41,7 @@ from stoker_workers.messages import (
     EngineOptions,
     Loaded,
     Message,
+    Nudge,
     Refused,
     Serve,
     Stop,
@@ -159,6 +161,9 @@ class Worker:
             case Drain(grace_s) if self._session:
                 self._session.draining = True
                 self._drain_at = min(self._drain_at, time.monotonic() + grace_s)
+            case Nudge():
+                self._board.add("progress")
+                self._board.publish()
             case _:
                 pass
 
@@ -395,7 +400,9 @@ def main() -> None:
     news, board = os.fdopen(int(sys.argv[1]), "wb"), Board(os.fdopen(int(sys.argv[2]), "r+b"))
     orders = sys.stdin.buffer
     config = Config.model_validate_json(orders.readline())
-    configure(orders.readline().decode().strip())
+    level, style = orders.readline().decode().split()
+    configure(level, pretty=style == "pretty")
+    faulthandler.enable()  # so that the last words of a crash say where it was
     options = cast("EngineOptions", from_line(orders.readline()))
     inbox: Inbox = queue.SimpleQueue()
     # From here on, so that a supervisor's end is heard while a model loads.

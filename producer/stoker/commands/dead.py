@@ -150,6 +150,7 @@ def show(config: Config, request_id: str, as_json: bool) -> None:
     if as_json:
         print_json(facts | {"request": asked})
         return
+    facts = {name: value for name, value in facts.items() if value != ""}
     shown = facts | {"at_s": _when(letters[0].at_s), "history": "; ".join(facts["history"]) or "-"}
     for name, value in (shown | {name: _short(asked[name]) for name in asked if name not in _IN_LETTER}).items():
         click.echo(f"{_LABELS.get(name, name.replace('_', ' ')):<14} {'-' if value is None else value}")

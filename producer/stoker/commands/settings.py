@@ -71,7 +71,7 @@ def all_settings(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _value(config: Config, name: str) -> Any:
-    from stoker.store.connection import redact
+    from stoker.store.address import redact
 
     value = getattr(config, name)
     if name != "redis_url":

@@ -21,6 +21,7 @@ from stoker.store.pack import pack, pack_tokens, unpack, unpack_tokens
 
 VERSION = "1"
 STAMP = 16
+FAILURE_BYTES = 16_384
 BYTES_PER_TOKEN = 4.0
 """The first guess for a text's tokens, until the queue has learned its model's own figure."""
 
@@ -226,10 +227,10 @@ def encode_answer(
 
 
 def encode_failure(message: str, error: InvalidRequest | None = None) -> bytes:
-    """Return the body of a failed result; `error` keeps field, limit and value apart."""
+    """Return the body of a failed result, at most `FAILURE_BYTES`; `error` keeps field, limit and value apart."""
     body: dict[str, Any] = {"message": message[:2000]}
     if error is not None:
-        body |= {"field": error.field, "limit": error.limit, "value": str(error.value)[:200]}
+        body |= {"field": error.field[:200], "limit": error.limit[:500], "value": str(error.value)[:200]}
     return pack(body)
 
 

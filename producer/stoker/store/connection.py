@@ -14,14 +14,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-import redis
-import redis.asyncio
 from redis import exceptions
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from stoker.config import Config
-from stoker.errors import ConfigError, RedisUnavailable
+from stoker.errors import RedisUnavailable
+from stoker.store.address import async_client, redact, sync_client
 from stoker.store.keys import Keys
 from stoker.store.scripts import Call, load_scripts
 
@@ -39,9 +36,6 @@ REFUSING = (
 )
 """The same from Redis 7, where redis-py takes the word off the text and makes a type of it."""
 
-POOL = 64
-BLOCK_GRACE_S = 5.0
-
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[T]):
@@ -58,43 +52,17 @@ class Read(Generic[T]):
 
 
 class Unreachable(RedisUnavailable):
-    """Redis did not answer, or still loads its data: the call is worth repeating."""
+    """Redis did not answer, still loads its data, or is no master any more: the call is worth repeating."""
+
+
+def demoted(error: Exception) -> bool:
+    """Return whether a server refuses because it is a replica: after a failover another one is the master."""
+    return isinstance(error, exceptions.ReadOnlyError) or "READONLY" in str(error)
 
 
 def new_id() -> str:
     """Return 16 random hex digits: a nonce, a client's name, a generation."""
     return os.urandom(8).hex()
-
-
-def redis_options(config: Config, *, block_s: float = 0.0) -> dict[str, Any]:
-    """Return the options of every connection; one that blocks for `block_s` gets that much longer for its reply."""
-    return {
-        "protocol": 3,
-        "legacy_responses": False,
-        "retry": Retry(NoBackoff(), 0),
-        "socket_connect_timeout": config.connect_timeout_s,
-        "socket_timeout": block_s + BLOCK_GRACE_S if block_s else config.socket_timeout_s,
-        "max_connections": POOL,
-        "timeout": config.socket_timeout_s,
-    }
-
-
-def checked_url(config: Config) -> str:
-    """Return the URL to connect to; raises `ConfigError` when there is none or its scheme is unknown."""
-    url = config.redis_url
-    if not url:
-        raise ConfigError("no Redis: start a stack here with `stoker up`, or set STOKER_REDIS_URL")
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigError(f"redis_url: must begin with redis://, rediss:// or unix://, got {redact(url)!r}")
-    return url
-
-
-def redact(url: str) -> str:
-    """Return the URL without its user and password, wherever they stand in it."""
-    scheme, _, rest = url.partition("://")
-    plain, _, query = rest.rpartition("@")[2].partition("?")
-    kept = "&".join(part for part in query.split("&") if part and not part.startswith(("username=", "password=")))
-    return f"{scheme}://{plain}" + (f"?{kept}" if kept else "")
 
 
 class _Base:
@@ -124,6 +92,8 @@ class _Base:
             return Unreachable(
                 f"{what}: Redis at {where} does not answer since {gone:.1f} s ({text or type(error).__name__})"
             )
+        if demoted(error):
+            return Unreachable(f"{what}: Redis at {where} is no master now ({text[:200]})")
         if isinstance(error, REFUSING) or any(word in text for word in REFUSALS):
             return RedisUnavailable(f"{what}: Redis at {where} refuses for now ({text[:200]})")
         return error
@@ -135,7 +105,7 @@ class Store(_Base):
     def __init__(self, config: Config, *, block_s: float = 0.0, clock: str | None = None, client: Any = None) -> None:
         """Connect lazily; `block_s` is how long reads may block; `client` replaces the redis-py client in tests."""
         super().__init__(config, clock=clock)
-        self._redis = client or _sync_client(config, block_s)
+        self._redis = client or sync_client(config, block_s)
 
     def run(self, call: Call[T]) -> T:
         """Make the call; raises `RedisUnavailable`."""
@@ -188,6 +158,9 @@ class Store(_Base):
         try:
             reply = attempt()
         except (exceptions.RedisError, OSError) as error:
+            if demoted(error):
+                # Whoever is the master now is looked up when a connection is made.
+                self._redis.connection_pool.disconnect(inuse_connections=False)
             raise self._ours(error, what) from error
         self._since = None
         return reply
@@ -199,7 +172,7 @@ class AsyncStore(_Base):
     def __init__(self, config: Config, *, block_s: float = 0.0, clock: str | None = None, client: Any = None) -> None:
         """Connect lazily; `block_s` is how long reads may block; `client` replaces the redis-py client in tests."""
         super().__init__(config, clock=clock)
-        self._redis = client or _async_client(config, block_s)
+        self._redis = client or async_client(config, block_s)
 
     async def run(self, call: Call[T]) -> T:
         """Make the call; raises `RedisUnavailable`."""
@@ -254,6 +227,8 @@ class AsyncStore(_Base):
         try:
             reply = await attempt()
         except (exceptions.RedisError, OSError) as error:
+            if demoted(error):
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
             raise self._ours(error, what) from error
         # Before Python 3.12 `asyncio.wait_for`, which redis-py sends through, drops a cancel that comes with a result.
         if task and task.cancelling() > cancels:
@@ -276,13 +251,3 @@ def _pauses(config: Config) -> Iterator[float]:
         # Clients that lost the same server must not come back in step.
         yield min(left, pause * (0.5 + os.urandom(1)[0] / 510))
         pause = min(2 * pause, 1.0)
-
-
-def _sync_client(config: Config, block_s: float) -> redis.Redis:
-    pool = redis.BlockingConnectionPool.from_url(checked_url(config), **redis_options(config, block_s=block_s))
-    return redis.Redis.from_pool(pool)
-
-
-def _async_client(config: Config, block_s: float) -> redis.asyncio.Redis:
-    options = redis_options(config, block_s=block_s)
-    return redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(checked_url(config), **options))

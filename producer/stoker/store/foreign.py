@@ -13,7 +13,7 @@ from redis.retry import Retry
 
 from stoker.config import Config
 from stoker.errors import ConfigError, RedisUnavailable
-from stoker.store.connection import checked_url, redact
+from stoker.store.address import redact, sync_client
 
 ForeignClient = redis.Redis
 """The client that a library is given; named here, for nothing outside the store imports redis."""
@@ -29,13 +29,16 @@ def batch_client(config: Config, *, patient: bool = False) -> redis.Redis:
     RQ may have a command run twice: a job that is queued twice finds the lease taken and ends.
     """
     retry = Retry(ExponentialBackoff(cap=LONGEST_PAUSE_S, base=0.05), RETRIES if patient else 0)
-    return redis.Redis.from_url(
-        _url(config), retry=retry, socket_connect_timeout=config.connect_timeout_s, protocol=3, legacy_responses=True
-    )
+    return sync_client(_own(config), 0.0, protocol=3, legacy_responses=True, retry=retry)
 
 
-def _url(config: Config) -> str:
-    return checked_url(config.model_copy(update={"redis_url": config.batch_redis_url or config.redis_url}))
+def _own(config: Config) -> Config:
+    """Return settings whose Redis is that of batch files."""
+    return config.model_copy(update={"redis_url": config.batch_redis_url or config.redis_url})
+
+
+def _where(config: Config) -> str:
+    return redact(_own(config).redis_url or "")
 
 
 def check_no_cluster(config: Config, client: redis.Redis) -> None:
@@ -44,7 +47,7 @@ def check_no_cluster(config: Config, client: redis.Redis) -> None:
         info: Any = client.info("cluster")
     if info.get("cluster_enabled"):
         raise ConfigError(
-            f"batch files need a Redis that is no cluster, and {redact(_url(config))} is one; "
+            f"batch files need a Redis that is no cluster, and {_where(config)} is one; "
             "name another with STOKER_BATCH_REDIS_URL"
         )
 
@@ -55,4 +58,4 @@ def translated(config: Config, what: str) -> Iterator[None]:
     try:
         yield
     except (exceptions.RedisError, OSError) as error:
-        raise RedisUnavailable(f"{what}: Redis at {redact(_url(config))}: {error}") from error
+        raise RedisUnavailable(f"{what}: Redis at {_where(config)}: {error}") from error

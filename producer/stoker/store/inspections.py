@@ -16,7 +16,7 @@ from stoker.request import InferenceRequest
 from stoker.store.codec import STAMP, decode_payload
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
-from stoker.store.lookups import DEAD_FIELDS
+from stoker.store.lookups import dead_parts
 from stoker.store.reads import pairs
 from stoker.store.records import LANES
 
@@ -30,7 +30,7 @@ _INC = rf"{NAME.pattern}:\d+-{NAME.pattern}"
 
 KEY_FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("payload", "flight", "result", "dead", "reply", "batch"), NAME.pattern),
-    **dict.fromkeys(("work", "stream", "void"), _INC),
+    **dict.fromkeys(("work", "stream", "void", "obituary"), _INC),
     "tokens": f"{NAME.pattern}:{NAME.pattern}",
     "lane": "|".join(LANES),
 }
@@ -140,5 +140,4 @@ def dead_request(keys: Keys, request_id: str) -> Read[InferenceRequest | None]:
 def _parse_dead_request(request_id: str, reply: list[Any]) -> InferenceRequest | None:
     if not reply[0]:
         return None
-    payload = reply[0].split(b"|", DEAD_FIELDS)[DEAD_FIELDS]
-    return decode_payload(request_id, payload, 0).request
+    return decode_payload(request_id, dead_parts(reply[0])[2], 0).request

@@ -59,6 +59,10 @@ class Keys:
         """Why an incarnation may not come back."""
         return f"{self.prefix}void:{inc}"
 
+    def obituary(self, inc: str) -> str:
+        """How an incarnation's child ended, for the requests that it is blamed on."""
+        return f"{self.prefix}obituary:{inc}"
+
     def reply(self, client: str) -> str:
         """The wake-ups of one client."""
         return f"{self.prefix}reply:{client}"

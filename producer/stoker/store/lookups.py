@@ -8,16 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stoker.store.codec import STAMP, Outcome, decode_outcome
+from stoker.store.codec import FAILURE_BYTES, STAMP, Outcome, decode_outcome
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
+from stoker.store.pack import unpack
 from stoker.store.reads import Card, TokenRecord, model_card, pairs, scored, streams, token_record, worker_record
 from stoker.store.records import LANES, WorkerRecord
 
 HEAD = STAMP + 496
-DEAD_FIELDS = 6
-DEAD_HEAD = 4096
-"""More than a dead letter's own fields (eight attempts, each with its worker's name) and the header behind them."""
+DEAD_FIELDS = 7
+DEAD_HEAD = 4096 + FAILURE_BYTES
+"""More than a dead letter's fields (eight attempts, each with its worker's name), its message and the header behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,16 @@ def _parse_streams(named: Mapping[str, Place], reply: list[Any]) -> dict[Place, 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A failed request that is kept. `at_s` is Unix time; `history`: how its last attempts ended, `inc,cause;...`."""
+    """A failed request that is kept.
+
+    `at_s` is Unix time; `message` says more than the word `reason`, empty where nobody could; `history`: how its last
+    attempts ended, `inc,cause;...`.
+    """
 
     id: str
     at_s: float
     reason: str
+    message: str
     attempts: int
     failures: int
     losses: int
@@ -110,16 +116,24 @@ def dead_letters(keys: Keys, ids: Sequence[str]) -> Read[list[DeadLetter]]:
 
 
 def _parse_dead(ids: Sequence[str], reply: list[Any]) -> list[DeadLetter]:
-    return [_dead_letter(request_id, data) for request_id, data in zip(ids, reply, strict=True) if data]
+    return [dead_letter(request_id, data) for request_id, data in zip(ids, reply, strict=True) if data]
 
 
-def _dead_letter(request_id: str, data: bytes) -> DeadLetter:
-    at, reason, attempts, failures, losses, history, payload = data.split(b"|", DEAD_FIELDS)
+def dead_parts(data: bytes) -> tuple[list[bytes], bytes, bytes]:
+    """Return a dead letter's texts, the body of its failure, and the payload, which may be cut short."""
+    *texts, size, rest = data.split(b"|", DEAD_FIELDS)
+    return texts, rest[: int(size)], rest[int(size) :]
+
+
+def dead_letter(request_id: str, data: bytes) -> DeadLetter:
+    """Return the dead letter in `data`, whose payload may be cut short."""
+    (at, reason, attempts, failures, losses, history), body, payload = dead_parts(data)
     _, _, _, priority, tenant, *_ = payload[STAMP:].split(b"|", 5)
     return DeadLetter(
         id=request_id,
         at_s=int(at) / 1e6,
         reason=reason.decode(),
+        message=unpack(body, "dead letter").get("message", "") if body else "",
         attempts=int(attempts),
         failures=int(failures),
         losses=int(losses),

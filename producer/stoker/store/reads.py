@@ -15,6 +15,7 @@ from stoker.store.pack import unpack, unpack_tokens
 from stoker.store.records import LANES, Waiting, WorkerRecord
 
 MAXMEMORY = "maxmemory"
+_GROUP = 6  # of the fields of a flight record, as in lua/pieces/flight.lua
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +253,17 @@ def lane_page(keys: Keys, lane: str, start: int, count: int) -> Read[list[Waitin
     """Read `count` entries of a lane from place `start` on."""
     command = ("ZRANGE", keys.lane(lane), start, start + count - 1, "WITHSCORES")
     return Read([command], lambda reply: _waiting(lane, reply[0]))
+
+
+def suspect_groups(keys: Keys, ids: Sequence[str]) -> Read[dict[str, str]]:
+    """Read for each suspect the incarnation whose death made it one; who left meanwhile is missing."""
+    command = ("MGET", *(keys.flight(request_id) for request_id in ids))
+    return Read([command], functools.partial(_parse_groups, ids))
+
+
+def _parse_groups(ids: Sequence[str], reply: list[Any]) -> dict[str, str]:
+    flights = zip(ids, reply[0], strict=True)
+    return {request_id: flight.split(b"|")[_GROUP].decode() for request_id, flight in flights if flight}
 
 
 def _parse_view(known: Sequence[str], reply: list[Any]) -> QueueView:

@@ -415,9 +415,17 @@ def _parse_beat(reply: list[Any]) -> Beaten:
     return Beaten(word, rest[0] == "1", tuple(zip(rest[1::2], rest[2::2], strict=True)))
 
 
-def report(inc: str, cause: str, crash_set: Sequence[str]) -> Call[str]:
-    """Call that announces a child's death; gives OK."""
-    return Call("report", (inc, cause, *crash_set), _word)
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The answer to a report. `quarantined`: it was given crash suspects, so its death says nothing about it."""
+
+    word: str
+    quarantined: bool
+
+
+def report(inc: str, cause: str, crash_set: Sequence[str], obituary: bytes = b"") -> Call[Reported]:
+    """Call that announces a child's death; `obituary` is the body of the failure of whoever is blamed for it."""
+    return Call("report", (inc, cause, obituary, *crash_set), lambda reply: Reported(_word(reply), reply[1] == b"1"))
 
 
 def deregister(inc: str) -> Call[str]:

@@ -34,6 +34,8 @@ class Deadly:
             os.abort()
         if "exit" in batch:
             sys.exit(1)
+        if "hang" in batch:
+            time.sleep(3600)
         time.sleep(0.02)
         return list(batch)
 

@@ -64,7 +64,7 @@ local function take_back(id, m, f, company)
     verdict = blame(id, m, f, company)
   end
   if verdict then
-    finish(id, f, 'failed', verdict, '', inc, true)
+    finish(id, f, 'failed', verdict, call('GET', K .. 'obituary:' .. inc) or '', inc, true)
   else
     requeue(id, f, c[LIFE])
   end

@@ -12,7 +12,8 @@ if call('EXISTS', K .. 'result:' .. id) == 1 then
 end
 local dead = call('GET', K .. 'dead:' .. old)
 if not dead then return {'UNKNOWN'} end
-local start = string.match(dead, '^' .. string.rep('[^|]*|', 6) .. '()') + STAMP
+local size, behind = string.match(dead, '^' .. string.rep('[^|]*|', 6) .. '(%d+)|()')
+local start = behind + tonumber(size) + STAMP
 local _, digest, class, tenant, timeout, term, tail, bytes, _, stream = string.match(dead, HEADER, start)
 local _, stop = string.find(dead, HEADER, start)
 local head = table.concat({'1', nonce, digest, class, tenant, timeout, term, tail, bytes, reply, stream, old}, '|') .. '|'

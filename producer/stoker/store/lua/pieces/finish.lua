@@ -2,10 +2,11 @@
 -- result:<id> = state|nonce|digest|id|accepted|begun|settled|attempts|reason|inc|history|size| body (msgpack, may be empty)
 local gone, wakes, late = {}, {}, {}
 
-local function bury(id, f, reason)
+-- dead:<id> = time|reason|attempts|failures|losses|history|size| body, payload
+local function bury(id, f, reason, body)
   local payload = call('GET', K .. 'payload:' .. id)
-  local head = table.concat({int(now), reason, f[ATTEMPTS], f[FAILURES], f[LOSSES], f[HISTORY]}, '|') .. '|'
-  call('SET', K .. 'dead:' .. id, head .. payload, 'PX', DEAD_TTL)
+  local head = table.concat({int(now), reason, f[ATTEMPTS], f[FAILURES], f[LOSSES], f[HISTORY], #body}, '|') .. '|'
+  call('SET', K .. 'dead:' .. id, head .. body .. payload, 'PX', DEAD_TTL)
   call('ZADD', K .. 'dead', int(now), id)
 end
 
@@ -27,7 +28,7 @@ local function finish(id, f, state, reason, body, inc, dead)
   if f[STATE] == 'Y' then call('ZREM', K .. 'delayed', id) end
   if f[STATE] == 'Q' or f[STATE] == 'Y' then count_waiting(f[TENANT], -1, tonumber(f[BYTES])) end
   if f[DEADLINE] ~= '0' then late[#late + 1] = id end
-  if dead then bury(id, f, reason) end
+  if dead then bury(id, f, reason, body) end
   if f[STREAM] == '1' then close_tokens(id, f, state) end
   gone[#gone + 1] = K .. 'payload:' .. id
   gone[#gone + 1] = K .. 'flight:' .. id

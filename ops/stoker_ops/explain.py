@@ -1,0 +1,159 @@
+"""`stoker explain`: what happened to one request, and what it waits for. Imports only click at the top."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stoker.command import EXIT_FAILED, fail, print_json, queue_options
+
+if TYPE_CHECKING:
+    from stoker.config import Config
+    from stoker.store.connection import Store
+    from stoker.store.traces import Trace
+
+KEPT_ATTEMPTS = 8
+
+
+@click.command()
+@click.argument("request_id")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@queue_options
+def explain(config: Config, request_id: str, as_json: bool) -> None:
+    """Say what happened to a request, and what it waits for.
+
+    Its times, how its last 8 attempts ended and where, and why it is not answered yet. Exits with 1 where Redis knows
+    nothing of it: it was never accepted, or its result has expired.
+
+    \b
+    Examples:  stoker explain 3f1c-17
+               stoker explain 3f1c-17 --json
+    """
+    from stoker.config import check_name
+    from stoker.store import traces
+    from stoker.store.connection import Store
+
+    check_name("request_id", request_id)
+    store = Store(config)
+    try:
+        found = store.read_patiently(traces.trace(store.keys, request_id))
+        if found is None:
+            kept = f"{config.result_ttl_s:g} s"
+            fail(f"nothing is known of {request_id}: never accepted here, or ended more than {kept} ago", EXIT_FAILED)
+        story = _told(found) | _now(config, store, found)
+    finally:
+        store.close()
+    if as_json:
+        print_json(story)
+    else:
+        _print(story)
+
+
+def _told(trace: Trace) -> dict[str, Any]:
+    """Return what happened so far. Times are seconds of Unix time, spans are in ms."""
+    start = trace.accepted_us
+    return {
+        "id": trace.id,
+        "state": trace.state,
+        "priority": trace.priority,
+        "tenant": trace.tenant,
+        "retry_of": trace.retry_of,
+        "accepted_at_s": _seconds(start),
+        "deadline_at_s": _seconds(trace.deadline_us),
+        "queue_ms": _span_ms(start, trace.begun_us),
+        "e2e_ms": _span_ms(start, trace.settled_us),
+        "age_ms": _span_ms(start, trace.now_us),
+        "attempts": trace.attempts,
+        "failures": trace.failures,
+        "losses": trace.losses,
+        "history": [{"worker": inc.rpartition(":")[0], "inc": inc, "cause": cause} for inc, cause in trace.history],
+        # A running or successful attempt has no entry of its own.
+        "history_cut": len(trace.history) == KEPT_ATTEMPTS < trace.attempts,
+        "reason": trace.reason,
+        "message": trace.message,
+    }
+
+
+def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
+    """Return where it is now, why, and what can be done about that."""
+    from dataclasses import replace
+
+    from stoker.store import lookups, traces
+    from stoker_ops.checks import Finding, why_waiting
+    from stoker_ops.facts import read_facts
+
+    now: dict[str, Any] = {"worker": None, "ahead": None, "why": None, "fix": None}
+    if trace.state in ("dispatched", "running"):
+        incs = [worker.inc for worker in store.read(lookups.workers(store.keys))]
+        inc = store.read(traces.holder(store.keys, trace.id, incs))
+        return now | {"worker": inc.rpartition(":")[0] if inc else None}
+    if trace.state not in ("queued", "delayed"):
+        return now
+    score = store.read(traces.place(store.keys, trace.id, trace.waiting))
+    if score is None:
+        return now | {"why": "it moves on just now"}
+    if trace.waiting is None:
+        due_s = max(0.0, (score - trace.now_us) / 1e6)
+        return now | {"why": f"tries again in {due_s:.1f} s, after its last attempt failed"}
+    waited_s = (trace.now_us - (trace.accepted_us or 0)) / 1e6
+    verdict = why_waiting(read_facts(config, ask_torch=False), replace(trace.waiting, score=score), waited_s)
+    return now | {
+        "ahead": store.read(traces.ahead(store.keys, trace.waiting.lane, score)),
+        "why": verdict.what,
+        "fix": verdict.fix if isinstance(verdict, Finding) else None,
+    }
+
+
+def _print(story: dict[str, Any]) -> None:
+    shown = {
+        "request": story["id"],
+        "state": story["state"] + (f" on {story['worker']}" if story["worker"] else ""),
+        "class": story["priority"],
+        "tenant": story["tenant"],
+        "retry of": story["retry_of"],
+        "accepted": _moment(story["accepted_at_s"]),
+        "deadline": _moment(story["deadline_at_s"]),
+        "in queue": _length(story["queue_ms"]),
+        "took": _length(story["e2e_ms"]),
+        "age": None if story["e2e_ms"] is not None else _length(story["age_ms"]),
+        "ahead of it": None if story["ahead"] is None else f"{story['ahead']:,} requests",
+        "why": story["why"],
+        "fix": story["fix"],
+        "attempts": _attempts(story),
+        "failed as": story["reason"],
+        "message": story["message"],
+    }
+    for name, value in shown.items():
+        if value is not None:
+            click.echo(f"{name:<12} {value}")
+    if story["history_cut"]:
+        click.echo(f"{'':<12} (how attempts before the last {KEPT_ATTEMPTS} ended is not kept)")
+    for number, entry in enumerate(story["history"], 1):
+        click.echo(f"{'ended' if number == 1 else '':<12} {entry['cause']} on {entry['worker']} ({entry['inc']})")
+
+
+def _attempts(story: dict[str, Any]) -> str:
+    words = [f"{story['attempts']} begun"]
+    words += [f"{story[name]} {name}" for name in ("failures", "losses") if story[name] is not None]
+    return ", ".join(words)
+
+
+def _seconds(at_us: int | None) -> float | None:
+    return None if at_us is None else at_us / 1e6
+
+
+def _span_ms(start_us: int | None, end_us: int | None) -> float | None:
+    return None if start_us is None or end_us is None else (end_us - start_us) / 1000
+
+
+def _moment(at_s: float | None) -> str | None:
+    from datetime import datetime
+
+    if at_s is None:
+        return None
+    return datetime.fromtimestamp(at_s).astimezone().isoformat(sep=" ", timespec="milliseconds")
+
+
+def _length(ms: float | None) -> str | None:
+    return None if ms is None else f"{ms:,.1f} ms" if ms < 1000 else f"{ms / 1000:,.1f} s"
