@@ -39,7 +39,9 @@ DEMO_READY_S = 180.0
 def up(
     workers: int | None, log_level: str, as_json: bool, redis_url: str | None, queue: str | None, **options: Any
 ) -> None:
-    """Start a stack on this machine: a Redis, a scheduler and workers. Runs until Ctrl-C.
+    """Start a stack on this machine: a Redis, a scheduler, workers, and what runs batch files (with stoker[batch]).
+
+    Runs until Ctrl-C.
 
     The Redis keeps its data in STOKER_STATE (default: ~/.local/state/stoker), and other commands find it there.
     Ctrl-C lets the workers finish what they run; a second one makes them give it back.
@@ -49,14 +51,21 @@ def up(
                stoker up --model /models/llama
                stoker up --model my_models:Classifier --redis redis://10.0.0.5
     """
+    from importlib.util import find_spec
+
     from stoker.command import state_dir
     from stoker.log import configure
     from stoker_ops.settings import StackSettings
 
     configure(log_level)
     config = _config(redis_url, queue)
-    engine = _engine(options, lambda line: click.echo(line, err=as_json))
-    settings = StackSettings(options=engine, workers=workers, home=state_dir(config), log_level=log_level)
+    settings = StackSettings(
+        options=_engine(options, lambda line: click.echo(line, err=as_json)),
+        workers=workers,
+        home=state_dir(config),
+        log_level=log_level,
+        batch=find_spec("rq") is not None,
+    )
     _run(lambda: _up(config, settings, as_json=as_json))
 
 

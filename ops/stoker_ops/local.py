@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Self, TypeVar, cast
 import structlog
 
 from stoker.command import EXIT_OK, EXIT_USAGE
-from stoker.config import Config
+from stoker.config import Config, environment_of
 from stoker.errors import ConfigError, RedisUnavailable, StokerError
 from stoker.every import every
 from stoker.store import lookups, reads, scripts
@@ -38,7 +38,6 @@ from stoker_ops.settings import (
     StackSettings,
     arguments_of,
     check_model,
-    environment_of,
     short_temp,
     worker_names,
 )
@@ -51,6 +50,8 @@ POLL_S = 0.05
 REDIS_CHECK_S = 0.5
 READY_EXTRA_S = 30.0
 SCHEDULER_STOP_S = 5.0
+# A run says how far it is, and leaves its batch to the next one.
+BATCH_STOP_S = 20.0
 # Beyond its drain: a worker reads its stream in calls of a second, takes leave, and frees its device.
 WORKER_STOP_S = 10.0
 
@@ -68,7 +69,8 @@ class LocalStack:
 
     1. Starts them in this order; they are ready when a leader schedules and the workers are registered.
     2. Starts anew what dies: processes with back-off, the Redis on the data it left.
-    3. Stops workers first, so that what they run is finished or given back, then the scheduler, then the Redis.
+    3. Stops workers first, so that what they run is finished or given back, then the scheduler, then the Redis; before
+       them what runs batch files, which only submits.
 
     Belongs to one event loop, in a thread that lives as long as the stack: the kernel ties processes to threads.
     """
@@ -91,6 +93,7 @@ class LocalStack:
         self._scheduler: Kept | None = None
         self._workers: list[Kept] = []
         self._running: dict[asyncio.Task[int], Kept] = {}
+        self._batches: Kept | None = None
         self._stopping = asyncio.Event()
         self._files = contextlib.ExitStack()
 
@@ -157,6 +160,11 @@ class LocalStack:
             arguments = ["worker", "--name", name, "--log-level", settings.log_level, *arguments_of(options)]
             # Code 0: somebody told this worker to end, or another one took its name.
             self._workers.append(self._keep(name, arguments, final=(EXIT_OK, EXIT_USAGE)))
+        if settings.batch:
+            # Nothing waits for it, and the stack goes on without it.
+            self._batches = self._keep(
+                "batch-worker", ["batch-worker", "--log-level", settings.log_level], (EXIT_USAGE,)
+            )
         await self._ready(store, before)
 
     def start_redis(self) -> None:
@@ -249,7 +257,7 @@ class LocalStack:
 
     async def wait(self) -> None:
         """Wait until the stack cannot go on, and raise why: the scheduler or the last worker ended for good."""
-        left = dict(self._running)
+        left = {task: process for task, process in self._running.items() if process is not self._batches}
         while True:
             done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -269,7 +277,7 @@ class LocalStack:
 
     def _raise_if_ended(self) -> None:
         for task, process in self._running.items():
-            if task.done():
+            if task.done() and process is not self._batches:
                 raise self._why(process, task.result())
 
     def _why(self, process: Kept, code: int) -> StokerError:
@@ -296,11 +304,13 @@ class LocalStack:
         if self._redis_watch:
             await self._redis_watch
         patience_s = self.config.drain_timeout_s + WORKER_STOP_S
+        if self._batches:
+            await self._batches.stop(BATCH_STOP_S)
         await asyncio.gather(*(worker.stop(patience_s) for worker in self._workers))
         if self._scheduler:
             await self._scheduler.stop(SCHEDULER_STOP_S)
         await asyncio.gather(*self._running, return_exceptions=True)
-        self._workers, self._scheduler, self._running = [], None, {}
+        self._workers, self._scheduler, self._batches, self._running = [], None, None, {}
         if self._store:
             await self._store.close()
         self._files.close()

@@ -9,7 +9,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from stoker.config import ENV_PREFIX, Config
 from stoker_ops.gpus import engine_kind
 from stoker_workers.card import read_config, weight_files
 from stoker_workers.demo import DEMO
@@ -26,7 +25,8 @@ class StackSettings:
     `workers`: how many; None: one for each GPU that the model can use, else one. `share_gpus`: whether several may use
     one. `home`: the folder of the Redis, kept at the end; None: a private one that is removed. `quiet`: what the
     processes print goes into files, else to standard error. `worker_path`: where workers look for a model's own code,
-    besides the current folder. `ready_timeout_s`: None: as long as a model may take to load, and a little more.
+    besides the current folder. `batch`: whether to run batch files too. `ready_timeout_s`: None: as long as a model may
+    take to load, and a little more.
     """
 
     options: EngineOptions
@@ -37,6 +37,7 @@ class StackSettings:
     log_level: str = "info"
     ready_timeout_s: float | None = None
     worker_path: tuple[str, ...] = ()
+    batch: bool = False
 
 
 def check_model(options: EngineOptions) -> None:
@@ -45,12 +46,6 @@ def check_model(options: EngineOptions) -> None:
         folder = Path(options.model)
         read_config(folder)
         weight_files(folder)
-
-
-def environment_of(config: Config) -> dict[str, str]:
-    """Return the settings as the environment of a process; never as arguments, which everybody can read."""
-    given = config.model_dump(mode="json", include=set(config.model_fields_set), exclude_none=True)
-    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in given.items()}}
 
 
 def arguments_of(options: EngineOptions) -> list[str]:

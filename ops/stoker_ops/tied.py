@@ -1,7 +1,8 @@
 """A command that cannot outlive its starter: `python -P -m stoker_ops.tied PARENT COMMAND ARGUMENTS...`.
 
-PARENT is the starter's process id, COMMAND is `scheduler` or `worker`. Should the starter end in whatever way, kill -9
-included, this process is killed: by the kernel where that can be asked for, else by a thread that looks at its parent.
+PARENT is the starter's process id, COMMAND is `scheduler`, `worker` or `batch-worker`. Should the starter end in
+whatever way, kill -9 included, this process is killed: by the kernel where that can be asked for, else by a thread that
+looks at its parent.
 Killed, not told to end: a worker that drains could live on for long, and what it held is given to others anyway.
 """
 
@@ -53,6 +54,10 @@ def _command(name: str) -> click.Command:
         from stoker_scheduler.cli import scheduler
 
         return scheduler
+    if name == "batch-worker":
+        from stoker.commands.batch import batch_worker
+
+        return batch_worker
     from stoker_workers.cli import worker
 
     return worker

@@ -9,7 +9,7 @@ import os
 import time
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, Concatenate, ParamSpec, Self, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, Unpack
 
 from stoker import _flows
 from stoker._async_link import AsyncLink
@@ -34,6 +34,9 @@ from stoker.stats import Stats
 from stoker.store.lookups import DeadLetter
 from stoker.store.reads import Card
 from stoker.store.records import WorkerRecord
+
+if TYPE_CHECKING:
+    from stoker.batch.sdk import AsyncBatches
 
 P = ParamSpec("P")
 
@@ -201,6 +204,15 @@ class AsyncClient:
 
     def _own(self, job: AsyncJob) -> Pending:
         return job._pending if job._client is self else self.job(job.id)._pending
+
+    # --- offline files ------------------------------------------------------------------------------------------------
+
+    @property
+    def batches(self) -> AsyncBatches:
+        """Files of requests: JSON lines in, JSON lines out, resumable; see `docs/batch.md`."""
+        from stoker.batch.sdk import AsyncBatches
+
+        return AsyncBatches(self)
 
     # --- operating ----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Concatenate, ParamSpec, Self, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, Unpack
 
 from stoker import _flows
 from stoker._calls import (
@@ -36,6 +36,9 @@ from stoker.store import reads
 from stoker.store.lookups import DeadLetter
 from stoker.store.reads import Card
 from stoker.store.records import WorkerRecord
+
+if TYPE_CHECKING:
+    from stoker.batch.sdk import Batches
 
 P = ParamSpec("P")
 
@@ -194,6 +197,15 @@ class Client:
 
     def _own(self, job: Job) -> Pending:
         return job._pending if job._client is self else self.job(job.id)._pending
+
+    # --- offline files ------------------------------------------------------------------------------------------------
+
+    @property
+    def batches(self) -> Batches:
+        """Files of requests: JSON lines in, JSON lines out, resumable; see `docs/batch.md`."""
+        from stoker.batch.sdk import Batches
+
+        return Batches(self)
 
     # --- operating ----------------------------------------------------------------------------------------------------
 

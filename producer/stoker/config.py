@@ -99,6 +99,17 @@ class Config(BaseSettings):
         9465, ge=0, le=65_400, description="the scheduler's port; workers take the first free behind it; 0: any free"
     )
 
+    batch_redis_url: str | None = Field(
+        None, description="Redis of RQ, which runs batch files; unset: redis_url. Needed where that is a cluster"
+    )
+    batch_root: Path | None = Field(
+        None, description="the folder in which batch workers read and write files, and nowhere else; unset: anywhere"
+    )
+    batch_ttl_s: float = Field(7 * 86_400, ge=60, description="how long an ended batch file is remembered")
+    batch_window_s: float = Field(86_400, gt=0, le=30 * 86_400, description="time that a batch file has by default")
+    batch_in_flight: int = Field(4096, ge=1, le=100_000, description="requests that one batch file keeps in flight")
+    batch_line_bytes: int = Field(4 * MIB, ge=1024, le=256 * MIB, description="the longest line of a batch file")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not NAME.fullmatch(self.queue):
@@ -140,6 +151,12 @@ def load_config(**overrides: object) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def environment_of(config: Config) -> dict[str, str]:
+    """Return the settings as the environment of a process; never as arguments, which everybody can read."""
+    given = config.model_dump(mode="json", include=set(config.model_fields_set), exclude_none=True)
+    return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in given.items()}}
 
 
 def check_name(field: str, value: object) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from protocol.rig import CLOCK
 from stoker.config import Config
+from stoker.store import batches
 from stoker.store import scripts as s
 from stoker.store.keys import Keys
 
@@ -70,7 +71,7 @@ def test_there_is_a_module_of_tests_for_every_script_and_none_without_one() -> N
 
 
 def test_every_script_has_a_typed_call() -> None:
-    source = Path(s.__file__).read_text()
+    source = Path(s.__file__).read_text() + Path(batches.__file__).read_text()
     assert set(re.findall(r'\bCall\("(\w+)"', source)) == set(s.script_names())
 
 
@@ -146,7 +147,7 @@ def test_every_key_begins_with_the_one_that_is_declared(name: str) -> None:
 def test_all_keys_of_a_queue_share_one_hash_tag() -> None:
     keys = Keys("some.queue")
     made = [value for value in vars(keys).values() if isinstance(value, str)]
-    for name in ("lane", "payload", "flight", "result", "dead", "work", "stream", "void", "reply"):
+    for name in ("lane", "payload", "flight", "result", "dead", "work", "stream", "void", "reply", "batch"):
         made.append(getattr(keys, name)("x"))
     made.append(keys.tokens("x", "n"))
     assert all(key.startswith("stoker:{some.queue}:") for key in made)

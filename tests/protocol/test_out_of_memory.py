@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 import pytest
 
+from protocol import batches
 from protocol.rig import A, B, H, Queue, T, changes, ok, settlement
 from stoker.errors import RedisUnavailable
 from stoker.store import scripts as s
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, start
 
-REFUSED = {"submit", "retry_dead"}
-"""The two scripts that put a request into the queue."""
+REFUSED = {"submit", "retry_dead", "create_batch"}
+"""The scripts that put a request, or a batch of them, into the queue."""
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +92,21 @@ def _lapsed(q: Queue) -> None:
     q.now += 2 * T
 
 
+def _leased(q: Queue) -> None:
+    batches.create(q)
+    batches.lease(q)
+
+
 def _nothing(_: Queue) -> None:
     pass
 
 
 SCENARIOS: dict[str, tuple[Callable[[Queue], object], Callable[[Queue], object], object]] = {
     "beat": (_handed_over, lambda q: q.beat(A, capacity=5, costs={("a", "1-1-1"): 3}).word, "OK"),
+    "enqueue_batch": (batches.create, batches.enqueue, 1),
+    "lease_batch": (batches.create, lambda q: batches.lease(q).word, "HELD"),
+    "end_batch": (_leased, batches.end, "OK"),
+    "steer_batch": (_leased, lambda q: batches.steer(q, "cancel")[0], "OK"),
     "begin": (_handed_over, lambda q: q.begin(A, "1-1-1", "a"), ["RUN"]),
     "cancel": (_submitted, lambda q: q.cancel("a"), "OK"),
     "deregister": (_nothing, _run(s.deregister(A)), "OK"),
@@ -149,6 +159,13 @@ def test_nothing_new_is_taken(q: Queue) -> None:
     before = q.before()
     with out_of_memory(q), pytest.raises(RedisUnavailable):
         q.submit("a")
+    assert changes(before, q.dump()) == {}
+
+
+def test_a_new_batch_is_not_taken_either(q: Queue) -> None:
+    before = q.before()
+    with out_of_memory(q), pytest.raises(RedisUnavailable):
+        batches.create(q)
     assert changes(before, q.dump()) == {}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import stoker_scheduler
+from protocol import batches
 from protocol.rig import A, B, H, Queue, T, ok, settlement, shapes
 from protocol.test_all_scripts import BODIES, FENCED, PIECES, code, header, used
 from stoker.config import Config
@@ -76,7 +77,7 @@ def test_every_key_that_the_scripts_use_is_listed_and_no_other() -> None:
 def test_every_key_of_the_python_side_is_listed() -> None:
     keys = Keys("q")
     plain = [value for name, value in vars(keys).items() if name != "prefix"]
-    made = [getattr(keys, name)("x") for name in ("payload", "flight", "result", "dead", "reply")]
+    made = [getattr(keys, name)("x") for name in ("payload", "flight", "result", "dead", "reply", "batch")]
     made += [keys.lane("normal"), keys.lane("suspect"), keys.tokens("x", "n")]
     made += [getattr(keys, name)(A) for name in ("work", "stream", "void", "obituary")]
     for key in plain + made:
@@ -177,7 +178,16 @@ class Story:
 
     def run(self) -> None:
         """Let all happen."""
-        for step in (self._begin, self._succeed, self._stream, self._fail, self._lose, self._crash, self._expire):
+        for step in (
+            self._begin,
+            self._batch,
+            self._succeed,
+            self._stream,
+            self._fail,
+            self._lose,
+            self._crash,
+            self._expire,
+        ):
             step()
             self.look()
         self._end()
@@ -191,6 +201,15 @@ class Story:
         q.register(A)
         self.look()
         q.submit("a", "b", "c", tenant="t", timeout=500)
+
+    def _batch(self) -> None:
+        q = self.q
+        batches.create(q)
+        batches.enqueue(q)
+        batches.lease(q)
+        self.look()
+        batches.steer(q, "cancel")
+        batches.end(q, state="cancelled")
 
     def _succeed(self) -> None:
         q = self.q

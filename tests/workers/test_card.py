@@ -39,6 +39,26 @@ def test_a_card_says_what_the_folder_says(folder: Path) -> None:
     assert card_of_folder(folder, "float32", "padded", "other").name == "other"
 
 
+@pytest.mark.parametrize(
+    ("config", "sampling"),
+    [
+        (
+            {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "eos_token_id": 2},
+            {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+        ),
+        ({"temperature": "hot", "top_p": 2, "top_k": 0}, {}),
+        ({"temperature": True, "top_k": 5.0}, {}),
+        ({}, {}),
+    ],
+)
+def test_what_the_model_suggests_for_sampling_is_in_its_card(
+    folder: Path, config: dict[str, object], sampling: dict[str, float]
+) -> None:
+    assert card_of_folder(folder, "float32").sampling == {}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    assert card_of_folder(folder, "float32").sampling == sampling
+
+
 def test_the_same_model_elsewhere_has_the_same_identity(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert card_of_folder(copy, "float32").identity == card_of_folder(folder, "float32").identity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from stoker_workers.engine import Mode, ModelCard, Task
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+GENERATION = "generation_config.json"
 
 # All that changes answers, apart from the weights. What a folder lacks is left out.
 _HASHED = (
     CONFIG,
     INDEX,
-    "generation_config.json",
+    GENERATION,
     "tokenizer.json",
     "tokenizer.model",
     "vocab.txt",
@@ -57,6 +59,7 @@ def card_of_folder(
         context=_context(text),
         mode=mode,
         task=task,
+        sampling=_sampling(path),
     )
 
 
@@ -115,6 +118,21 @@ def _weight_parts(file: Path) -> Iterator[tuple[str, bytes]]:
         for number in range(_SAMPLES):
             stream.seek(8 + length + data * number // _SAMPLES)
             yield f"{file.name}@{number}", stream.read(_SAMPLE_BYTES)
+
+
+def _sampling(path: Path) -> dict[str, float]:
+    """Return what the folder's generation_config.json suggests; what a request may not have is left out."""
+    if not (path / GENERATION).is_file():
+        return {}
+    config = _read_object(path / GENERATION)
+    limits = {"temperature": 100.0, "top_p": 1.0, "top_k": math.inf}
+    found = {name: config.get(name) for name in limits}
+    return {
+        name: value
+        for name, value in found.items()
+        if type(value) is int or (type(value) is float and name != "top_k")
+        if 0 < value <= limits[name]
+    }
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ A worker drives an engine from one thread: `load`, `warm_up`, then `admit` and `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from stoker.request import InferenceRequest
@@ -26,7 +26,8 @@ class ModelCard:
     """What a queue must know of its model: the first worker's card is the queue's.
 
     `identity` is a hash over everything that changes answers (config, weights index, tokenizer, dtype, task).
-    `context` bounds prompt + max_tokens, `vocabulary` the token ids; 0 means: no such bound.
+    `context` bounds prompt + max_tokens, `vocabulary` the token ids; 0 means: no such bound. `sampling`: what the model
+    itself suggests for temperature, top_p and top_k.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelCard:
     context: int
     mode: Mode
     task: Task = "generate"
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

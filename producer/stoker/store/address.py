@@ -65,9 +65,9 @@ class SentinelAddress:
             tls=parts.scheme.startswith("rediss"),
         )
 
-    def options(self, config: Config, block_s: float) -> dict[str, Any]:
+    def options(self, config: Config, block_s: float, **changed: Any) -> dict[str, Any]:
         """Return the options of both kinds of redis-py's `Sentinel`, and of its pool."""
-        own = redis_options(config, block_s=block_s)
+        own = redis_options(config, block_s=block_s) | changed
         # A pool of Sentinel's refuses at its limit instead of waiting; that reads as a server that does not answer.
         del own["timeout"]
         asking = {
@@ -113,14 +113,14 @@ def redact(url: str) -> str:
     return f"{scheme}://{plain}" + (f"?{kept}" if kept else "")
 
 
-def sync_client(config: Config, block_s: float) -> redis.Redis:
-    """Return a client that blocks; it connects lazily."""
+def sync_client(config: Config, block_s: float, **changed: Any) -> redis.Redis:
+    """Return a client that blocks; it connects lazily. `changed` go before the options of every connection."""
     url = checked_url(config)
     if url.startswith(SENTINEL_SCHEMES):
         address = SentinelAddress.parse(url)
-        sentinel = redis.sentinel.Sentinel(**address.options(config, block_s))  # type: ignore[no-untyped-call]
+        sentinel = redis.sentinel.Sentinel(**address.options(config, block_s, **changed))  # type: ignore[no-untyped-call]
         return cast("redis.Redis", sentinel.master_for(address.service))  # type: ignore[no-untyped-call]  # theirs
-    pool = redis.BlockingConnectionPool.from_url(url, **redis_options(config, block_s=block_s))
+    pool = redis.BlockingConnectionPool.from_url(url, **redis_options(config, block_s=block_s) | changed)
     return redis.Redis.from_pool(pool)
 
 

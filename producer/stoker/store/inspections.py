@@ -29,7 +29,7 @@ PLAIN_KEYS = frozenset([key.removeprefix(_QUEUE.prefix) for key in vars(_QUEUE).
 _INC = rf"{NAME.pattern}:\d+-{NAME.pattern}"
 
 KEY_FAMILIES: Mapping[str, str] = {
-    **dict.fromkeys(("payload", "flight", "result", "dead", "reply"), NAME.pattern),
+    **dict.fromkeys(("payload", "flight", "result", "dead", "reply", "batch"), NAME.pattern),
     **dict.fromkeys(("work", "stream", "void", "obituary"), _INC),
     "tokens": f"{NAME.pattern}:{NAME.pattern}",
     "lane": "|".join(LANES),

@@ -24,6 +24,8 @@ class Keys:
         self.histograms = f"{self.prefix}histograms"
         self.rates = f"{self.prefix}rates"
         self.events = f"{self.prefix}events"
+        self.batches = f"{self.prefix}batches"
+        self.lapses = f"{self.prefix}lapses"
 
     def lane(self, name: str) -> str:
         """The waiting requests of one class, or the suspects."""
@@ -68,3 +70,7 @@ class Keys:
     def tokens(self, request_id: str, nonce: str) -> str:
         """The published tokens of one life of a streaming request."""
         return f"{self.prefix}tokens:{request_id}:{nonce}"
+
+    def batch(self, batch_id: str) -> str:
+        """The record of a batch file."""
+        return f"{self.prefix}batch:{batch_id}"

@@ -21,6 +21,8 @@ from stoker.store.records import CLASSES, LANES, Waiting
 RATE_WINDOW_US = 5_000_000
 QUARANTINE_PATIENCE_US = 5_000_000
 VOID_TTL_MS = 3_600_000
+BATCH_LEASE_US = 5_000_000
+MAX_BATCHES = 10_000
 IMPLICIT_PIECES = ("base", "clock")
 
 Arg = str | bytes | int | float
@@ -98,6 +100,9 @@ def _limits(config: Config) -> str:
         "RATE_WINDOW": RATE_WINDOW_US,
         "QUARANTINE_PATIENCE": QUARANTINE_PATIENCE_US,
         "VOID_TTL": VOID_TTL_MS,
+        "BATCH_LEASE": BATCH_LEASE_US,
+        "BATCH_TTL": int(config.batch_ttl_s * 1e6),
+        "MAX_BATCHES": MAX_BATCHES,
     }
     lines = [f"local {', '.join(numbers)} = {', '.join(str(number) for number in numbers.values())}"]
     lines += [f"local EVENTS = {'true' if config.events else 'false'}"]
