@@ -20,6 +20,7 @@ NAME = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 """What an id, a tenant, a queue or a worker may be called: it stands between `:` and `|` in Redis."""
 
 MIB = 1024 * 1024
+LARGEST_PAYLOAD = 256 * MIB
 ENV_PREFIX = "STOKER_"
 LEASE_BEATS = 3.3
 LEADER_BEATS = 3
@@ -51,7 +52,7 @@ class Config(BaseSettings):
     backoff_min_ms: int = Field(500, ge=1, description="cap of the first retry's random delay; doubles each time")
     backoff_max_ms: int = Field(30_000, ge=1, description="the longest delay of a retry")
 
-    payload_bytes: int = Field(1 * MIB, ge=1024, le=256 * MIB, description="the largest encoded request")
+    payload_bytes: int = Field(1 * MIB, ge=1024, le=LARGEST_PAYLOAD, description="the largest encoded request")
     result_bytes: int = Field(4 * MIB, ge=1024, le=256 * MIB, description="the largest encoded result")
     wakeup_bytes: int = Field(4096, ge=0, description="the largest result carried inside a wake-up")
     result_ttl_s: float = Field(3600, ge=1, description="how long a result can be read")

@@ -27,7 +27,7 @@ def body(core: Any, metadata: Any = None) -> bytes:
 
 
 def opened(item: Begun) -> Any:
-    return open_row(item, "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0)
+    return open_row(item, "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, 4 << 20)
 
 
 TOKENS = {"prompt_tokens": pack_tokens([1, 2, 3])}
@@ -40,7 +40,7 @@ TOKENS = {"prompt_tokens": pack_tokens([1, 2, 3])}
         pytest.param(begun(body(TOKENS | {"prompt": "a"})), "prompt", id="two prompts"),
         pytest.param(begun(body({"prompt": ""})), "prompt", id="an empty prompt"),
         pytest.param(begun(body({"prompt": 7})), "prompt", id="a prompt that is no text"),
-        pytest.param(begun(body(TOKENS | {"n": 2})), "payload", id="an unknown field"),
+        pytest.param(begun(body(TOKENS | {"n": 2})), "n", id="an unknown field"),
         pytest.param(begun(body({"prompt_tokens": [1, 2]})), "prompt_tokens", id="token ids that are not packed"),
         pytest.param(begun(body({"prompt_tokens": b"H\x01"})), "prompt_tokens", id="half a token id"),
         pytest.param(begun(body({"prompt_tokens": b"H"})), "prompt_tokens", id="no token ids"),

@@ -39,9 +39,9 @@ class Row:
         return self.payload.request.prompt_tokens is None
 
 
-def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], float]) -> Row:
+def open_row(begun: Begun, delivery: str, engine: Engine, clock: Callable[[], float], most_bytes: int) -> Row:
     """Return the attempt, ready for the engine; raises `InvalidRequest` for what can never run."""
-    payload = decode_payload(begun.id, begun.payload, begun.attempt)
+    payload = decode_payload(begun.id, begun.payload, begun.attempt, most_bytes)
     request = payload.request
     work = Work(
         id=payload.id,

@@ -323,7 +323,7 @@ class Worker:
     def _open(self, session: Session, item: Begun, delivery: str) -> Row | None:
         """Check and tokenize; whatever is wrong with a request fails it alone, and the worker lives."""
         try:
-            return open_row(item, delivery, self._engine, time.monotonic)
+            return open_row(item, delivery, self._engine, time.monotonic, self._config.payload_bytes)
         except InvalidRequest as error:
             wrong = error
         except Exception as error:  # a template or a tokenizer of any model may raise anything
