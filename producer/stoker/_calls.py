@@ -36,6 +36,7 @@ Item = InferenceRequest | str | Sequence[int]
 GROUP_BYTES = 8 << 20
 """About the most bytes of one submit: a script holds up all of Redis while its arguments are read."""
 
+
 class RequestFields(TypedDict, total=False):
     """The fields of `InferenceRequest` as keywords of a call."""
 
