@@ -10,13 +10,14 @@ import time
 import structlog
 
 from stoker.config import Config
-from stoker.errors import RedisUnavailable
+from stoker.errors import ConfigError, RedisUnavailable
 from stoker.every import every, pause
 from stoker.store import reads, scripts
 from stoker.store.codec import class_windows_us
 from stoker.store.connection import AsyncStore
 from stoker.store.reads import QueueView
 from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
+from stoker.store.requirements import check_server
 from stoker.store.scripts import FENCED, Call, Dispatched
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher
@@ -71,10 +72,15 @@ class Scheduler:
         self._stop.set()
 
     async def run(self) -> None:
-        """Schedule until stopped; raises `ConfigError` when the queue runs with another H."""
+        """Schedule until stopped; raises `ConfigError` when the queue runs with another H, or Redis cannot hold it."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        try:
+            await check_server(self._store, self._stop)
+        except ConfigError:
+            await self._store.close()
+            raise
         stopped = asyncio.create_task(self._stop.wait())
         tasks = [
             stopped,

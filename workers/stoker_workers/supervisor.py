@@ -18,6 +18,7 @@ from stoker.every import every, pause
 from stoker.store import scripts
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.pack import pack, unpack
+from stoker.store.requirements import check_server
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
 from stoker_workers.child import Child
 from stoker_workers.messages import (
@@ -71,11 +72,13 @@ class Supervisor:
         self._stop.set()
 
     async def run(self) -> None:
-        """Work until stopped; raises `ConfigError` when the model can never be loaded or another has the name."""
+        """Work until stopped; raises `ConfigError` when the model can never be loaded, another has the name, or Redis
+        cannot hold a queue."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         try:
+            await check_server(self._store, self._stop)
             while not self._stop.is_set():
                 started = time.monotonic()
                 await self._one_child()

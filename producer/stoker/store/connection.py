@@ -279,10 +279,20 @@ def _pauses(config: Config) -> Iterator[float]:
 
 
 def _sync_client(config: Config, block_s: float) -> redis.Redis:
-    pool = redis.BlockingConnectionPool.from_url(checked_url(config), **redis_options(config, block_s=block_s))
-    return redis.Redis.from_pool(pool)
+    return redis.Redis.from_pool(_pool(redis.BlockingConnectionPool, config, block_s))
 
 
 def _async_client(config: Config, block_s: float) -> redis.asyncio.Redis:
-    options = redis_options(config, block_s=block_s)
-    return redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool.from_url(checked_url(config), **options))
+    return redis.asyncio.Redis.from_pool(_pool(redis.asyncio.BlockingConnectionPool, config, block_s))
+
+
+def _pool(kind: Any, config: Config, block_s: float) -> Any:
+    """Return a pool of this kind; raises `ConfigError` for a URL with a port, a database or an option that is none."""
+    url = checked_url(config)
+    try:
+        pool = kind.from_url(url, **redis_options(config, block_s=block_s))
+        # Made, not connected: else an unknown option in the URL would be found by the first command.
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError):  # whose words may have a piece of the password
+        raise ConfigError(f"redis_url: its port, its database or an option is none, got {redact(url)!r}") from None
+    return pool
