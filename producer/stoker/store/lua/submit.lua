@@ -1,4 +1,4 @@
--- use: events counts flight
+-- use: events counts flight names
 -- Accept up to 512 requests. The id is the client's: the same id with the same digest is the same request until its result
 -- expires, and the check for it comes before any limit. Rings the scheduler.
 -- KEYS[1] prefix
@@ -19,7 +19,7 @@ for i = 1, n do
   local id, head = ARGV[3 * i], ARGV[3 * i + 1]
   local nonce, digest, class, tenant, timeout, term, tail, bytes = string.match(head, HEADER)
   -- What others read out of a lane must be of their form: one bad id or an infinite score would stop the scheduler.
-  if #id > 128 or not string.match(id, '^[%w._~-]+$') then return redis.error_reply('BADID of request ' .. i) end
+  if not is_name(id) then return redis.error_reply('BADID of request ' .. i) end
   if not nonce or #head > 496 or not CLASSES[class] or #tenant > 128 or #tail > 24 or tonumber(bytes) ~= #ARGV[3 * i + 2]
     or tonumber(timeout) > MAX_AGE or tonumber(term) > MOST_TERM then
     return redis.error_reply('BADHEADER of ' .. id)

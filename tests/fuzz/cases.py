@@ -1,0 +1,66 @@
+"""How many cases a fuzz test runs, how they are counted, and what cases are made of."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+CASES: Counter[str] = Counter()
+"""How many cases each test has run in this process."""
+
+settings.register_profile("fuzz", settings())
+MANY, FEW = 1000, 20
+COMMON = settings(deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+
+
+def fuzz(times: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a test its cases: `times` 1,000 under the profile `fuzz`, else `times` 20, always the same."""
+    many = settings.get_current_profile_name() == "fuzz"
+    number = settings(COMMON, max_examples=times * (MANY if many else FEW), derandomize=not many)
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def counted(*arguments: Any, **keywords: Any) -> None:
+            CASES[test.__name__] += 1
+            test(*arguments, **keywords)
+
+        return number(given(**strategies)(counted))
+
+    return decorate
+
+
+NASTY = [
+    *("", "0", "-1", "1.5", "nan", "inf", "-inf", "1e300", "9" * 400, "0x10", " 1", "1 ", "١", "true", "None"),  # noqa: RUF001  # a digit that int() takes
+    *("a|b", "a:b", "a b", "a\nb", "a\r\nb", "a\0b", "%s", "{}", "x" * 129, "x" * 600, "\ud800", "é", "*", "-", "1-1"),
+    *(str(1 << 53), str(1 << 63), str((1 << 64) - 1), "18446744073709551616-0"),
+]
+"""Texts that some code takes for what they are not."""
+
+words = st.sampled_from(NASTY) | st.text(max_size=20) | st.integers().map(str) | st.floats().map(str)
+"""Any text, often one that is nearly right."""
+
+
+@st.composite
+def mutated(draw: st.DrawFn, data: bytes) -> bytes:
+    """Some bytes after a few changes: overwritten, put in, taken out, cut off, doubled."""
+    changed = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(changed)))
+        piece = draw(st.binary(max_size=6) | st.sampled_from([b"|", b"\xdd\xff\xff\xff\xff", b"\xdf\x00\x04\x00\x00"]))
+        match draw(st.integers(0, 4)):
+            case 0:
+                changed[at : at + len(piece)] = piece
+            case 1:
+                changed[at:at] = piece
+            case 2:
+                del changed[at : at + draw(st.integers(1, 8))]
+            case 3:
+                del changed[at:]
+            case _:
+                changed += changed[at : at + 100]
+    return bytes(changed)
