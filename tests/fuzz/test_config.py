@@ -42,7 +42,7 @@ def a_life(queue: Queue, config: Config) -> None:
         queue.register(A)
         names = ["ends", "again", "goes"]
         sent = [queue.encode(name, stream=True, timeout=min(5, config.max_age_s)) for name in names]
-        words = [word for item in sent for word in queue.submit_all([item], max_bytes=config.max_waiting_bytes)]
+        words = [word for item in sent for word in queue.submit_all([item])]
         taken = [name for name, word in zip(names, words, strict=True) if word == "ACCEPTED"]
         assert set(words) <= {"ACCEPTED", "FULL"}
         assert taken
