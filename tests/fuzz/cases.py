@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 CASES: Counter[str] = Counter()
@@ -18,10 +18,17 @@ MANY, FEW = 1000, 20
 COMMON = settings(deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 
 
-def fuzz(times: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a test its cases: `times` 1,000 under the profile `fuzz`, else `times` 20, always the same."""
+def fuzz(
+    times: int, *, shrink: bool = True, **strategies: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a test its cases: `times` 1,000 under the profile `fuzz`, else `times` 20, always the same.
+
+    Without `shrink` the first case that fails is shown as it is: where each takes milliseconds, making it smaller would
+    take minutes.
+    """
     many = settings.get_current_profile_name() == "fuzz"
-    number = settings(COMMON, max_examples=times * (MANY if many else FEW), derandomize=not many)
+    phases = [phase for phase in Phase if shrink or phase not in (Phase.shrink, Phase.explain)]
+    number = settings(COMMON, max_examples=times * (MANY if many else FEW), derandomize=not many, phases=phases)
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)
@@ -41,7 +48,8 @@ NASTY = [
 ]
 """Texts that some code takes for what they are not."""
 
-words = st.sampled_from(NASTY) | st.text(max_size=20) | st.integers().map(str) | st.floats().map(str)
+digits = st.integers(1, 400).map(lambda length: "9" * length)
+words = st.sampled_from(NASTY) | digits | st.text(max_size=20) | st.integers().map(str) | st.floats().map(str)
 """Any text, often one that is nearly right."""
 
 
