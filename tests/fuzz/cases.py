@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -55,12 +56,15 @@ words = st.sampled_from(NASTY) | digits | st.text(max_size=20) | st.integers().m
 
 @st.composite
 def mutated(draw: st.DrawFn, data: bytes) -> bytes:
-    """Some bytes after a few changes: overwritten, put in, taken out, cut off, doubled."""
+    """Some bytes after a few changes: overwritten, put in, taken out, cut off, doubled, a number made another one."""
     changed = bytearray(data)
-    for _ in range(draw(st.integers(1, 4))):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 4]))):
         at = draw(st.integers(0, len(changed)))
         piece = draw(st.binary(max_size=6) | st.sampled_from([b"|", b"\xdd\xff\xff\xff\xff", b"\xdf\x00\x04\x00\x00"]))
-        match draw(st.integers(0, 4)):
+        match draw(st.integers(0, 6)):
+            case 5 | 6 if numbers := list(re.finditer(rb"\d+", changed)):
+                start, end = draw(st.sampled_from([number.span() for number in numbers]))
+                changed[start:end] = draw(digits).encode()
             case 0:
                 changed[at : at + len(piece)] = piece
             case 1:

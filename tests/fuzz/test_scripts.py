@@ -13,6 +13,7 @@ from stoker.store import scripts as s
 from stoker.store.reads import queue_view
 from stoker.store.records import LANES
 
+# The first three, which everything passes through, twice as often.
 SCRIPTS = ("submit", "begin", "settle", "flush", "hand_back", "cancel", "retry_dead", "beat")
 Arguments = list[bytes]
 
@@ -56,7 +57,7 @@ def _bytes(argument: s.Arg) -> bytes:
 @st.composite
 def changes(draw: st.DrawFn) -> list[tuple[str, float, bytes, int]]:
     """What to do with an argument list: at which place (a share of its length), with which piece."""
-    ways = st.sampled_from(["replace", "replace", "mutate", "drop", "insert", "repeat", "cut"])
+    ways = st.sampled_from(["replace", "replace", "mutate", "mutate", "mutate", "drop", "insert", "repeat", "cut"])
     one = st.tuples(ways, st.floats(0, 1, exclude_max=True), pieces, st.integers(0, 1 << 30))
     return draw(st.lists(one, min_size=1, max_size=3))
 
@@ -81,7 +82,7 @@ def changed(arguments: Arguments, wanted: list[tuple[str, float, bytes, int]], d
     return out
 
 
-@fuzz(6, shrink=False, name=st.sampled_from(SCRIPTS), wanted=changes(), data=st.data())
+@fuzz(6, shrink=False, name=st.sampled_from((*SCRIPTS, *SCRIPTS[:3])), wanted=changes(), data=st.data())
 def test_a_script_that_fails_has_written_nothing_and_one_that_does_not_leaves_a_sound_queue(
     queue: Queue, name: str, wanted: list[tuple[str, float, bytes, int]], data: Any
 ) -> None:
