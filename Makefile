@@ -40,9 +40,9 @@ test: $(STAMP) ## run the tests under coverage, with its gate
 	grep -E '(passed|failed|error|skipped|deselected|no tests ran).* in [0-9.]+s' $$log | tail -n 1; \
 	rm -f $$log $$log.rc; test "$$tests" -eq 0 && test "$$gate" -eq 0
 
-# The same tests as in `make test`, with 1,000 cases for each 20. On one process, which counts them.
+# The same tests as in `make test`, with 1,000 cases for each 20, on one process, which counts them.
 fuzz: SEED := $(SEED)
-fuzz: $(STAMP) ## try 28,000 wrong requests, payloads, script arguments and settings
+fuzz: $(STAMP) ## try 30,000 wrong requests, payloads, script arguments and settings
 	@echo "SEED=$(SEED)"
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) $(ARGS)
 
