@@ -162,7 +162,7 @@ def response_from(outcome: Outcome) -> InferenceResponse:
     """Return the outcome as a response; a body that cannot be read is that request's error and nobody else's."""
     try:
         return response_of(outcome)
-    except (InvalidRequest, TypeError, ValueError) as error:
+    except (InvalidRequest, TypeError, ValueError, OverflowError) as error:
         failed = RequestFailed(outcome.id, f"its result cannot be read ({error})", outcome.attempts)
         return InferenceResponse(outcome.id, outcome.status, attempts=outcome.attempts, error=failed)
 

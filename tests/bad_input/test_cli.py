@@ -110,3 +110,7 @@ def test_a_full_queue_exits_with_4_and_says_when_to_try_again(cli: Cli) -> None:
 def test_waiting_for_no_time_exits_with_4(cli: Cli, wait: str) -> None:
     waited = cli("submit", "x", "--no-stream", "--wait-timeout", wait)
     assert (waited.exit_code, "Traceback" in waited.output) == (4, False)
+
+
+def test_a_limit_larger_than_redis_can_count_to_is_no_limit(cli: Cli) -> None:
+    assert cli("dead", "list", "--limit", "9" * 20).exit_code == 0

@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import pytest
+import redis
 
 from bad_input.requests import BAD, KINDS
 from stoker import AsyncClient, Client, Config
-from stoker.errors import IdempotencyConflict, InvalidRequest, QueueFull, ResultTimeout
+from stoker.errors import IdempotencyConflict, InvalidRequest, QueueFull, RequestFailed, ResultTimeout
+from stoker.store.keys import Keys
 
 CARD = {"vocabulary": 1000, "context": 64}
 rows = pytest.mark.parametrize(("fields", "field", "limit", "value"), [row[1:] for row in BAD], ids=[r[0] for r in BAD])
@@ -104,3 +106,24 @@ def test_waiting_for_ever_is_no_error(client: Client) -> None:
     job = client.submit("one")
     assert job.cancel()
     assert client.job(job.id).response(timeout=math.inf).status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        b"succeeded|n|d|a|" + b"9" * 400 + b"|2|3|1||one:1-x||0|",
+        b"succeeded|n|d|a|1|2|3|1||one:1-x||1|\x90",
+        b"succeeded|n|d|a|1|2|3|1||one:1-x||10|\x81\xa4text\xcd\x12\x34\xc0",
+        b"failed|n|d|a|1|2|3|1||one:1-x||9|\x81\xa5field\x01",
+    ],
+    ids=["a time without end", "no map", "a number for the text", "a field that is no name"],
+)
+def test_a_result_that_cannot_be_read_is_that_requests_error_alone(
+    client: Client, redis_url: str, result: bytes
+) -> None:
+    job = client.submit("one", request_id="a")
+    with redis.Redis.from_url(redis_url) as server:
+        server.set(Keys("default").result("a"), result)
+    response = client.job(job.id).response(timeout=10)
+    assert isinstance(response.error, RequestFailed)
+    assert "its result cannot be read" in str(response.error)

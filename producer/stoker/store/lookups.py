@@ -16,6 +16,9 @@ from stoker.store.records import LANES, WorkerRecord
 
 HEAD = STAMP + 496
 DEAD_FIELDS = 6
+MOST_DEAD = 1 << 31
+"""No place in a sorted set is further back; Redis takes no larger numbers than 64 bits."""
+
 DEAD_HEAD = 4096
 """More than a dead letter's own fields (eight attempts, each with its worker's name) and the header behind them."""
 
@@ -99,7 +102,7 @@ class DeadLetter:
 
 def dead_ids(keys: Keys, limit: int) -> Read[list[str]]:
     """Read the ids of the newest dead letters."""
-    command = ("ZRANGE", keys.dead_letters, 0, max(limit, 1) - 1, "REV")
+    command = ("ZRANGE", keys.dead_letters, 0, min(max(limit, 1), MOST_DEAD) - 1, "REV")
     return Read([command], lambda reply: [entry.decode() for entry in reply[0]])
 
 
