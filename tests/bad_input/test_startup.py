@@ -98,7 +98,7 @@ def test_an_old_redis_is_refused(
 
 @commands
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("given", "said"),
     [
         (
             {"STOKER_BLOCK_MS": "1000", "STOKER_SOCKET_TIMEOUT_S": "1"},
