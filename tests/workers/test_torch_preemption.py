@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from answers import Answer, collect, finish, run, work
 from stoker_workers.engine import Admitted, Finished, Full, Sampling, Work
 from stoker_workers.engines.kv_cache import BLOCK
 from stoker_workers.engines.torch import TorchEngine
-from workers.torch_rig import Answer, collect, finish, load, make_llama, prompts, run, work
+from workers.torch_rig import load, make_llama, prompts
 
 pytestmark = pytest.mark.torch
 

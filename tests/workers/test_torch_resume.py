@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from answers import Answer, work
 from stoker_workers.engine import Finished, Sampling, Tokens, Work
 from stoker_workers.engines.torch import TorchEngine
-from workers.torch_rig import Answer, load, make_llama, prompts, work
+from workers.torch_rig import load, make_llama, prompts
 
 pytestmark = pytest.mark.torch
 
