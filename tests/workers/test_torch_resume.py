@@ -47,7 +47,7 @@ def joined(given: list[tuple[list[int], str]], end: str) -> Answer:
     return Answer([token for ids, _ in given for token in ids], "".join(text for _, text in given), end)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(0, 1000),
     st.sampled_from([0.0, 0.7, 1.5]),
