@@ -49,8 +49,9 @@ def batch() -> None:
     """Run files of requests: JSON lines in, JSON lines out, resumable.
 
     \b
-    Exit codes of submit --wait and watch: 0 every line has its answer, 1 some have an
-    error (see `stoker batch errors`), or it was cancelled or failed; 4 its window ended.
+    Exit codes of submit --wait and watch: 0 every line has its answer, 1 some
+    have an error (see `stoker batch errors`), or it was cancelled or failed;
+    4 its window ended.
 
     \b
     Examples:  stoker batch submit requests.jsonl --wait
@@ -79,8 +80,8 @@ def submit(config: Config, source: str, wait: bool, as_json: bool, window: float
 
     \b
     Examples:  stoker batch submit requests.jsonl
-               stoker batch submit prompts.txt --output answers.jsonl --max-tokens 64 --wait
-               cat requests.jsonl | stoker batch submit - --output - > answers.jsonl
+               stoker batch submit prompts.txt --max-tokens 64 --wait
+               cat in.jsonl | stoker batch submit - --output - > out.jsonl
     """
     from stoker.batch.submission import prepare
     from stoker.client import Client
