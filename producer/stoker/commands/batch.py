@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stoker import completion
 from stoker.command import (
     EXIT_FAILED,
     EXIT_OK,
@@ -41,7 +42,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 
 WINDOW = click.option("--window", callback=_seconds, metavar="TIME", help="Time it has: 30m, 2h, 3d; default: 24h.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-ID = click.argument("batch_id", metavar="ID")
+ID = click.argument("batch_id", metavar="ID", shell_complete=completion.batches)
 
 
 @click.group()
@@ -195,7 +196,7 @@ def pause(config: Config, batch_id: str) -> None:
 
 
 @batch.command()
-@click.argument("batch_id", metavar="ID|OUT")
+@click.argument("batch_id", metavar="ID|OUT", shell_complete=completion.batches)
 @WINDOW
 @queue_options
 def resume(config: Config, batch_id: str, window: float | None) -> None:
