@@ -28,6 +28,7 @@ from stoker_ops.cli import _config, _ready_line, _run
 from stoker_ops.kept import Kept, restart_delay
 from stoker_ops.local import LocalStack, NotReady, StackError, _Before
 from stoker_ops.settings import StackSettings, arguments_of, short_temp
+from stoker_workers.cli import worker
 from stoker_workers.messages import EngineOptions
 
 SIM = EngineOptions("sim", profile="zero")
@@ -481,3 +482,19 @@ def test_a_flag_of_the_engine_reaches_the_workers_as_a_flag() -> None:
     assert "--send-token-ids" in words
     assert "True" not in words
     assert "--send-token-ids" not in arguments_of(EngineOptions("m"))
+
+
+def test_the_words_that_a_worker_is_given_mean_the_options_to_it(tmp_path) -> None:
+    numbers = {"max_num_seqs": 2, "max_num_batched_tokens": 3, "kv_cache_tokens": 4, "max_model_len": 5}
+    texts = {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "KEY", "tokenizer": str(tmp_path), "profile": "zero"}
+    flags = {"send_token_ids": True, "server_timeout": 6.0, "tensor_parallel": 7}
+    options = EngineOptions(
+        "m", engine="openai", device="cpu", task="embed", pooling="last", **numbers, **texts, **flags
+    )
+    unsaid = EngineOptions("m")
+    assert [f.name for f in dataclasses.fields(options) if getattr(options, f.name) == getattr(unsaid, f.name)] == [
+        "model",
+        "dtype",
+    ]
+    taken = worker.make_context("worker", arguments_of(options)).params
+    assert {name: taken[name] for name in dataclasses.asdict(options)} == dataclasses.asdict(options)
