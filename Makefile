@@ -3,8 +3,8 @@ PYTHON ?= python3
 # The torch that goes into the environment, before the project's own requirements: pip then keeps it.
 # For instance: make demo TORCH='torch==2.8.0'
 TORCH ?= torch==2.13.0
-# Test processes, and more options for pytest: make test JOBS=4 ARGS='-k lanes'
-JOBS ?= 2
+# Test processes (most tests wait for processes of their own, so there may be more than cores), and options for pytest: make test JOBS=2 ARGS='-k lanes'
+JOBS ?= 4
 ARGS ?=
 # What a fuzzing run starts from: the same number gives the same cases. It is printed.
 SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
