@@ -6,13 +6,15 @@ TORCH ?= torch==2.13.0
 # Test processes, and more options for pytest: make test JOBS=4 ARGS='-k lanes'
 JOBS ?= 2
 ARGS ?=
+# What a fuzzing run starts from: the same number gives the same cases. It is printed.
+SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 
 BIN := .venv/bin
 # One stamp for each TORCH, so that asking for another one installs it.
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types bench-engine clean
+.PHONY: help venv demo test fuzz lint types bench-engine clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -37,6 +39,12 @@ test: $(STAMP) ## run the tests under coverage, with its gate
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; gate=$$?; \
 	grep -E '(passed|failed|error|skipped|deselected|no tests ran).* in [0-9.]+s' $$log | tail -n 1; \
 	rm -f $$log $$log.rc; test "$$tests" -eq 0 && test "$$gate" -eq 0
+
+# The same tests as in `make test`, with 1,000 cases for each 20, on one process, which counts them.
+fuzz: SEED := $(SEED)
+fuzz: $(STAMP) ## try 30,000 wrong requests, payloads, script arguments and settings
+	@echo "SEED=$(SEED)"
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from stoker.store.codec import class_windows_us
 from stoker.store.records import SUSPECT, Waiting, WorkerRecord
+from stoker.store.requirements import evicts, too_old, version_name
 from stoker_ops.facts import Facts
 from stoker_scheduler.batcher import Room
 from stoker_scheduler.queue import charged_cost, could_hold, largest_capacity
 
-OLDEST_REDIS = (6, 2)
 OLDEST_CLIENT = (8, 0)
 MEMORY_SHARE = 0.8
 """Above this share of its limit, Redis soon refuses what is submitted."""
@@ -53,13 +53,8 @@ def version(facts: Facts) -> Verdict:
     """Scripts need the commands of Redis 6.2."""
     if facts.server.info is None:
         return Fine(UNSEEN.format("INFO"), seen=False)
-    info = facts.server.info
-    # Valkey calls itself a Redis of the version that it is compatible with, and tells its own apart.
-    said = info.get("redis_version", "")
-    name = f"Valkey {info['valkey_version']} (as Redis {said})" if "valkey_version" in info else f"Redis {said}"
-    if _numbers(said) < OLDEST_REDIS:
-        return Finding(f"{name} is too old", "use Redis 6.2 or newer, or Valkey")
-    return Fine(name)
+    problem = too_old(facts.server.info)
+    return Finding(problem.what, problem.fix) if problem else Fine(version_name(facts.server.info))
 
 
 def role(facts: Facts) -> Verdict:
@@ -94,15 +89,11 @@ def persistence(facts: Facts) -> Verdict:
 
 def eviction(facts: Facts) -> Verdict:
     """A Redis that evicts throws away requests, silently."""
-    policy = facts.server.info.get("maxmemory_policy") if facts.server.info else None
-    if policy is None:
+    info = facts.server.info
+    if info is None or "maxmemory_policy" not in info:
         return Fine(UNSEEN.format("INFO"), seen=False)
-    if policy != "noeviction":
-        return Finding(
-            f"maxmemory-policy is {policy}: a full Redis would throw requests away",
-            "CONFIG SET maxmemory-policy noeviction, and the same in redis.conf",
-        )
-    return Fine("noeviction")
+    problem = evicts(info)
+    return Finding(problem.what, problem.fix) if problem else Fine("noeviction")
 
 
 def memory(facts: Facts) -> Verdict:

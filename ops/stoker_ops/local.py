@@ -28,8 +28,9 @@ from stoker.command import EXIT_OK, EXIT_USAGE
 from stoker.config import Config, environment_of
 from stoker.errors import ConfigError, RedisUnavailable, StokerError
 from stoker.every import every
-from stoker.store import lookups, reads, scripts
+from stoker.store import inspections, lookups, reads, scripts
 from stoker.store.connection import AsyncStore
+from stoker.store.requirements import refuse_unfit
 from stoker_ops import embedded
 from stoker_ops.gpus import pick_devices
 from stoker_ops.interrupt import end_all
@@ -150,6 +151,7 @@ class LocalStack:
         self.devices = await pick_devices(settings.options, settings.workers, share=settings.share_gpus)
         self.start_redis()
         store = self._store = AsyncStore(self.config)
+        refuse_unfit(await store.read_patiently(inspections.server()))
         before = await _Before.read(store)
         if self._alone:
             await _forget_model(store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import os
 from array import array
@@ -17,9 +16,17 @@ from stoker.errors import (
     RequestFailed,
     RequestLost,
     StokerError,
-    UnsupportedParameter,
 )
-from stoker.request import Chunk, Classification, InferenceRequest, InferenceResponse, RequestPriority, Restarted
+from stoker.request import (
+    FIELDS,
+    Chunk,
+    Classification,
+    InferenceRequest,
+    InferenceResponse,
+    RequestPriority,
+    Restarted,
+    unknown_field,
+)
 from stoker.store.codec import Outcome, Submission, response_of
 from stoker.store.reads import Card, TokenRecord
 from stoker.store.scripts import Accepted
@@ -30,27 +37,6 @@ Item = InferenceRequest | str | Sequence[int]
 
 GROUP_BYTES = 8 << 20
 """About the most bytes of one submit: a script holds up all of Redis while its arguments are read."""
-
-UNSUPPORTED = frozenset(
-    {
-        "best_of",
-        "echo",
-        "frequency_penalty",
-        "logit_bias",
-        "logprobs",
-        "min_p",
-        "n",
-        "presence_penalty",
-        "prompt_logprobs",
-        "repetition_penalty",
-        "response_format",
-        "suffix",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-    }
-)
-"""What other interfaces know and no engine here honours: refused by name, never ignored."""
 
 
 class RequestFields(TypedDict, total=False):
@@ -73,9 +59,6 @@ class RequestFields(TypedDict, total=False):
     ignore_eos: bool
     stream: bool
     metadata: Mapping[str, Any] | None
-
-
-FIELDS = frozenset(field.name for field in dataclasses.fields(InferenceRequest))
 
 
 class Names:
@@ -131,14 +114,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     """Raise `InvalidRequest` for a name that no request has."""
     for name in fields:
         if name not in FIELDS:
-            raise _unknown(name, fields[name])
-
-
-def _unknown(name: str, value: object) -> InvalidRequest:
-    if name in UNSUPPORTED:
-        return UnsupportedParameter(name, "is not honoured by any engine here", value)
-    near = difflib.get_close_matches(name, FIELDS, n=1)
-    return InvalidRequest(name, "is no field of a request" + (f"; did you mean {near[0]}?" if near else ""), value)
+            raise unknown_field(name, fields[name])
 
 
 def over_card(request: InferenceRequest | InvalidRequest, card: Card | None) -> InvalidRequest | None:
@@ -191,7 +167,7 @@ def response_from(outcome: Outcome) -> InferenceResponse:
     """Return the outcome as a response; a body that cannot be read is that request's error and nobody else's."""
     try:
         return response_of(outcome)
-    except (InvalidRequest, TypeError, ValueError) as error:
+    except (InvalidRequest, TypeError, ValueError, OverflowError) as error:
         failed = RequestFailed(outcome.id, f"its result cannot be read ({error})", outcome.attempts)
         return InferenceResponse(outcome.id, outcome.status, attempts=outcome.attempts, error=failed)
 

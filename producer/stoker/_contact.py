@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 
@@ -45,7 +46,8 @@ def client_config(redis_url: str | None, queue: str | None, config: Config | Non
 
 def seconds_left(deadline: float | None) -> float | None:
     """Return the time until a deadline, 0 when it is over, None for no deadline."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    # No lock takes more than TIMEOUT_MAX (292 years), and somebody may well ask for math.inf.
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
 
 
 def poll_pauses() -> Iterator[float]:

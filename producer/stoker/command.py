@@ -78,9 +78,10 @@ def metrics_option(command: F) -> F:
 def make_config(redis_url: str | None, queue: str | None) -> Config:
     """Return the settings; raises `ConfigError` for a password on the command line and where there is no Redis."""
     from stoker.config import load_config
+    from stoker.config_file import has_password
     from stoker.errors import ConfigError
 
-    if redis_url and _has_password(redis_url):
+    if redis_url and has_password(redis_url):
         raise ConfigError("--redis: a password on the command line is seen by everybody here; use STOKER_REDIS_URL")
     config = load_config(redis_url=redis_url, queue=queue)
     if not config.redis_url:
@@ -89,11 +90,6 @@ def make_config(redis_url: str | None, queue: str | None) -> Config:
             raise ConfigError("no Redis: start a stack here with `stoker up`, or give --redis or STOKER_REDIS_URL")
         config = load_config(redis_url=url, queue=queue)
     return config
-
-
-def _has_password(url: str) -> bool:
-    address, _, query = url.partition("://")[2].partition("?")
-    return ":" in address.rpartition("@")[0] or "password=" in query
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:

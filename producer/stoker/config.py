@@ -1,6 +1,7 @@
 """Every setting, in one frozen object that is passed whole.
 
-Each field can be set by an environment variable `STOKER_<FIELD>`; the unit is the last word of the name.
+Each field can be set by an argument, else by an environment variable `STOKER_<FIELD>`, else in the file that
+`STOKER_CONFIG` names; the unit is the last word of the name.
 """
 
 from __future__ import annotations
@@ -8,21 +9,27 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from stoker.errors import ConfigError, InvalidRequest
+from stoker.config_file import VARIABLE, config_path, read_config_file
+from stoker.errors import ConfigError, InvalidRequest, shorten
 
 NAME = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 """What an id, a tenant, a queue or a worker may be called: it stands between `:` and `|` in Redis."""
 
 MIB = 1024 * 1024
+LARGEST_PAYLOAD = 256 * MIB
 ENV_PREFIX = "STOKER_"
 LEASE_BEATS = 3.3
 LEADER_BEATS = 3
+MOST_BY_UNIT = {"s": 10 * 365 * 86_400, "ms": 86_400_000}
+MOST = 1 << 50
+"""The most that any setting may be, by its unit: what is larger is not exact in a script, or no TTL for Redis."""
 
 
 class Config(BaseSettings):
@@ -31,7 +38,7 @@ class Config(BaseSettings):
     Raises `ConfigError` with one line a problem when a value cannot work.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     redis_url: str | None = Field(
         None, description="redis://, rediss://, unix:// or redis+sentinel:// URL; unset: the stack that runs here"
@@ -51,7 +58,7 @@ class Config(BaseSettings):
     backoff_min_ms: int = Field(500, ge=1, description="cap of the first retry's random delay; doubles each time")
     backoff_max_ms: int = Field(30_000, ge=1, description="the longest delay of a retry")
 
-    payload_bytes: int = Field(1 * MIB, ge=1024, le=256 * MIB, description="the largest encoded request")
+    payload_bytes: int = Field(1 * MIB, ge=1024, le=LARGEST_PAYLOAD, description="the largest encoded request")
     result_bytes: int = Field(4 * MIB, ge=1024, le=256 * MIB, description="the largest encoded result")
     wakeup_bytes: int = Field(4096, ge=0, description="the largest result carried inside a wake-up")
     result_ttl_s: float = Field(3600, ge=1, description="how long a result can be read")
@@ -110,20 +117,68 @@ class Config(BaseSettings):
     batch_in_flight: int = Field(4096, ge=1, le=100_000, description="requests that one batch file keeps in flight")
     batch_line_bytes: int = Field(4 * MIB, ge=1024, le=256 * MIB, description="the longest line of a batch file")
 
+    if not TYPE_CHECKING:  # which knows the fields better than this signature does
+
+        def __init__(self, **values: object) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError("\n".join(_problems(error, values))) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where values come from, the first of them wins."""
+        # A whole set, as a worker's child gets it, is asked of nobody else: the file may have changed meanwhile.
+        if init_settings().keys() >= cls.model_fields.keys():
+            return (init_settings,)
+        path = config_path()
+        return (
+            init_settings,
+            env_settings,
+            *([InitSettingsSource(settings_cls, read_config_file(path))] if path else []),
+        )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _bound(cls, value: object, info: ValidationInfo) -> object:
+        most = MOST_BY_UNIT.get(str(info.field_name).rpartition("_")[2], MOST)
+        if isinstance(value, int | float) and value > most:
+            raise ValueError(f"must be at most {most}")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        problems = []
         if not NAME.fullmatch(self.queue):
-            raise ValueError(f"queue: must match {NAME.pattern}, got {self.queue!r}")
-        if self.backoff_min_ms > self.backoff_max_ms:
-            raise ValueError(
-                f"backoff_min_ms: at most backoff_max_ms ({self.backoff_max_ms}), got {self.backoff_min_ms}"
-            )
-        if not self.window_normal_s <= self.window_low_s <= self.window_batch_s:
-            raise ValueError("window_normal_s <= window_low_s <= window_batch_s must hold")
+            problems.append(f"queue: must match {NAME.pattern}, got {self.queue!r}")
+        pairs = (
+            ("backoff_min_ms", "backoff_max_ms"),
+            ("window_normal_s", "window_low_s"),
+            ("window_low_s", "window_batch_s"),
+        )
+        for low, high in pairs:
+            if getattr(self, low) > getattr(self, high):
+                problems.append(f"{low}: must be at most {high} ({getattr(self, high)}), got {getattr(self, low)}")
         if self.block_ms / 1000 >= self.socket_timeout_s:
-            raise ValueError(
+            problems.append(
                 f"block_ms: must be under socket_timeout_s ({self.socket_timeout_s:g} s), got {self.block_ms}"
             )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -138,16 +193,18 @@ class Config(BaseSettings):
 
 
 def load_config(**overrides: object) -> Config:
-    """Return the settings of the environment with `overrides` (None means: not given) on top.
+    """Return the settings of environment and file with `overrides` (None means: not given) on top.
 
     Raises `ConfigError` with one line a problem; an unknown `STOKER_` variable names the nearest known one.
     """
-    problems = [_unknown(name) for name in os.environ if name.startswith(ENV_PREFIX) and not _known(name)]
+    variables = [name for name in os.environ if name.startswith(ENV_PREFIX) and name != VARIABLE]
+    known = [ENV_PREFIX + field.upper() for field in Config.model_fields]
+    problems = [_unknown(name, name, [*known, VARIABLE]) for name in variables if name.upper() not in known]
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         config = Config(**given)  # type: ignore[arg-type]  # values of any type are what pydantic validates
-    except ValidationError as error:
-        problems += [_problem(item["loc"], item["msg"], item["input"]) for item in error.errors()]
+    except ConfigError as error:
+        problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
     return config
@@ -159,6 +216,13 @@ def environment_of(config: Config) -> dict[str, str]:
     return {**os.environ, **{ENV_PREFIX + name.upper(): str(value) for name, value in given.items()}}
 
 
+def origins() -> dict[str, str]:
+    """Return where each setting comes from that is set outside of the program: `environment`, or the file's path."""
+    path = config_path()
+    of_file = dict.fromkeys(read_config_file(path), str(path)) if path else {}
+    return of_file | {name.upper().removeprefix(ENV_PREFIX).lower(): "environment" for name in os.environ}
+
+
 def check_name(field: str, value: object) -> str:
     """Return `value` when it may stand in a key; raises `InvalidRequest` naming the field otherwise."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
@@ -166,16 +230,29 @@ def check_name(field: str, value: object) -> str:
     return value
 
 
-def _known(name: str) -> bool:
-    return name.removeprefix(ENV_PREFIX).lower() in Config.model_fields
+def _problems(error: ValidationError, given: Collection[str]) -> Iterable[str]:
+    """Give one line a problem: the setting by the name that it has where it was set, what is wrong, and its value."""
+    outside = origins()
+
+    def named(name: str) -> str:
+        origin = "" if name in given else outside.get(name, "")
+        variable = ENV_PREFIX + name.upper()
+        return variable if origin == "environment" else f"{origin}: {name}" if origin else name
+
+    for item in error.errors():
+        text = item["msg"].removeprefix("Value error, ")
+        if not item["loc"]:
+            for line in text.splitlines():
+                name, _, rest = line.partition(": ")
+                yield f"{named(name)}: {rest}"
+            continue
+        name = str(item["loc"][0])
+        if item["type"] == "extra_forbidden":
+            yield _unknown(named(name), name, Config.model_fields)
+        else:
+            yield f"{named(name)}: {text}, got {shorten(item['input'])}"
 
 
-def _unknown(name: str) -> str:
-    known = [ENV_PREFIX + field.upper() for field in Config.model_fields]
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{name}: unknown setting" + (f"; did you mean {near[0]}?" if near else "; see `stoker config show`")
-
-
-def _problem(location: tuple[int | str, ...], message: str, value: object) -> str:
-    text = message.removeprefix("Value error, ")
-    return f"{ENV_PREFIX}{str(location[0]).upper()}: {text}, got {value!r}" if location else text
+def _unknown(shown: str, name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name[:100], known, n=1)
+    return f"{shown[:200]}: unknown setting" + (f"; did you mean {near[0]}?" if near else "; see `stoker config show`")

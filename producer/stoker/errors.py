@@ -142,5 +142,12 @@ class RequestLost(RequestError):
 
 def shorten(value: object, limit: int = 80) -> str:
     """Return `repr(value)` cut to `limit` characters, so that no prompt ends up in a log whole."""
-    text = f"{len(value):,} {type(value).__name__} items" if isinstance(value, list | dict) else repr(value)
+    text = f"{len(value):,} {type(value).__name__} items" if isinstance(value, list | dict) else _shown(value)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # an integer of 5,000 digits has none, and a user's class may raise anything
+        return f"a {type(value).__name__}"

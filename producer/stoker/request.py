@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import enum
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from stoker.config import check_name
-from stoker.errors import InvalidRequest, StokerError
+from stoker.errors import InvalidRequest, StokerError, UnsupportedParameter
 
 MAX_TOKENS = 1 << 24
 MAX_TOKEN_ID = 0xFFFF_FFFF
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+
+UNSUPPORTED = frozenset(
+    {
+        "best_of",
+        "echo",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "min_p",
+        "n",
+        "presence_penalty",
+        "prompt_logprobs",
+        "repetition_penalty",
+        "response_format",
+        "suffix",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+    }
+)
+"""What other interfaces know and no engine here honours: refused by name, never ignored."""
 
 
 class RequestPriority(enum.StrEnum):
@@ -59,6 +83,17 @@ class InferenceRequest:
         _check_prompt(self)
         _check_sampling(self)
         _check_flags(self)
+
+
+FIELDS = frozenset(field.name for field in dataclasses.fields(InferenceRequest))
+
+
+def unknown_field(name: str, value: object) -> InvalidRequest:
+    """Return the error for a field that no request has; `UnsupportedParameter` for one that other interfaces know."""
+    if name in UNSUPPORTED:
+        return UnsupportedParameter(name, "is not honoured by any engine here", value)
+    near = difflib.get_close_matches(name, FIELDS, n=1)
+    return InvalidRequest(name, "is no field of a request" + (f"; did you mean {near[0]}?" if near else ""), value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +273,8 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 def _check_float(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    # NaN fails every comparison, so it is refused here too.
-    if not number or not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):  # type: ignore[operator, arg-type]  # number narrows it
+    # NaN fails every comparison, so it is refused here too; an integer may be larger than any float.
+    if not number or not (low < value if open_low else low <= value) or not value <= min(high, sys.float_info.max):  # type: ignore[operator]  # number narrows it
         limit = f"over {low:g}" if open_low else f"at least {low:g}"
         raise InvalidRequest(
             name, f"must be a finite number {limit}" + ("" if math.isinf(high) else f" and at most {high:g}"), value

@@ -11,7 +11,7 @@ from dataclasses import replace
 import structlog
 
 from stoker.config import Config
-from stoker.errors import RedisUnavailable
+from stoker.errors import ConfigError, RedisUnavailable
 from stoker.every import every, pause
 from stoker.exporter import exporting, loop_turns, scheduler_ports
 from stoker.store import reads, scripts
@@ -19,6 +19,7 @@ from stoker.store.codec import class_windows_us
 from stoker.store.connection import AsyncStore
 from stoker.store.reads import QueueView
 from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
+from stoker.store.requirements import check_server
 from stoker.store.scripts import FENCED, Call, Dispatched
 from stoker_scheduler.answers import AnswerLengths
 from stoker_scheduler.balancer import LoadBalancer
@@ -82,12 +83,17 @@ class Scheduler:
         self._stop.set()
 
     async def run(self) -> None:
-        """Schedule until stopped; raises `ConfigError` when the queue runs with another H."""
+        """Schedule until stopped; raises `ConfigError` when the queue runs with another H, or Redis cannot hold it."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         ports, figures = scheduler_ports(self._config), self._figures
         with exporting(self._config, ports, figures, alive=loop_turns(loop), ready=figures.ready):
+            try:
+                await check_server(self._store, self._stop)
+            except ConfigError:
+                await self._store.close()
+                raise
             await self._run_loops()
         figures.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import redis
 import stoker_scheduler
 from cli.conftest import Cli
 from helpers import wait_until
+from redis_in_between import rewritten
 from stack_processes import HEARTBEAT_MS, Stack
 from stoker import Client, Config
 from stoker.store.inspections import Server, is_ours
@@ -116,6 +118,26 @@ def test_a_server_without_an_append_only_file_is_found(own: EmbeddedRedis, setti
     assert "whenever the system likes" in problems(cli, url=own.url)["persistence"]
     settings.config_set("appendonly", "no")
     assert "append-only file is off" in problems(cli, url=own.url)["persistence"]
+
+
+def test_an_old_server_is_found(own: EmbeddedRedis, settings: redis.Redis, short_tmp: Path, cli: Cli) -> None:
+    """No server older than 6.2 can be installed here, so the version is changed on the wire."""
+    version = settings.info("server")["redis_version"]
+    old = version.replace(version[:3], "5.9", 1)
+    words = [f"redis_version:{number}\r\n".encode() for number in (version, old)]
+    with rewritten(own.socket_path, short_tmp / "old.sock", *words) as url:
+        assert problems(cli, url=url)["version"] == f"Redis {old} is too old"
+    assert "version" not in problems(cli, url=own.url)
+
+
+def test_a_clock_that_is_5_minutes_off_is_found(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "clock" not in problems(cli)
+    for seconds, word in ((300, "behind"), (-300, "ahead of")):
+        here = time.time
+        monkeypatch.setattr("stoker_ops.facts.time.time", lambda here=here, seconds=seconds: here() + seconds)
+        found = problems(cli)["clock"]
+        monkeypatch.undo()
+        assert re.match(rf"Redis is (299|300|301)\.\d s {word} this machine", found)
 
 
 def test_a_full_memory_is_found(own: EmbeddedRedis, settings: redis.Redis, cli: Cli) -> None:

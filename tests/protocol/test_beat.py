@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from redis.exceptions import ResponseError
 
 from protocol.rig import BELL_TTL, A, Added, B, H, MakeQueue, Queue, T, changes, member, ok, settlement
 from stoker.store import scripts as s
@@ -353,3 +356,21 @@ def test_a_beat_leaves_failures_of_the_engine_to_the_scheduler(q: Queue) -> None
     q.beat(A, faults=9)
     assert q.settle(A, settlement("a", delivery, "retry")) == ["OK"]
     assert q.dump()["inc"][A]["life"] == "live"
+
+
+def test_a_corrected_cost_is_written_with_all_its_digits(q: Queue) -> None:
+    q.submit("a")
+    delivery = q.start(A, "a")
+    q.beat(A, costs={("a", delivery): 10**15 - 1})
+    assert q.dump()[f"work:{A}"]["a"]["cost"] == 10**15 - 1
+
+
+WRONG = [{"progress": -1}, {"capacity": "many"}, {"figures": {"a b": 1}}, {"rate": float("inf")}]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=["negative", "words", "a name with a blank", "infinite"])
+def test_a_beat_whose_numbers_are_none_changes_nothing(q: Queue, wrong: dict[str, Any]) -> None:
+    before = q.before()
+    with pytest.raises(ResponseError, match="BADCALL: a number of a:1-x"):
+        q.beat(A, **wrong)
+    assert changes(before, q.dump()) == {}

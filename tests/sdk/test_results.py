@@ -64,7 +64,7 @@ def test_a_request_that_fails_raises_why(client: Client, fleet: Fleet) -> None:
 def test_what_only_the_worker_sees_raises_as_if_it_had_been_refused(client: Client, fleet: Fleet) -> None:
     with pytest.raises(InvalidRequest) as caught:
         client.submit(prompt="hi", metadata=do("bad")).result(timeout=5)
-    assert (caught.value.field, caught.value.limit, caught.value.value) == ("prompt_tokens", "must fit the model", "5")
+    assert (caught.value.field, caught.value.limit, caught.value.value) == ("prompt_tokens", "must fit the model", 5)
 
 
 def test_a_request_that_is_retried_counts_its_attempts(client: Client, fleet: Fleet) -> None:

@@ -29,7 +29,7 @@ def body(core: Any, metadata: Any = None) -> bytes:
 
 
 def opened(item: Begun) -> Any:
-    return open_row(item, "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0)
+    return open_row(item, "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, 4 << 20)
 
 
 TOKENS = {"prompt_tokens": pack_tokens([1, 2, 3])}
@@ -42,7 +42,7 @@ TOKENS = {"prompt_tokens": pack_tokens([1, 2, 3])}
         pytest.param(begun(body(TOKENS | {"prompt": "a"})), "prompt", id="two prompts"),
         pytest.param(begun(body({"prompt": ""})), "prompt", id="an empty prompt"),
         pytest.param(begun(body({"prompt": 7})), "prompt", id="a prompt that is no text"),
-        pytest.param(begun(body(TOKENS | {"n": 2})), "payload", id="an unknown field"),
+        pytest.param(begun(body(TOKENS | {"n": 2})), "n", id="an unknown field"),
         pytest.param(begun(body({"prompt_tokens": [1, 2]})), "prompt_tokens", id="token ids that are not packed"),
         pytest.param(begun(body({"prompt_tokens": b"H\x01"})), "prompt_tokens", id="half a token id"),
         pytest.param(begun(body({"prompt_tokens": b"H"})), "prompt_tokens", id="no token ids"),
@@ -137,7 +137,7 @@ def test_a_parameter_that_the_engine_does_not_honour_is_refused_by_its_name(para
     item = begun(body(TOKENS | parameter))
     assert opened(item).payload.id == "r1"
     with pytest.raises(UnsupportedParameter) as caught:
-        open_row(item, "1-a-1", CallableEngine("my_module:Model"), lambda: 0.0)
+        open_row(item, "1-a-1", CallableEngine("my_module:Model"), lambda: 0.0, 4 << 20)
     assert [caught.value.field] == list(parameter)
 
 
@@ -146,7 +146,7 @@ def record(attempt: int, offset: int, text: str, end: str = "") -> TokenRecord:
 
 
 def given(*records: TokenRecord) -> tuple[list[int], str, int]:
-    row = open_row(begun(body(TOKENS)), "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, records)
+    row = open_row(begun(body(TOKENS)), "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, 4 << 20, records)
     assert row.token_ids == list(row.work.generated)
     return list(row.work.generated), "".join(row.texts), row.published
 
@@ -169,5 +169,5 @@ def test_an_answer_whose_beginning_is_gone_begins_anew() -> None:
 @pytest.mark.parametrize(("cost", "expected"), [(None, None), (19, None), (500, None), (8, 5), (4, 1), (3, None)])
 def test_room_is_expected_as_the_scheduler_reserved_it(cost: int | None, expected: int | None) -> None:
     # The header says 3 tokens of prompt; max_tokens is 16.
-    row = open_row(begun(body(TOKENS)), "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, (), cost)
+    row = open_row(begun(body(TOKENS)), "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, 4 << 20, (), cost)
     assert row.work.expected == expected

@@ -65,7 +65,7 @@ class Loop:
         self.session = Session("w:1-x", self.reports)  # type: ignore[arg-type]  # the two methods that are called
         submission = encode(InferenceRequest(prompt="Hi"), request_id="r", nonce="n", reply="", config=CONFIG)
         payload = b"1795533457829043" + submission.header + submission.body
-        self.session.waiting = [open_row(Begun("r", "RUN", payload, 1), "d", self.engine, lambda: 0.0)]
+        self.session.waiting = [open_row(Begun("r", "RUN", payload, 1), "d", self.engine, lambda: 0.0, 4 << 20)]
 
     def step(self) -> None:
         self.worker._admit(self.session)

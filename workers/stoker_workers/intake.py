@@ -49,6 +49,7 @@ def open_row(
     delivery: str,
     engine: Engine,
     clock: Callable[[], float],
+    most_bytes: int,
     published: Sequence[TokenRecord] = (),
     cost: int | None = None,
 ) -> Row:
@@ -60,7 +61,7 @@ def open_row(
     that the scheduler reserved.
     """
     given, text = _given(published)
-    payload = decode_payload(begun.id, begun.payload, begun.attempt)
+    payload = decode_payload(begun.id, begun.payload, begun.attempt, most_bytes)
     request = payload.request
     _check_parameters(request, engine)
     work = Work(

@@ -20,6 +20,7 @@ from stoker.store import scripts
 from stoker.store.codec import encode_failure
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.pack import pack, unpack
+from stoker.store.requirements import check_server
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
 from stoker_workers.child import Child
 from stoker_workers.engines import CALLABLE, kind_of
@@ -90,7 +91,10 @@ class Supervisor:
         self._stop.set()
 
     async def run(self) -> None:
-        """Work until stopped; raises `ConfigError` when the model can never be loaded or another has the name."""
+        """Work until stopped.
+
+        Raises `ConfigError` when the model can never be loaded, another has the name, or Redis cannot hold a queue.
+        """
         structlog.contextvars.bind_contextvars(worker=self.name)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -98,6 +102,7 @@ class Supervisor:
         ports, figures = worker_ports(self._config, self._metrics_port), self.figures
         try:
             with exporting(self._config, ports, figures, alive=loop_turns(loop), ready=figures.ready):
+                await check_server(self._store, self._stop)
                 await self._children()
         finally:
             await self._store.close()

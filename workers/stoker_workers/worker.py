@@ -399,7 +399,8 @@ class Worker:
     ) -> Row | None:
         """Check and tokenize; whatever is wrong with a request fails it alone, and the worker lives."""
         try:
-            return open_row(item, delivery, self._engine, time.monotonic, given, cost)
+            most_bytes = self._config.payload_bytes
+            return open_row(item, delivery, self._engine, time.monotonic, most_bytes, given, cost)
         except InvalidRequest as error:
             wrong = error
         except Exception as error:  # a template or a tokenizer of any model may raise anything

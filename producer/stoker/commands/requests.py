@@ -24,8 +24,8 @@ MAX_TOKENS = 128
 
 @click.command()
 @click.argument("text", required=False)
-@click.option("--file", "source", type=click.File(), help="Read the prompt from a file.")
 @click.option("--max-tokens", type=int, help=f"Most tokens of the answer.  [default: {MAX_TOKENS}]")
+@click.option("--file", "source", type=click.File("rb"), help="Read the prompt from a file.")
 @click.option("--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True)
 @click.option("--timeout", type=float, metavar="S", help="The request's time to live, in seconds.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
@@ -59,7 +59,7 @@ def submit(config: Config, text: str | None, source: Any, **options: Any) -> Non
 
     no_wait, no_stream = options.pop("no_wait"), options.pop("no_stream")
     as_json, wait_s = options.pop("as_json"), options.pop("wait_timeout")
-    fields = _fields(_prompt(text, source), options)
+    fields = _fields(_prompt(text, source, config.payload_bytes), options)
     with Client(config=config) as client:
         if "max_tokens" not in fields and _generates(client):
             fields["max_tokens"] = MAX_TOKENS
@@ -134,12 +134,26 @@ def cancel(config: Config, request_ids: tuple[str, ...], as_json: bool) -> None:
         sys.exit(EXIT_FAILED)
 
 
-def _prompt(text: str | None, source: Any) -> str:
+def _prompt(text: str | None, source: Any, most_bytes: int) -> str:
     if (text is None) == (source is None):
         raise click.UsageError("give the prompt as TEXT, as `-` for standard input, or with --file")
-    if source is not None:
-        return str(source.read())
-    return sys.stdin.read() if text == "-" else str(text)
+    if source is None and text == "-":
+        source = sys.stdin.buffer
+    return str(text) if source is None else _read_text(source, most_bytes)
+
+
+def _read_text(source: Any, most_bytes: int) -> str:
+    """Return what a file has; not all of it where it is too large for a request anyway, or never ends."""
+    from stoker.errors import InvalidRequest, PayloadTooLarge
+
+    data = source.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise PayloadTooLarge("prompt", f"must have at most payload_bytes ({most_bytes}) bytes", f"{len(data)} or more")
+    try:
+        return str(data.decode())
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start}: {data[error.start : error.end].hex()}"
+        raise InvalidRequest("prompt", "must be UTF-8 text", place) from None
 
 
 def _fields(prompt: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -27,13 +27,15 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @guarded
 def show(as_json: bool) -> None:
-    """Print every setting: its value, what it means, and whether the environment sets it.
+    """Print every setting: its value, what it means, and where it comes from.
 
-    Each can be set by STOKER_ and its name in capitals. Passwords in URLs are left out.
+    Each can be set by STOKER_ and its name in capitals, else in a TOML file (name = value) that STOKER_CONFIG names.
+    Passwords in URLs are left out.
 
     \b
     Examples:  stoker config show
                STOKER_HEARTBEAT_MS=500 stoker config show --json
+               STOKER_CONFIG=/etc/stoker.toml stoker config show
     """
     from stoker.config import load_config
 
@@ -58,14 +60,18 @@ def show(as_json: bool) -> None:
 
 
 def all_settings(config: Config) -> dict[str, dict[str, Any]]:
-    """Return each setting by its name: value, unit, source (default, environment or local stack), variable, meaning."""
-    from stoker.config import ENV_PREFIX
+    """Return each setting by its name: value, unit, source, variable, meaning.
 
+    The source is `environment`, the path of the settings file, `local stack` or `default`.
+    """
+    from stoker.config import ENV_PREFIX, origins
+
+    outside = origins()
     return {
         name: {
             "value": _value(config, name),
             "unit": next((unit for unit in UNITS if name.endswith(f"_{unit}")), ""),
-            "source": _source(config, name),
+            "source": outside.get(name) or _source(config, name),
             "variable": ENV_PREFIX + name.upper(),
             "meaning": field.description,
         }
@@ -84,6 +90,4 @@ def _value(config: Config, name: str) -> Any:
 
 
 def _source(config: Config, name: str) -> str:
-    if name in config.model_fields_set:
-        return "environment"
     return "local stack" if name == "redis_url" and local_url(config) else "default"

@@ -120,8 +120,8 @@ def sync_client(config: Config, block_s: float, **changed: Any) -> redis.Redis:
         address = SentinelAddress.parse(url)
         sentinel = redis.sentinel.Sentinel(**address.options(config, block_s, **changed))  # type: ignore[no-untyped-call]
         return cast("redis.Redis", sentinel.master_for(address.service))  # type: ignore[no-untyped-call]  # theirs
-    pool = redis.BlockingConnectionPool.from_url(url, **redis_options(config, block_s=block_s) | changed)
-    return redis.Redis.from_pool(pool)
+    options = redis_options(config, block_s=block_s) | changed
+    return redis.Redis.from_pool(_pool(redis.BlockingConnectionPool, url, options))
 
 
 def async_client(config: Config, block_s: float) -> redis.asyncio.Redis:
@@ -131,5 +131,16 @@ def async_client(config: Config, block_s: float) -> redis.asyncio.Redis:
         address = SentinelAddress.parse(url)
         sentinel = redis.asyncio.sentinel.Sentinel(**address.options(config, block_s))  # type: ignore[no-untyped-call]
         return cast("redis.asyncio.Redis", sentinel.master_for(address.service))
-    pool = redis.asyncio.BlockingConnectionPool.from_url(url, **redis_options(config, block_s=block_s))
-    return redis.asyncio.Redis.from_pool(pool)
+    options = redis_options(config, block_s=block_s)
+    return redis.asyncio.Redis.from_pool(_pool(redis.asyncio.BlockingConnectionPool, url, options))
+
+
+def _pool(kind: Any, url: str, options: dict[str, Any]) -> Any:
+    """Return a pool of this kind; raises `ConfigError` for a URL with a port, a database or an option that is none."""
+    try:
+        pool = kind.from_url(url, **options)
+        # Made, not connected: else an unknown option in the URL would be found by the first command.
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError):  # whose words may have a piece of the password
+        raise ConfigError(f"redis_url: its port, its database or an option is none, got {redact(url)!r}") from None
+    return pool

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from stoker.config import Config
+from stoker.config import LARGEST_PAYLOAD, Config
 from stoker.errors import (
     InvalidRequest,
     PayloadTooLarge,
@@ -17,9 +17,10 @@ from stoker.errors import (
     RequestExpired,
     RequestFailed,
     UnsupportedParameter,
+    shorten,
 )
-from stoker.request import InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage
-from stoker.store.pack import pack, pack_floats, pack_tokens, unpack, unpack_floats, unpack_tokens
+from stoker.request import InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage, unknown_field
+from stoker.store.pack import check_readable, pack, pack_floats, pack_tokens, unpack, unpack_floats, unpack_tokens
 
 VERSION = "1"
 STAMP = 16
@@ -37,6 +38,23 @@ DEFAULTS: dict[str, Any] = {
     "ignore_eos": False,
 }
 PROMPTS = ("prompt_tokens", "prompt", "messages", "inputs")
+ANSWER: dict[str, type] = {
+    "text": str,
+    "finish_reason": str,
+    "prompt": int,
+    "completion": int,
+    "token_ids": bytes,
+    "first_token_us": int,
+    "message": str,
+    "kind": str,
+    "field": str,
+    "limit": str,
+}
+"""What the body of a result may say of a request, besides `output`, `metadata` and the `value` that was wrong."""
+
+KINDS = {kind.__name__: kind for kind in (InvalidRequest, UnsupportedParameter, PayloadTooLarge)}
+FIELD_CHARS = 100
+VALUE_CHARS = 200
 NEXT_HIGHER = {"critical": "critical", "high": "high", "normal": "high", "low": "normal", "batch": "low"}
 
 
@@ -95,15 +113,18 @@ def encode(
 ) -> Submission:
     """Return `request` as `submit` takes it.
 
-    Raises `InvalidRequest` for a timeout over the maximum age and for what msgpack cannot hold, `PayloadTooLarge` over
-    `payload_bytes`.
+    Raises `InvalidRequest` for a timeout over the maximum age and for what msgpack cannot hold or a worker would refuse
+    to read, `PayloadTooLarge` over `payload_bytes`.
     """
     if request.timeout is not None and request.timeout > config.max_age_s:
         raise InvalidRequest("timeout", f"must be at most max_age_s ({config.max_age_s} s)", request.timeout)
     core = _packed_core(request)
     body = b"\x92" + core + pack(request.metadata, "metadata")
-    if len(body) > config.payload_bytes:
-        raise PayloadTooLarge("request", f"encoded size must be at most {config.payload_bytes} bytes", len(body))
+    _check_size(body, config.payload_bytes)
+    # The fields of everything else were checked; these two are of any shape.
+    for name in ("inputs", "metadata"):
+        if (value := getattr(request, name)) is not None:
+            check_readable(value, name)
     prompt, exact = prompt_tokens(request, bytes_per_token)
     fields = (
         VERSION,
@@ -165,23 +186,33 @@ def _core(request: InferenceRequest) -> dict[str, Any]:
     return core
 
 
-def decode_payload(request_id: str, data: bytes, attempt: int) -> Payload:
-    """Return what a client submitted; raises `InvalidRequest` for anything that `encode` would not have made."""
+def _check_size(body: bytes, most: int) -> None:
+    if len(body) > most:
+        raise PayloadTooLarge("request", f"encoded size must be at most {most} bytes", len(body))
+
+
+def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int = LARGEST_PAYLOAD) -> Payload:
+    """Return what a client submitted; raises `InvalidRequest` for anything that `encode` would not have made.
+
+    Below it `PayloadTooLarge` for a body of more than `most_bytes`, `UnsupportedParameter` for what no engine honours.
+    """
     try:
         header, body = _split(data[STAMP:], 12)
         version, nonce, _, priority, tenant, timeout, _, _, _, _, stream, _ = header
         accepted, lives = int(data[:STAMP]), int(timeout) / 1e6
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidRequest("header", "must have the fields of version 1", len(data)) from None
     if version != VERSION:
         raise InvalidRequest("header", f"must be of version {VERSION}", version)
+    _check_size(body, most_bytes)
     value = unpack(body)
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], dict):
         raise InvalidRequest("payload", "must be [request, metadata]", type(value).__name__)
     core, metadata = value
     unknown = set(core) - set(DEFAULTS) - set(PROMPTS)
     if unknown:
-        raise InvalidRequest("payload", "has an unknown field", sorted(map(str, unknown))[0])
+        name = min(unknown, key=str)
+        raise unknown_field(str(name)[:FIELD_CHARS], core[name])
     if core.get("prompt_tokens") is not None:
         core["prompt_tokens"] = unpack_tokens(core["prompt_tokens"])
     request = InferenceRequest(
@@ -215,7 +246,7 @@ def encode_answer(
     first_token_us: int = -1,
     metadata: Any = None,
 ) -> bytes:
-    """Return the body of a successful result; raises `InvalidRequest` when `output` has no msgpack form.
+    """Return the body of a successful result; raises `InvalidRequest` when a client could not read `output`.
 
     An `output` that is an `array("f")` travels as its bytes, and is one again in the response.
     """
@@ -225,6 +256,7 @@ def encode_answer(
     if isinstance(output, array):
         answer["vector"] = pack_floats(output)
     elif output is not None:
+        check_readable(output, "output")
         answer["output"] = output
     if first_token_us >= 0:
         answer["first_token_us"] = first_token_us
@@ -234,13 +266,25 @@ def encode_answer(
 
 
 def encode_failure(message: str, error: InvalidRequest | None = None) -> bytes:
-    """Return the body of a failed result, at most `FAILURE_BYTES`; `error` keeps field, limit and value apart."""
-    body: dict[str, Any] = {"message": message[:2000]}
+    """Return the body of a failed result, at most `FAILURE_BYTES`; `error` keeps kind, field, limit and value apart."""
+    body: dict[str, Any] = {"message": _sendable(message[:2000])}
     if error is not None:
-        body |= {"field": error.field[:200], "limit": error.limit[:500], "value": str(error.value)[:200]}
-        if isinstance(error, UnsupportedParameter):
-            body["unsupported"] = True
+        plain = error.value is None or isinstance(error.value, bool | float)
+        value = error.value if plain else _sendable(_short_value(error.value))
+        field, limit = _sendable(error.field[:200]), _sendable(error.limit[:500])
+        body |= {"kind": type(error).__name__, "field": field, "limit": limit, "value": value}
     return pack(body)
+
+
+def _short_value(value: object) -> object:
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
+        return value
+    return value[:VALUE_CHARS] if isinstance(value, str) else shorten(value, VALUE_CHARS)
+
+
+def _sendable(value: Any) -> Any:
+    """Return a text without lone surrogates, which have no UTF-8; anything else as it is."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +311,7 @@ class Outcome:
 
 
 def decode_outcome(data: bytes) -> Outcome:
-    """Return the result in `data`, a value of `result:<id>` or an element of a wake-up."""
+    """Return the result in `data`, a value of `result:<id>` or an element of a wake-up; raises `ValueError`."""
     (status, nonce, digest, request_id, accepted, begun, settled, attempts, reason, inc, history, size), body = _split(
         data, 12
     )
@@ -288,8 +332,8 @@ def decode_outcome(data: bytes) -> Outcome:
 
 
 def response_of(outcome: Outcome) -> InferenceResponse:
-    """Return the outcome (with its body) as the client sees it."""
-    body = unpack(outcome.body, "result") if outcome.body else {}
+    """Return the outcome (with its body) as the client sees it; raises `InvalidRequest` for a body of another form."""
+    body = _body(outcome)
     queue = None if outcome.begun_us is None else (outcome.begun_us - outcome.accepted_us) / 1000
     first = body.get("first_token_us")
     tokens, vector = body.get("token_ids"), body.get("vector")
@@ -313,6 +357,16 @@ def response_of(outcome: Outcome) -> InferenceResponse:
     )
 
 
+def _body(outcome: Outcome) -> dict[str, Any]:
+    body = unpack(outcome.body, "result") if outcome.body else {}
+    if not isinstance(body, dict):
+        raise InvalidRequest("result", "must be a map", type(body).__name__)
+    for name, kind in ANSWER.items():
+        if name in body and type(body[name]) is not kind:
+            raise InvalidRequest("result", f"{name} must be of type {kind.__name__}", type(body[name]).__name__)
+    return body
+
+
 def _error(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequest | None:
     makers: dict[str, Callable[[], RequestError | InvalidRequest]] = {
         "failed": lambda: _failure(outcome, body),
@@ -325,6 +379,6 @@ def _error(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequ
 
 def _failure(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequest:
     if "field" in body:
-        kind = UnsupportedParameter if body.get("unsupported") else InvalidRequest
-        return kind(body["field"], body["limit"], body["value"])
+        kind = KINDS.get(body.get("kind", ""), InvalidRequest)
+        return kind(body["field"], body.get("limit", "is refused by the worker"), body.get("value"))
     return RequestFailed(outcome.id, body.get("message") or outcome.reason, outcome.attempts)

@@ -20,6 +20,9 @@ DEAD_FIELDS = 7
 DEAD_HEAD = 4096 + FAILURE_BYTES
 """More than a dead letter's fields (eight attempts, each with its worker's name), its message and the header behind."""
 
+MOST_DEAD = 1 << 31
+"""No place in a sorted set is further back; Redis takes no larger numbers than 64 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lives:
@@ -105,7 +108,7 @@ class DeadLetter:
 
 def dead_ids(keys: Keys, limit: int) -> Read[list[str]]:
     """Read the ids of the newest dead letters."""
-    command = ("ZRANGE", keys.dead_letters, 0, max(limit, 1) - 1, "REV")
+    command = ("ZRANGE", keys.dead_letters, 0, min(max(limit, 1), MOST_DEAD) - 1, "REV")
     return Read([command], lambda reply: [entry.decode() for entry in reply[0]])
 
 

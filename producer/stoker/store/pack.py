@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from array import array
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import msgpack
 
@@ -14,7 +15,10 @@ from stoker.errors import InvalidRequest
 N = TypeVar("N", int, float)
 
 MAX_ITEMS = 1 << 18
-"""Elements of one array or map; 4 MB of empty maps would cost 291 MB."""
+"""Elements of one array or map."""
+
+MAX_CONTAINERS = 1 << 16
+"""Arrays and maps of one value: an empty map is one byte here and 64 in memory, so that 4 MB would cost 291 MB."""
 
 
 def pack(value: object, field: str = "inputs") -> bytes:
@@ -25,15 +29,59 @@ def pack(value: object, field: str = "inputs") -> bytes:
         raise InvalidRequest(field, f"must be a msgpack value ({error})", type(value).__name__) from None
 
 
+def check_readable(value: object, field: str) -> None:
+    """Raise `InvalidRequest` naming `field` for what `pack` takes and `unpack` refuses, such as a map's key that is no
+    string: who submits it must learn of it, not who runs it."""
+    try:
+        unpack(pack(value, field), field)
+    except InvalidRequest as error:
+        raise InvalidRequest(field, error.limit, type(value).__name__) from None
+
+
 def unpack(data: bytes, field: str = "payload") -> Any:
     """Return the value in `data`; raises `InvalidRequest` naming `field` for anything but one plain, bounded value."""
+    count = _counter()
     try:
+        _check_complete(data)
         return msgpack.unpackb(
-            data, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_ext_len=0, strict_map_key=True, raw=False
+            data,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+            strict_map_key=True,
+            raw=False,
+            ext_hook=_no_extension,
+            list_hook=count,
+            object_hook=count,
         )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
         reason = str(error) or type(error).__name__
         raise InvalidRequest(field, f"must be one plain msgpack value ({reason})", len(data)) from None
+
+
+def _check_complete(data: bytes) -> None:
+    """Walk over the value without making it: room is made for all elements that an array claims before they are read,
+    so that some bytes of nested claims would take a gigabyte."""
+    if data:
+        walker = msgpack.Unpacker(max_buffer_size=len(data))
+        walker.feed(data)
+        walker.skip()
+
+
+def _counter() -> Callable[[Any], Any]:
+    """Return what counts the containers of one value."""
+    numbers = itertools.count(1)
+
+    def count(container: Any) -> Any:
+        if next(numbers) > MAX_CONTAINERS:
+            raise ValueError(f"more than {MAX_CONTAINERS} arrays and maps")
+        return container
+
+    return count
+
+
+def _no_extension(code: int, data: bytes) -> NoReturn:
+    raise ValueError(f"extension type {code}")
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

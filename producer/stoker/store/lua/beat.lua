@@ -6,6 +6,21 @@
 --         figures (name=number pairs between commas), then per corrected member: id, delivery, cost
 -- Returns OK drained (1 or 0), then id, delivery per named member | VOID reason | OTHER_H h
 local inc = ARGV[1]
+-- The scheduler reads all of these: one that is no number would stop it.
+local function are_numbers()
+  if #ARGV < 10 or #ARGV % 3 ~= 1 then return false end
+  for i = 3, 9 do
+    if #ARGV[i] > 20 or not string.match(ARGV[i], i == 7 and '^%d+%.?%d*$' or '^%d+$') then return false end
+  end
+  for pair in string.gmatch(ARGV[10], '[^,]+') do
+    if #pair > 64 or not string.match(pair, '^[%w_]+=%d+$') then return false end
+  end
+  for i = 13, #ARGV, 3 do
+    if #ARGV[i] > 15 or not string.match(ARGV[i], '^%d+$') then return false end
+  end
+  return true
+end
+if not are_numbers() then return redis.error_reply('BADCALL: a number of ' .. tostring(inc)) end
 local void, c = call('GET', K .. 'void:' .. inc), inc_record(inc)
 if void then return {'VOID', void} end
 if not c then return {'VOID', 'unknown'} end

@@ -10,6 +10,9 @@ for i = 4, #ARGV do
   ids[i - 3], flight_keys[i - 3] = ARGV[i], K .. 'flight:' .. ARGV[i]
 end
 touch()
+-- First, so that a wrong entry fails before anything changed.
+call('XACK', K .. 'stream:' .. inc, 'workers', ARGV[2])
+call('XDEL', K .. 'stream:' .. inc, ARGV[2])
 local out, entries, sets, wanted, places = {}, {}, {}, {}, {}
 
 local function start(id, m, f, flight_key)
@@ -57,7 +60,5 @@ if #ids > 0 then
     for j, payload in ipairs(call('MGET', unpack(wanted))) do out[places[j]] = payload end
   end
 end
-call('XACK', K .. 'stream:' .. inc, 'workers', ARGV[2])
-call('XDEL', K .. 'stream:' .. inc, ARGV[2])
 emit('begin', inc)
 return out

@@ -6,6 +6,10 @@
 --         text
 -- Returns a word per request: OK, or STOP (drop the row and hand it back)
 local inc, out = ARGV[1], {}
+for i = 2, #ARGV, 6 do
+  local attempt, offset = string.match(ARGV[i + 2] or '', '^%d+$'), string.match(ARGV[i + 3] or '', '^%d+$')
+  if not attempt or not offset or not ARGV[i + 5] then return redis.error_reply('BADCALL: the tokens of ' .. ARGV[i]) end
+end
 touch()
 for i = 2, #ARGV, 6 do
   local id, delivery = ARGV[i], ARGV[i + 1]

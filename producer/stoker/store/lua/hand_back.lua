@@ -5,6 +5,7 @@
 -- ARGV    inc, then per request: id, delivery
 -- Returns OK
 local inc, seen = ARGV[1], {}
+if #ARGV % 2 ~= 1 then return redis.error_reply('BADCALL: the number of arguments') end
 touch()
 for i = 2, #ARGV, 2 do
   local id, delivery = ARGV[i], ARGV[i + 1]

@@ -1,9 +1,12 @@
--- use: events counts flight
+-- use: events counts flight names
 -- Submit a dead letter's payload again under a new id that links to the old one; the dead letter is used up.
 -- KEYS[1] prefix
 -- ARGV    old id, new id, nonce, reply channel
 -- Returns OK (again too) | UNKNOWN (no such dead letter) | CONFLICT (the new id is taken)
 local old, id, nonce, reply = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if not (is_name(id) and is_name(nonce) and (reply == '' or is_name(reply))) then
+  return redis.error_reply('BADCALL: the new id, the nonce and the channel must be names')
+end
 local f = fresh(id)
 if f then return {f[NONCE] == nonce and 'OK' or 'CONFLICT'} end
 if call('EXISTS', K .. 'result:' .. id) == 1 then

@@ -8,14 +8,24 @@
 --         figures: attempt:first token in us after begin (-1: none):prompt tokens:generated tokens:bytes of text (0: was tokens)
 -- Returns a word per request: OK, DUPLICATE (no such life), STALE (fenced off): all three mean "drop it"
 local inc, jitter = ARGV[1], tonumber(ARGV[2])
+local OUTCOMES = {ok = true, bad = true, failure = true, retry = true}
+local FIGURES = '^(%d+):(-?%d+):(%d+):(%d+):(%d+)$'
+if #ARGV < 9 or (#ARGV - 2) % 7 ~= 0 or not jitter or not (jitter >= 0 and jitter <= 1) then
+  return redis.error_reply('BADCALL: the number of arguments, or the jitter')
+end
 local ids, flight_keys = {}, {}
 for i = 3, #ARGV, 7 do
+  local outcome, reason, figures = ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
+  local attempt, first, prompt, generated, bytes = string.match(figures, FIGURES)
+  if not OUTCOMES[outcome] or not string.match(reason, '^[%w_]*$') or #reason > 64 or not attempt
+    or math.max(#attempt, #first, #prompt, #generated, #bytes) > 15 then
+    return redis.error_reply('BADOUTCOME of ' .. ARGV[i])
+  end
   ids[#ids + 1], flight_keys[#flight_keys + 1] = ARGV[i], K .. 'flight:' .. ARGV[i]
 end
 touch()
 local members, flights = call('HMGET', K .. 'work:' .. inc, unpack(ids)), call('MGET', unpack(flight_keys))
 local out, done, settled, text_bytes, text_tokens = {}, {}, 0, 0, 0
-local FIGURES = '^(%d+):(-?%d+):(%d+):(%d+):(%d+)$'
 
 local function measure(f, figures)
   local _, first, prompt, generated, bytes = string.match(figures, FIGURES)

@@ -1,23 +1,29 @@
--- use: events counts flight
+-- use: events counts flight names
 -- Accept up to 512 requests. The id is the client's: the same id with the same digest is the same request until its result
 -- expires, and the check for it comes before any limit. Rings the scheduler.
 -- KEYS[1] prefix
--- ARGV    random (becomes the generation of an empty Redis), most bytes that may wait, then per request: id, header
---         (see flight.lua; at most 496 bytes), body (msgpack)
+-- ARGV    random (becomes the generation of an empty Redis), most bytes that may wait, then per request: id (a name of at
+--         most 128 characters), header (see flight.lua; at most 496 bytes), body (msgpack)
 -- Returns generation, then a word per request: ACCEPTED, SAME (live), DONE (has its result), CONFLICT (other digest),
 --         FULL:<milliseconds until there may be room, by the measured drain rate>
 -- Its first write grows, so that Redis refuses it when out of memory: a full server takes nothing new.
-local n = (#ARGV - 2) / 3
+local n, most_bytes = (#ARGV - 2) / 3, tonumber(ARGV[2])
+if not most_bytes or n < 1 or n > 512 or n % 1 ~= 0 then return redis.error_reply('BADCALL: the number of arguments') end
 local counts = call('HMGET', K .. 'counts', 'waiting', 'waiting_bytes')
 local waiting, bytes_waiting = tonumber(counts[1] or '0'), tonumber(counts[2] or '0')
-local most_bytes = tonumber(ARGV[2])
+local MOST_TERM = 1e15 -- 30 years: with it, scores still are exact
 local stamp = string.format('%016.0f', now)
 
 local asked, keys, seen, twice, bytes_asked = {}, {}, {}, false, 0
 for i = 1, n do
   local id, head = ARGV[3 * i], ARGV[3 * i + 1]
   local nonce, digest, class, tenant, timeout, term, tail, bytes = string.match(head, HEADER)
-  if not nonce or #head > 496 or not CLASSES[class] then return redis.error_reply('BADHEADER of ' .. id) end
+  -- What others read out of a lane must be of their form: one bad id or an infinite score would stop the scheduler.
+  if not is_name(id) then return redis.error_reply('BADID of request ' .. i) end
+  if not nonce or #head > 496 or not CLASSES[class] or #tenant > 128 or #tail > 24 or tonumber(bytes) ~= #ARGV[3 * i + 2]
+    or tonumber(timeout) > MAX_AGE or tonumber(term) > MOST_TERM then
+    return redis.error_reply('BADHEADER of ' .. id)
+  end
   asked[i] = {nonce, digest, class, tenant, tonumber(timeout), tonumber(term), tail, tonumber(bytes)}
   bytes_asked = bytes_asked + asked[i][8]
   keys[2 * i - 1], keys[2 * i] = K .. 'payload:' .. id, K .. 'result:' .. id

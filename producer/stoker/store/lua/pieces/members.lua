@@ -6,7 +6,7 @@ local function held(text)
   return {delivery = delivery, cost = tonumber(cost), state = state, since = tonumber(since), suspect = suspect}
 end
 local function held_text(m)
-  return m.delivery .. '|' .. m.cost .. '|' .. m.state .. '|' .. int(m.since) .. '|' .. m.suspect
+  return m.delivery .. '|' .. int(m.cost) .. '|' .. m.state .. '|' .. int(m.since) .. '|' .. m.suspect
 end
 
 -- Members are dropped, and the credit lowered by their costs, in one HDEL and one HINCRBY a call; each counts once.

@@ -1,17 +1,20 @@
-"""What is refused before it is sent, with the field, its limit and what was given."""
+"""Requests that can never run: what each is, the field that is named, its limit, and what was given."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import pytest
+import msgpack
 
-from stoker.client import Client
 from stoker.errors import InvalidRequest, PayloadTooLarge, UnsupportedParameter
 
 LONG = "x" * 129
 P = {"prompt": "hi"}
+HUGE = 10**5000
+DEEP: list[Any] = []
+for _ in range(2000):
+    DEEP = [DEEP]
 
 BAD = [
     # what, the fields, the field named, its limit, the value given
@@ -38,7 +41,15 @@ BAD = [
     ),
     ("an input without a msgpack form", {"inputs": {1, 2}}, "inputs", "msgpack value", "set"),
     ("metadata without a msgpack form", {**P, "metadata": {"a": object()}}, "metadata", "msgpack value", "dict"),
+    ("metadata with a number for a key", {**P, "metadata": {1: 2}}, "metadata", "not allowed for map key", "dict"),
+    ("inputs that are too deep", {"inputs": DEEP}, "inputs", "msgpack value", "list"),
+    ("inputs of too many items", {"inputs": [0] * (1 << 18) + [0]}, "inputs", "exceeds max_array_len", "list"),
+    ("inputs of too many maps", {"inputs": [{}] * 70_000}, "inputs", "more than 65536 arrays and maps", "list"),
+    ("an extension type", {"inputs": msgpack.ExtType(5, b"x")}, "inputs", "msgpack value", "ExtType"),
     ("zero tokens", {**P, "max_tokens": 0}, "max_tokens", "integer from 1", 0),
+    ("a negative number of tokens", {**P, "max_tokens": -3}, "max_tokens", "integer from 1", -3),
+    ("a number of 5,000 digits", {**P, "max_tokens": 10**5000}, "max_tokens", "integer from 1", HUGE),
+    ("a string for max_tokens", {**P, "max_tokens": "4"}, "max_tokens", "integer from 1", "4"),
     ("a bool for max_tokens", {**P, "max_tokens": True}, "max_tokens", "integer from 1", True),
     ("a float for max_tokens", {**P, "max_tokens": 4.0}, "max_tokens", "integer from 1", 4.0),
     ("a temperature that is no number", {**P, "temperature": math.nan}, "temperature", "finite number", math.nan),
@@ -48,9 +59,13 @@ BAD = [
     ("too many stops", {**P, "stop": ["x"] * 17}, "stop", "1 to 16 strings", ["x"] * 17),
     ("an empty stop", {**P, "stop": ""}, "stop", "non-empty string", ""),
     ("an unknown priority", {**P, "priority": "urgent"}, "priority", "one of critical, high", "urgent"),
+    ("an infinite priority", {**P, "priority": math.inf}, "priority", "one of critical, high", math.inf),
+    ("a list for a priority", {**P, "priority": ["high"]}, "priority", "one of critical, high", ["high"]),
     ("a number for a priority", {**P, "priority": math.nan}, "priority", "one of critical, high", math.nan),
     ("no time to live", {**P, "timeout": 0}, "timeout", "over 0", 0),
     ("a negative time to live", {**P, "timeout": -1.5}, "timeout", "over 0", -1.5),
+    ("a time to live that is no float", {**P, "timeout": 10**400}, "timeout", "finite", 10**400),
+    ("a time to live that is no number", {**P, "timeout": math.nan}, "timeout", "over 0", math.nan),
     ("an infinite time to live", {**P, "timeout": math.inf}, "timeout", "finite", math.inf),
     ("a time to live over the maximum age", {**P, "timeout": 1e6}, "timeout", "max_age_s (86400 s)", 1e6),
     ("an id with a space", {**P, "request_id": "a b"}, "request_id", "[A-Za-z0-9._~-]{1,128}", "a b"),
@@ -65,25 +80,9 @@ BAD = [
     ("logprobs", {**P, "logprobs": True}, "logprobs", "not honoured", True),
     ("more than a payload may have", {"prompt": "x" * (1 << 20)}, "request", "at most 1048576 bytes", None),
 ]
-KINDS = {"n": UnsupportedParameter, "tools": UnsupportedParameter, "logprobs": UnsupportedParameter}
-
-
-@pytest.mark.parametrize(("fields", "field", "limit", "value"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_a_bad_request_is_refused_with_its_field_its_limit_and_what_was_given(
-    fake_client: Client, fields: dict[str, Any], field: str, limit: str, value: object
-) -> None:
-    fake_client.set_model("m", {"vocabulary": 1000, "context": 64})
-    with pytest.raises(InvalidRequest) as caught:
-        fake_client.submit(**fields)
-    error = caught.value
-    assert type(error) is KINDS.get(field, PayloadTooLarge if field == "request" else InvalidRequest)
-    assert (error.field, limit in error.limit) == (field, True), error
-    assert value is None or repr(error.value) == repr(value)
-    assert str(error).startswith(f"{field}: ")
-    assert len(str(error)) < 300
-    assert fake_client.stats()["counts"]["submitted"] == 0
-
-
-def test_a_queue_with_an_impossible_name_is_refused_at_once() -> None:
-    with pytest.raises(InvalidRequest, match="queue: must match"):
-        Client("redis://127.0.0.1:1/0", queue="a:b")
+KINDS: dict[str, type[InvalidRequest]] = {
+    "request": PayloadTooLarge,
+    "n": UnsupportedParameter,
+    "tools": UnsupportedParameter,
+    "logprobs": UnsupportedParameter,
+}
