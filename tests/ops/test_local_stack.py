@@ -28,6 +28,7 @@ from stoker_ops.cli import _config, _ready_line, _run
 from stoker_ops.kept import Kept, restart_delay
 from stoker_ops.local import LocalStack, NotReady, StackError, _Before
 from stoker_ops.settings import StackSettings, arguments_of, short_temp
+from stoker_workers.cli import worker
 from stoker_workers.messages import EngineOptions
 
 SIM = EngineOptions("sim", profile="zero")
@@ -440,8 +441,8 @@ def test_a_watched_parent_that_is_another_one_ends_this_process(monkeypatch):
         (EngineOptions("demo"), None, False, ["cuda:0", "cuda:1"]),
         (EngineOptions("demo"), 1, False, ["cuda:0"]),
         (EngineOptions("demo"), 3, True, ["cuda:0", "cuda:1", "cuda:0"]),
-        (EngineOptions("demo", tensor_parallel=2), None, False, ["cuda:0"]),
-        (EngineOptions("demo", tensor_parallel=2), 2, True, ["cuda:0", "cuda:0"]),
+        (EngineOptions("demo", tensor_parallel_size=2), None, False, ["cuda:0"]),
+        (EngineOptions("demo", tensor_parallel_size=2), 2, True, ["cuda:0", "cuda:0"]),
         (EngineOptions("demo", device="cpu"), 3, False, ["cpu", "cpu", "cpu"]),
         (EngineOptions("sim"), 3, False, ["auto", "auto", "auto"]),
     ],
@@ -456,7 +457,7 @@ async def test_more_workers_than_gpus_are_refused(monkeypatch):
     with pytest.raises(ConfigError, match="3 were asked for, each on a GPU of its own, but torch finds 2"):
         await gpus.pick_devices(EngineOptions("demo"), 3)
     with pytest.raises(ConfigError, match="1 were asked for, each on 3 GPUs of its own, but torch finds 2"):
-        await gpus.pick_devices(EngineOptions("demo", tensor_parallel=3), None)
+        await gpus.pick_devices(EngineOptions("demo", tensor_parallel_size=3), None)
 
 
 async def test_without_gpus_there_is_one_worker_or_as_many_as_asked(monkeypatch, tmp_path):
@@ -472,6 +473,12 @@ async def test_where_a_device_file_lies_torch_is_asked_how_many_gpus_it_finds(mo
     monkeypatch.setattr(gpus, "_ASK_TORCH", answer)
     monkeypatch.setattr(gpus.importlib.util, "find_spec", lambda name: True)
     assert await gpus.count_gpus() == count
+
+
+def test_a_stack_gives_its_workers_no_option_that_they_do_not_know() -> None:
+    everything = EngineOptions(**{field.name: "2" for field in dataclasses.fields(EngineOptions)})
+    given = {word for word in arguments_of(everything) if word.startswith("--")}
+    assert given <= {flag for parameter in worker.params for flag in parameter.opts}
 
 
 def test_a_flag_of_the_engine_reaches_the_workers_as_a_flag() -> None:
