@@ -97,6 +97,11 @@ RESTARTED = """\
 process again, as a new incarnation, and its log has a line `child died` with the cause:
 """
 
+TRY_IT = """\
+To see it for yourself, kill (`kill -9`) a process that `pgrep -f "worker --name NAME"` finds. The first is the
+supervisor, and its loss is noticed after the lease of 3.3 heartbeats; its child runs the model.
+"""
+
 FAILED = """\
 ## A request failed
 
@@ -324,7 +329,8 @@ def killed_worker(d: Desk) -> None:
     d.say(RESTARTED)
     d.show("stoker workers")
     story.result(timeout=DEADLINE_S)
-    d.show("stoker status story")
+    d.show("stoker explain story")
+    d.say(TRY_IT)
 
 
 def failed_request(d: Desk) -> None:

@@ -89,14 +89,19 @@ class Desk:
         self.stack.batch_worker()
         with self.stack.client() as client:
             client.submit(request_id="ID", prompt="The with statement", max_tokens=4)
-        lines = [json.dumps({"prompt": f"The {word} statement", "max_tokens": 4}) for word in ("with", "import")]
-        (self.folder / "requests.jsonl").write_text("\n".join(lines))
-        (self.folder / "prompts.txt").write_text("The with statement\nThe import statement\n")
         (self.folder / "my_models.py").write_text(next(s.code for s in SNIPPETS if "class Shout" in s.code))
         program = self.folder / "bin" / "stoker"
         program.parent.mkdir()
         program.write_text(f"#!{sys.executable}\nfrom stoker.cli import main\nmain(prog_name='stoker')\n")
         program.chmod(0o755)
+
+    def fresh_files(self) -> None:
+        """Write the files that snippets read, and remove what they wrote."""
+        for written in (*self.folder.glob("*answers.jsonl"), *self.folder.glob("requests.*.jsonl")):
+            written.unlink()
+        lines = [json.dumps({"prompt": f"The {word} statement", "max_tokens": 4}) for word in ("with", "import")]
+        (self.folder / "requests.jsonl").write_text("\n".join(lines))
+        (self.folder / "prompts.txt").write_text("The with statement\nThe import statement\n")
 
     def environment(self, queue: str = "default") -> dict[str, str]:
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
@@ -146,6 +151,7 @@ class Desk:
 def test_a_python_snippet_runs_or_is_a_part_of_an_example(desk: Desk, snippet: Snippet) -> None:
     if any(plain(snippet.code) in plain(example.read_text()) for example in EXAMPLES):
         return
+    desk.fresh_files()
     with ExitStack() as stack:
         queue = "default"
         for word, command in SERVED_BY.items():
@@ -157,6 +163,7 @@ def test_a_python_snippet_runs_or_is_a_part_of_an_example(desk: Desk, snippet: S
 
 @pytest.mark.parametrize("snippet", [s for s in RUN if s.language == "sh"], ids=str)
 def test_the_commands_of_a_shell_snippet_run(desk: Desk, snippet: Snippet) -> None:
+    desk.fresh_files()
     for number, line in enumerate(shell_lines(desk.mapped(snippet.code))):
         if STAYS.match(line):
             # On a queue of its own: it may serve another model.
