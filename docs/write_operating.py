@@ -28,6 +28,7 @@ DEADLINE_S = 90.0
 MODEL = """\
 from pathlib import Path
 
+
 class Reports:
     def load(self, device): ...
     def predict(self, batch):
