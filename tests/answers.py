@@ -22,9 +22,9 @@ class Answer:
     end: str = ""
 
 
-def prompts(count: int, seed: int = 1, longest: int = 60) -> list[list[int]]:
+def prompts(count: int, seed: int = 1, longest: int = 60, vocabulary: int = VOCABULARY) -> list[list[int]]:
     numbers = random.Random(seed)
-    return [[numbers.randrange(3, VOCABULARY) for _ in range(numbers.randint(1, longest))] for _ in range(count)]
+    return [[numbers.randrange(3, vocabulary) for _ in range(numbers.randint(1, longest))] for _ in range(count)]
 
 
 def work(name: str, prompt: Sequence[int], max_tokens: int = 20, **options: Any) -> Work:

@@ -43,7 +43,7 @@ def drive(engine: TransformersCbEngine, works: list[Work], cancel: dict[str, int
 def main() -> None:
     folder, ranks = sys.argv[1:]
     engine = TransformersCbEngine(
-        Path(folder), max_num_seqs=8, max_num_batched_tokens=64, kv_cache_tokens=2048, tensor_parallel_size=int(ranks)
+        Path(folder), max_num_seqs=8, max_num_batched_tokens=64, kv_cache_tokens=2048, tensor_parallel=int(ranks)
     )
     card = engine.load()
     engine.warm_up()

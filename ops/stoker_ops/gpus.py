@@ -34,7 +34,7 @@ async def pick_devices(options: EngineOptions, workers: int | None, *, share: bo
     gpus = 0 if engine_kind(options) in (SIM, OPENAI) or options.device != AUTO else await count_gpus()
     if not gpus:
         return [options.device] * (workers or 1)
-    each = options.tensor_parallel_size
+    each = options.tensor_parallel
     room = gpus // each
     if room == 0 or (workers and workers > room and not share):
         own = "a GPU of its own" if each == 1 else f"{each} GPUs of its own"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stoker_ops.gpus import engine_kind
 from stoker_workers.card import read_config, weight_files
+from stoker_workers.cli import worker
 from stoker_workers.demo import DEMO
 from stoker_workers.engines import TORCH
 from stoker_workers.messages import EngineOptions
@@ -50,8 +51,9 @@ def check_model(options: EngineOptions) -> None:
 
 def arguments_of(options: EngineOptions) -> list[str]:
     """Return the options of `stoker worker` that mean the same."""
+    names = {option.name: option.opts[0] for option in worker.params}
     given = {name: value for name, value in dataclasses.asdict(options).items() if value not in (None, False)}
-    flags = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+    flags = {names[name]: value for name, value in given.items()}
     return [word for flag, value in flags.items() for word in ([flag] if value is True else [flag, str(value)])]
 
 

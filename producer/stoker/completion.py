@@ -52,6 +52,12 @@ def _dead_ids(store: Store) -> Iterable[str]:
     return store.read(lookups.dead_ids(store.keys, MOST_LETTERS))
 
 
+def _batches(store: Store) -> Iterable[str]:
+    from stoker.store import batches
+
+    return store.read(batches.batch_ids(store.keys))
+
+
 def _queues(store: Store) -> Iterable[str]:
     from stoker.store import inspections
 
@@ -70,4 +76,5 @@ def _queues(store: Store) -> Iterable[str]:
 
 workers = _from_redis(_workers)
 dead_ids = _from_redis(_dead_ids)
+batches = _from_redis(_batches)
 queues = _from_redis(_queues)

@@ -78,8 +78,7 @@ class Config(BaseSettings):
     )
     reserve: Literal["full", "expected"] = Field(
         "full",
-        description="room that a request gets in a worker's cache: for max_tokens, or for what answers of its class "
-        "needed lately (80th percentile), where a longer one may be preempted (torch, sim)",
+        description="room in the cache: for max_tokens, or for what 80 % of a class's answers need (torch, sim)",
     )
     max_queue_delay_ms: int = Field(50, ge=0, description="how long a padded batch may wait to become fuller")
 

@@ -157,8 +157,9 @@ def _tenants(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
 def worker_state(record: WorkerRecord, lease_s: float) -> str:
     """Return how a worker is in one word.
 
-    `live`; `draining`, or `drained` once it holds nothing; `stopping` by itself; `silent` for longer than its lease; or
-    what Redis has of one that ended and whose work is not taken back yet.
+    `live`; `draining`, or `drained` once it holds nothing; `stopping` when it takes no new work by itself, as it ends
+    or the server of its model is away (its record has one bit for both); `silent` for longer than its lease; or what
+    Redis has of one that ended and whose work is not taken back yet.
     """
     if record.state != "live":
         return record.state

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
+from array import array
 from typing import Any
 
 import pytest
 
 from stoker.batch.format import CHAT_TOKENS, Defaults, Entry, Parser, Problem, answer_line, error_line
 from stoker.errors import RequestFailed
-from stoker.request import InferenceResponse, RequestPriority, Timings, Usage
+from stoker.request import InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage
 from stoker.store.reads import Card
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -104,8 +107,8 @@ def test_a_conversation_without_a_limit_gets_what_fits() -> None:
 
 
 def test_defaults_come_from_the_models_card() -> None:
-    card = Card("id", {"name": "m", "mode": "continuous", "context": 9, "sampling": {"top_k": 3}})
-    assert Defaults.of({"max_tokens": 2}, card) == Defaults({"max_tokens": 2}, "m", "continuous", 9, {"top_k": 3})
+    card = Card("id", {"name": "m", "task": "embed", "context": 9, "sampling": {"top_k": 3}})
+    assert Defaults.of({"max_tokens": 2}, card) == Defaults({"max_tokens": 2}, "m", "embed", 9, {"top_k": 3})
     assert Defaults.of({}, None) == Defaults()
 
 
@@ -210,18 +213,60 @@ def test_a_line_for_another_model_is_refused_unless_that_does_not_matter() -> No
     assert entry(line(body | {"model": "demo"}), model="demo").request.prompt == "hi"
 
 
-def test_embeddings_need_a_queue_whose_model_encodes() -> None:
-    data = line({"input": "some text"}, "/v1/embeddings")
-    assert problem(data, mode="continuous").code == "unsupported_endpoint"
-    assert "continuous" in problem(data, mode="continuous").message
-    assert entry(data, mode="padded").request.inputs == "some text"
-    assert problem(line({"input": ["a", "b"]}, "/v1/embeddings"), mode="padded").code == "unsupported_parameter"
+EMBEDDINGS = "/v1/embeddings"
+
+
+@pytest.mark.parametrize("task", ["generate", "classify", "custom", ""])
+def test_embeddings_need_a_queue_whose_model_embeds(task: str) -> None:
+    got = problem(line({"input": "some text"}, EMBEDDINGS), task=task)
+    assert (got.code, got.param) == ("unsupported_endpoint", "url")
+    assert f"the task of this one's is {task or 'unknown'}" in got.message
+
+
+@pytest.mark.parametrize("url", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_a_model_that_encodes_completes_nothing(task: str, url: str) -> None:
+    assert problem(line({"prompt": "hi"}, url), task=task).code == "unsupported_endpoint"
+
+
+@pytest.mark.parametrize("given", ["some text", ["some text"]])
+def test_a_text_to_embed_is_a_prompt_without_defaults_of_generation(given: Any) -> None:
+    request = entry(line({"input": given, "model": "m"}, EMBEDDINGS), task="embed", sampling={"top_k": 3}).request
+    assert (request.prompt, request.temperature, request.top_k) == ("some text", 0.0, None)
+
+
+@pytest.mark.parametrize("given", [[5, 6], [[5, 6]]])
+def test_token_ids_are_embedded_too(given: Any) -> None:
+    assert entry(line({"input": given}, EMBEDDINGS), task="embed").request.prompt_tokens == [5, 6]
+
+
+@pytest.mark.parametrize("given", [["a", "b"], [[1], [2]]])
+def test_several_texts_a_line_are_refused(given: Any) -> None:
+    got = problem(line({"input": given}, EMBEDDINGS), task="embed")
+    assert (got.code, got.param) == ("unsupported_parameter", "input")
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [({"encoding_format": "hex"}, "invalid_request"), ({"dimensions": 8}, "unsupported_parameter")],
+)
+def test_vectors_of_another_form_are_refused_by_name(more: dict[str, Any], code: str) -> None:
+    got = problem(line({"input": "a"} | more, EMBEDDINGS), task="embed")
+    assert (got.code, got.param) == (code, next(iter(more)))
+
+
+def test_a_file_of_texts_is_embedded_or_classified_as_the_queue_does() -> None:
+    assert entry(b'{"prompt": "hi"}', task="embed").url == EMBEDDINGS
+    assert entry(b'{"prompt": "hi"}', task="classify").url == ""
+    text = parser("text", task="embed").parse(1, b"hi\n", None)
+    assert isinstance(text, Entry)
+    assert (text.url, text.request.temperature) == (EMBEDDINGS, 0.0)
 
 
 # --- out --------------------------------------------------------------------------------------------------------------
 
 
-def answer(url: str, **more: Any) -> dict[str, Any]:
+def answer(url: str, packed: bool = False, **more: Any) -> dict[str, Any]:
     response = InferenceResponse(
         "b-3-0",
         "succeeded",
@@ -232,7 +277,8 @@ def answer(url: str, **more: Any) -> dict[str, Any]:
         worker="w",
         **more,
     )
-    data = answer_line("a", url, "demo", response)
+    request = InferenceRequest(request_id="b-3-0", prompt="hi")
+    data = answer_line(Entry(3, "a", url, request, 10, packed), "demo", response)
     assert data.endswith(b"\n")
     assert data.count(b"\n") == 1
     return json.loads(data)
@@ -257,7 +303,22 @@ def test_a_conversation_is_answered_with_a_message() -> None:
 
 def test_a_users_model_is_answered_with_its_output() -> None:
     assert answer("", output={"label": 1})["response"]["body"]["output"] == {"label": 1}
+    assert answer("", output=array("f", [0.5]))["response"]["body"]["output"] == [0.5]
     assert answer("", output=b"raw")["response"]["body"]["output"] == "b'raw'"
+
+
+def test_a_vector_is_answered_as_openai_does() -> None:
+    body = answer(EMBEDDINGS, output=array("f", [0.5, -0.25]))["response"]["body"]
+    assert (body["object"], body["model"]) == ("list", "demo")
+    assert body["data"] == [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]
+    assert body["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    [packed] = answer(EMBEDDINGS, packed=True, output=array("f", [0.5, -0.25]))["response"]["body"]["data"]
+    assert struct.unpack("<2f", base64.b64decode(packed["embedding"])) == (0.5, -0.25)
+
+
+def test_an_answer_without_a_vector_is_no_embedding() -> None:
+    with pytest.raises(RequestFailed, match="no vector"):
+        answer(EMBEDDINGS, text="hello")
 
 
 def test_an_error_has_no_response() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,15 @@ def test_dead_letters_are_offered_by_their_ids(client: Client, fleet: Fleet, cli
         client.submit(request_id=request_id, prompt="x", metadata={"do": "fail"}).response(timeout=30)
     assert offered(cli, "dead", "show", "a") == ["a1", "a2"]
     assert offered(cli, "dead", "purge", "a1", "b") == ["b1"]
+
+
+def test_batches_are_offered_by_their_ids(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("one\n")
+    for batch_id in ("a1", "a2", "b1"):
+        output = str(tmp_path / f"{batch_id}.jsonl")
+        assert cli("batch", "submit", str(tmp_path / "in.txt"), "--id", batch_id, "--output", output).exit_code == 0
+    for command in ("status", "watch", "cancel", "pause", "resume", "retry", "results", "errors"):
+        assert offered(cli, "batch", command, "a") == ["a1", "a2"]
 
 
 def test_queues_are_offered_by_their_names(cli: Cli) -> None:

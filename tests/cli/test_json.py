@@ -74,7 +74,7 @@ def test_what_requests_and_queues_print_has_the_documented_form(stack: Stack, cl
 
 
 def test_what_is_printed_of_an_empty_queue_has_the_documented_form(cli: Cli) -> None:
-    for command in ("stats", "workers", "queue show", "dead list"):
+    for command in ("stats", "workers", "queue show", "dead list", "batch list"):
         check(command, cli(*command.split(), "--json").stdout)
     check("status", cli("status", "nobody", "--json").stdout)
     check("top", cli("top", "--json", "--count", "1").stdout)
@@ -95,6 +95,25 @@ def test_what_dead_letters_print_has_the_documented_form(stack: Stack, cli: Cli)
     retried = check("dead retry", cli("dead", "retry", "a", "nobody", "--json").stdout)
     assert [entry["new_id"] is None for entry in retried] == [False, True]
     assert check("dead purge", cli("dead", "purge", "--all", "--yes", "--json").stdout)["purged"] <= 1
+
+
+def test_what_batches_print_has_the_documented_form(
+    stack: Stack, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOKER_STATE", str(tmp_path / "state"))
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "hello", "max_tokens": 2}\noops\n')
+    stack.scheduler()
+    stack.worker("one", "--profile", "zero")
+    queued = check("batch submit", cli("batch", "submit", str(source), "--id", "a", "--json").stdout)
+    assert queued["output"] == str(tmp_path / "in.output.jsonl")
+    assert check("batch status", cli("batch", "status", "a", "--json").stdout)["state"] == "queued"
+    stack.batch_worker()
+    again = cli("batch", "submit", str(source), "--output", str(tmp_path / "out"), "--wait", "--json")
+    ended = check("batch submit", again.stdout)
+    assert (ended["state"], ended["errors"], ended["workers"]) == ("completed", {"invalid_json": 1}, {"one": 1})
+    assert [batch["id"] for batch in check("batch list", cli("batch", "list", "--json").stdout)] == [ended["id"], "a"]
+    assert check("batch estimate", cli("batch", "estimate", str(source), "--json").stdout)["failed"] == 1
 
 
 def test_what_up_and_demo_print_has_the_documented_form(short_tmp: Path) -> None:

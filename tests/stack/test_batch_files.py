@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import signal
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,31 @@ def test_a_conversation_is_answered_by_the_models_template(stack: Stack, client:
     message = answer["response"]["body"]["choices"][0]["message"]
     direct = client.submit(messages=body["messages"], max_tokens=8).result(timeout=60)
     assert message == {"role": "assistant", "content": direct.text}
+
+
+@pytest.mark.torch
+def test_lines_of_embeddings_are_answered_with_the_vectors_that_embed_gives(
+    stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    stack.scheduler()
+    stack.worker("worker", "--device", "cpu", "--task", "embed", "--pooling", "last", model="demo")
+    stack.batch_worker()
+    bodies: list[dict[str, Any]] = [{"input": text} for text in PROMPTS]
+    bodies += [{"input": PROMPTS[0], "encoding_format": "base64"}, {"input": [5, 6, 7]}]
+    bodies += [{"input": "word " * 3000}, {"input": PROMPTS[0], "temperature": 0.5}]
+    batch = client.batches.create(write(tmp_path / "in.jsonl", bodies, "/v1/embeddings"))
+    status = batch.wait(timeout=120)
+    codes = {"context_length_exceeded": 1, "unsupported_parameter": 1}
+    assert (status.state, status.succeeded, dict(status.errors)) == ("completed", 8, codes)
+    answers = {name: line["response"]["body"] for name, line in read(tmp_path / "in.output.jsonl").items()}
+    found = {name: body["data"][0]["embedding"] for name, body in answers.items()}
+    packed = array("f", base64.b64decode(found.pop("c6")))
+    assert list(packed) == pytest.approx(found["c0"], abs=1e-5)
+    vectors = client.embed([*PROMPTS, [5, 6, 7]])
+    for name, vector in zip([f"c{i}" for i in (*range(6), 7)], vectors, strict=True):
+        assert found[name] == pytest.approx(list(vector), abs=1e-5)
+    assert answers["c7"]["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    assert answers["c0"]["object"] == "list"
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_streamed_pieces_join_to_the_answer(served: Stack, client: Client) -> No
 
 def test_a_stream_whose_worker_was_killed_goes_on_where_it_stood(served: Stack, client: Client) -> None:
     request = InferenceRequest(
-        prompt="The with statement", max_tokens=600, temperature=0.8, seed=5, ignore_eos=True, stream=True
+        prompt="The with statement", max_tokens=300, temperature=0.8, seed=5, ignore_eos=True, stream=True
     )
     job = client.submit(request)
     stream = job.stream(timeout=120)

@@ -205,7 +205,7 @@ def test_with_expected_lengths_more_fit_and_what_becomes_longer_answers_the_same
     stack.worker("worker", "--kv-cache-tokens", "640")
 
     # Two fit at full length. What is expected is read every five seconds.
-    jobs = client.submit_many([InferenceRequest(prompt_tokens=[i + 1] * 10, max_tokens=300) for i in range(40)])
+    jobs = client.submit_many([InferenceRequest(prompt_tokens=[i + 1] * 10, max_tokens=300) for i in range(16)])
     wait_until(lambda: len(stack.running("worker")) > 2, 60, what="more than two run")
 
     responses = [job.result(timeout=120) for job in jobs]

@@ -68,7 +68,7 @@ def test_a_folder_that_is_missing_is_refused_before_torch_looks_elsewhere(tmp_pa
         ({"device": "cuda:1", "engine": "torch"}, "TorchEngine"),
         ({"device": "cpu"}, "TorchEngine"),
         ({"device": "cpu", "engine": "transformers-cb"}, "TransformersCbEngine"),
-        ({"device": "cpu", "tensor_parallel_size": 2}, "TransformersCbEngine"),
+        ({"device": "cpu", "tensor_parallel": 2}, "TransformersCbEngine"),
     ],
 )
 def test_a_folder_runs_with_transformers_own_batching_on_a_gpu_or_over_ranks(
@@ -79,8 +79,8 @@ def test_a_folder_runs_with_transformers_own_batching_on_a_gpu_or_over_ranks(
 
 @pytest.mark.parametrize(("model", "engine"), [("demo", "torch"), ("sim", "auto"), ("my_module:Model", "auto")])
 def test_an_engine_that_cannot_be_split_over_ranks_says_so(model: str, engine: str) -> None:
-    with pytest.raises(ConfigError, match="tensor_parallel_size: needs the engine transformers-cb, got "):
-        make_engine(model, engine=engine, tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="tensor_parallel: needs the engine transformers-cb, got "):
+        make_engine(model, engine=engine, tensor_parallel=2)
 
 
 def test_an_unknown_kind_is_refused_with_those_that_are_known() -> None:

@@ -154,11 +154,11 @@ def test_the_other_ranks_end_with_the_first(group: Group) -> None:
 
 
 def test_heads_that_cannot_be_split_evenly_are_refused_before_a_process_starts() -> None:
-    engine = TransformersCbEngine(demo_model_path(), tensor_parallel_size=3)
-    with pytest.raises(ConfigError, match="tensor_parallel_size: must divide the model's 4 attention heads, got 3"):
+    engine = TransformersCbEngine(demo_model_path(), tensor_parallel=3)
+    with pytest.raises(ConfigError, match="tensor_parallel: must divide the model's 4 attention heads, got 3"):
         engine.load()
-    engine = TransformersCbEngine(demo_model_path(), tensor_parallel_size=4)
-    with pytest.raises(ConfigError, match="tensor_parallel_size: must divide the model's 2 key-value heads, got 4"):
+    engine = TransformersCbEngine(demo_model_path(), tensor_parallel=4)
+    with pytest.raises(ConfigError, match="tensor_parallel: must divide the model's 2 key-value heads, got 4"):
         engine.load()
 
 

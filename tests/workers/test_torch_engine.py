@@ -13,26 +13,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from answers import Answer, alone, collect, finish, run, work
 from stoker.errors import ConfigError, InvalidRequest
 from stoker_workers.demo import demo_model_path
 from stoker_workers.engine import Admitted, Full, Invalid, Sampling, Work
 from stoker_workers.engines.kv_cache import BLOCK
-from workers.torch_rig import (
-    CONTEXT,
-    EOS,
-    SIZES,
-    VOCABULARY,
-    Answer,
-    alone,
-    collect,
-    finish,
-    load,
-    make_llama,
-    make_tokenizer,
-    prompts,
-    run,
-    work,
-)
+from workers.torch_rig import CONTEXT, EOS, SIZES, VOCABULARY, load, make_llama, make_tokenizer, prompts
 
 pytestmark = pytest.mark.torch
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from answers import Answer, collect, finish, run, work
 from stoker_workers.engine import Admitted, Finished, Full, Sampling, Work
 from stoker_workers.engines.kv_cache import BLOCK
 from stoker_workers.engines.torch import TorchEngine
-from workers.torch_rig import Answer, collect, finish, load, make_llama, prompts, run, work
+from workers.torch_rig import load, make_llama, prompts
 
 pytestmark = pytest.mark.torch
 
@@ -79,7 +80,7 @@ def load_of(numbers: random.Random, count: int, expected: int) -> list[Work]:
     ]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([1, 40, 1000]))
 def test_random_loads_stay_within_the_cache_and_answer_as_alone(
     engine: TorchEngine, roomy: TorchEngine, seed: int, expected: int

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from answers import Answer, work
 from stoker_workers.engine import Finished, Sampling, Tokens, Work
 from stoker_workers.engines.torch import TorchEngine
-from workers.torch_rig import Answer, load, make_llama, prompts, work
+from workers.torch_rig import load, make_llama, prompts
 
 pytestmark = pytest.mark.torch
 
@@ -46,7 +47,7 @@ def joined(given: list[tuple[list[int], str]], end: str) -> Answer:
     return Answer([token for ids, _ in given for token in ids], "".join(text for _, text in given), end)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(0, 1000),
     st.sampled_from([0.0, 0.7, 1.5]),

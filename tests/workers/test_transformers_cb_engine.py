@@ -507,7 +507,7 @@ def test_layers_that_it_does_not_know_are_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"kv_cache_tokens": 8}, "kv_cache_tokens: must be at least a page of 16 tokens, got 8"),
-        ({"tensor_parallel_size": 0}, "tensor_parallel_size: must be at least 1, got 0"),
+        ({"tensor_parallel": 0}, "tensor_parallel: must be at least 1, got 0"),
         ({"max_num_batched_tokens": 4}, "max_num_batched_tokens: must be at least max_num_seqs"),
         ({"kv_cache_tokens": 1 << 50}, "kv_cache_tokens, max_num_batched_tokens: more than memory allows"),
     ],

@@ -17,7 +17,8 @@ from stoker_workers.engine import Admitted, Failed, Unavailable
 from stoker_workers.engines.sim import SimEngine, load_profile
 from stoker_workers.intake import open_row
 from stoker_workers.messages import Away, from_line
-from stoker_workers.worker import Inbox, Session, Worker
+from stoker_workers.session import Session
+from stoker_workers.worker import Inbox, Worker
 
 CONFIG = Config(redis_url="redis://127.0.0.1:1/0")
 

@@ -52,6 +52,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *_server_options(),
         click.option(
             "--tensor-parallel-size",
+            "tensor_parallel",
             type=click.IntRange(1),
             default=1,
             show_default=True,

@@ -29,7 +29,7 @@ class EngineOptions:
     send_token_ids: bool = False
     max_model_len: int | None = None
     server_timeout: float | None = None
-    tensor_parallel_size: int = 1
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True)

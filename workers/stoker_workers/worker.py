@@ -16,21 +16,16 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NoReturn, cast
+from typing import BinaryIO, NoReturn, cast
 
 import structlog
 
 from stoker.config import Config
-from stoker.errors import ConfigError, InvalidRequest, RedisUnavailable, UnsupportedParameter
+from stoker.errors import ConfigError, InvalidRequest, UnsupportedParameter
 from stoker.log import configure
-from stoker.store import reads, scripts
-from stoker.store.codec import encode_answer, encode_failure
 from stoker.store.connection import Store
-from stoker.store.pack import pack_tokens
-from stoker.store.reads import TokenRecord
-from stoker.store.scripts import Begun, Published, Settlement
 from stoker_workers.board import Board
 from stoker_workers.engine import (
     Admitted,
@@ -45,7 +40,7 @@ from stoker_workers.engine import (
     Unavailable,
 )
 from stoker_workers.engines import make_engine
-from stoker_workers.intake import Row, nonce_of, open_row, prompt_bytes
+from stoker_workers.intake import Row
 from stoker_workers.messages import (
     Away,
     Costs,
@@ -61,7 +56,10 @@ from stoker_workers.messages import (
     from_line,
     to_line,
 )
+from stoker_workers.reader import Reader
 from stoker_workers.reporter import Reporter
+from stoker_workers.reports import OUTCOMES, answer_of, failure, published
+from stoker_workers.session import Key, Session
 from stoker_workers.tallies import INTER_TOKEN, OUTPUT_TOKEN, STEP, STEP_ROWS
 
 log = structlog.get_logger()
@@ -69,41 +67,6 @@ log = structlog.get_logger()
 PR_SET_PDEATHSIG = 1
 EXIT_ENGINE = 1
 EXIT_REFUSED = 3
-DOORBELLS = 16
-
-Key = tuple[str, str]
-Outcome = Literal["ok", "bad", "failure", "retry"]
-_OUTCOMES: dict[str, Outcome] = {"invalid": "bad", "retry": "retry", "failure": "failure"}
-
-
-@dataclass(slots=True)
-class Session:
-    """The time under one incarnation. Whatever came under an older one is dropped, not reported."""
-
-    inc: str
-    reporter: Reporter
-    open: bool = True
-    reading: bool = True
-    draining: bool = False
-    reader: threading.Thread | None = None
-    rows: dict[str, Row] = field(default_factory=dict)
-    waiting: list[Row] = field(default_factory=list)
-    begun: set[Key] = field(default_factory=set)
-    """Attempts begun and not ended: a doorbell that rings twice must not begin them twice."""
-
-    def give_back(self, keys: list[Key]) -> None:
-        """Hand attempts back uncharged."""
-        self.begun.difference_update(keys)
-        self.reporter.hand_back(keys)
-
-    def settle(self, item: Settlement) -> None:
-        """Report how an attempt ended."""
-        # Its reason is a word; the message beside it may quote the request, and goes to the client alone.
-        note = log.info if item.outcome in ("failure", "retry") else log.debug
-        facts = {"outcome": item.outcome, "reason": item.reason, "attempt": item.attempt}
-        note("attempt ended", inc=self.inc, id=item.id, delivery=item.delivery, **facts)
-        self.begun.discard((item.id, item.delivery))
-        self.reporter.settle(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +97,7 @@ class Worker:
         self._news = news
         self._inbox = inbox
         self._session: Session | None = None
+        self._reader = Reader(config, engine, board.tallies.timed, lambda *arrived: inbox.put(Arrived(*arrived)))
         self._drain_at = float("inf")
         self._flushed_at = 0.0
         self._first_tokens = False
@@ -201,7 +165,9 @@ class Worker:
         store.timed = self._board.tallies.timed
         reporter = Reporter(store, inc, self._config, self._moved_on)
         self._session = Session(inc, reporter)
-        self._session.reader = threading.Thread(target=self._read, args=(self._session,), name="reader", daemon=True)
+        self._session.reader = threading.Thread(
+            target=self._reader.read, args=(self._session,), name="reader", daemon=True
+        )
         self._session.reader.start()
 
     def _moved_on(self, keys: list[Key]) -> None:
@@ -297,7 +263,7 @@ class Worker:
             return
         del session.rows[row.payload.id]
         if row.payload.stream and row.published < row.tokens:
-            session.reporter.publish([_published(row)])
+            session.reporter.publish([published(row)])
         if isinstance(event, Finished):
             self._board.add("successes")
             self._board.add("finished")
@@ -306,14 +272,14 @@ class Worker:
                 decode_us = max(0, int((row.last_token_s - row.begun_s) * 1e6) - row.first_token_us)
                 per_token_us = decode_us // (made - 1)
                 self._board.tallies.observe(OUTPUT_TOKEN, row.payload.request.priority, per_token_us)
-            session.settle(_answer(row, event, self._config.result_bytes))
+            session.settle(answer_of(row, event, self._config.result_bytes))
         elif event.kind == "returned":
             session.give_back([row.key])
         elif event.kind == "invalid":
             error = InvalidRequest("request", event.reason, event.value)
             session.settle(failure(row, "bad", "invalid", str(error), error))
         else:
-            session.settle(failure(row, _OUTCOMES[event.kind], "error", event.reason))
+            session.settle(failure(row, OUTCOMES[event.kind], "error", event.reason))
 
     def _tokens(self, row: Row, event: Tokens) -> None:
         now = time.monotonic()
@@ -341,127 +307,11 @@ class Worker:
         self._first_tokens, self._flushed_at = False, now
         rows = [row for row in session.rows.values() if row.payload.stream and row.published < row.tokens]
         if rows:
-            session.reporter.publish([_published(row) for row in rows])
-
-    # --- the reader -----------------------------------------------------------------------------------------------
-
-    def _read(self, session: Session) -> None:
-        """Take doorbells while the session is open. After every error the own pending entries come first."""
-        store = Store(self._config, block_s=self._config.block_ms / 1000)
-        store.timed = self._board.tallies.timed
-        own = True
-        while session.reading:
-            try:
-                bells = store.read(
-                    reads.doorbells(store.keys, session.inc, own=own, block_ms=self._config.block_ms, count=DOORBELLS)
-                )
-                for bell in bells:
-                    self._answer(store, session, bell)
-                own = own and bool(bells)
-            except RedisUnavailable:
-                own = True
-                time.sleep(0.1)
-            except Exception as error:  # a stream that is gone (an emptied Redis) heals by a new incarnation
-                log.warning("doorbells unreadable", inc=session.inc, error=str(error)[:200])
-                own = True
-                time.sleep(0.5)
-        store.close()
-
-    def _answer(self, store: Store, session: Session, bell: reads.Doorbell) -> None:
-        """Begin what a doorbell names, and pass it on."""
-        ids = [i for i in bell.ids if (i, bell.delivery) not in session.begun]
-        begun = [item for item in store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids)) if item.payload]
-        session.begun.update((item.id, bell.delivery) for item in begun)
-        log.debug("begun", inc=session.inc, delivery=bell.delivery, ids=[item.id for item in begun])
-        given = self._given(store, session, begun)
-        costs = dict(zip(bell.ids, bell.costs, strict=False))
-        opened = (
-            self._open(session, item, bell.delivery, given.get(item.id, []), costs.get(item.id)) for item in begun
-        )
-        rows = [row for row in opened if row]
-        if rows:
-            self._inbox.put(Arrived(session, rows))
-
-    def _given(self, store: Store, session: Session, begun: list[Begun]) -> dict[str, list[TokenRecord]]:
-        """Read what earlier attempts published. They are begun now: nothing rings for them again, so it is tried on."""
-        again = [(item.id, nonce_of(item)) for item in begun if item.attempt > 1 and self._engine.resumes]
-        while again and session.open:
-            try:
-                streams = store.read(reads.published(store.keys, again))
-            except RedisUnavailable:
-                time.sleep(0.1)
-            else:
-                return {request_id: records for (request_id, _), records in zip(again, streams, strict=True)}
-        return {}
-
-    def _open(
-        self, session: Session, item: Begun, delivery: str, given: list[TokenRecord], cost: int | None
-    ) -> Row | None:
-        """Check and tokenize; whatever is wrong with a request fails it alone, and the worker lives."""
-        try:
-            most_bytes = self._config.payload_bytes
-            return open_row(item, delivery, self._engine, time.monotonic, most_bytes, given, cost)
-        except InvalidRequest as error:
-            wrong = error
-        except Exception as error:  # a template or a tokenizer of any model may raise anything
-            wrong = InvalidRequest("prompt", f"cannot be tokenized ({type(error).__name__})", str(error)[:80])
-        body = encode_failure(str(wrong), wrong)
-        session.settle(Settlement(item.id, delivery, nonce_of(item), "bad", "invalid", body, item.attempt))
-        return None
+            session.reporter.publish([published(row) for row in rows])
 
     def _tell(self, message: Message) -> None:
         self._news.write(to_line(message))
         self._news.flush()
-
-
-def _published(row: Row) -> Published:
-    """Return the row's tokens since the last time, and note that they are out."""
-    new = row.token_ids[row.published :]
-    item = Published(*row.key, row.payload.attempt, row.published, pack_tokens(new), "".join(row.unpublished_text))
-    row.published = row.tokens
-    row.unpublished_text.clear()
-    return item
-
-
-def _answer(row: Row, event: Finished, most_bytes: int) -> Settlement:
-    request = row.payload.request
-    prompt = len(row.work.prompt) if event.prompt_tokens is None else event.prompt_tokens
-    completion = row.tokens if event.completion_tokens is None else event.completion_tokens
-    text_only = row.tokens > len(row.token_ids)
-    try:
-        body = encode_answer(
-            text="".join(row.texts),
-            token_ids=row.token_ids if event.output is None and not text_only else None,
-            output=event.output,
-            finish_reason=event.finish_reason,
-            prompt=prompt,
-            completion=completion,
-            first_token_us=row.first_token_us,
-            metadata=request.metadata,
-        )
-    except InvalidRequest as error:
-        return failure(row, "failure", "result_invalid", str(error))
-    if len(body) > most_bytes:
-        message = f"the result has {len(body)} bytes, over result_bytes ({most_bytes})"
-        return failure(row, "failure", "result_too_large", message)
-    return Settlement(
-        *row.key,
-        row.payload.nonce,
-        "ok",
-        "",
-        body,
-        row.payload.attempt,
-        row.first_token_us,
-        prompt,
-        completion,
-        prompt_bytes(row) if prompt else 0,  # nobody counted its tokens: nothing is learned from it
-    )
-
-
-def failure(row: Row, outcome: Outcome, reason: str, message: str, error: InvalidRequest | None = None) -> Settlement:
-    """Return how an attempt without an answer is reported."""
-    body = encode_failure(message, error)
-    return Settlement(*row.key, row.payload.nonce, outcome, reason, body, row.payload.attempt)
 
 
 # --- the process ----------------------------------------------------------------------------------------------------

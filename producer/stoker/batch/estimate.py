@@ -59,7 +59,7 @@ def estimate_file(client: Client, path: Path, defaults: Mapping[str, Any]) -> Es
             parsed = parser.parse(line.number, line.data, None) if line.data is not None else None
             if isinstance(parsed, Entry) and seen.first(parsed.custom_id, line.number) == line.number:
                 found.prompt_tokens += prompt_tokens(parsed.request, facts.bytes_per_token or BYTES_PER_TOKEN)[0]
-                found.max_tokens += parsed.request.max_tokens
+                found.max_tokens += 0 if parser.defaults.encodes else parsed.request.max_tokens
                 continue
             found.failed += 1
             if len(found.examples) < MOST_EXAMPLES:

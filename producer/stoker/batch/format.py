@@ -6,17 +6,20 @@ file, a prompt. Answers and errors are OpenAI's: `{id, custom_id, response, erro
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stoker._calls import check_fields
-from stoker.batch.parameters import CHAT, COMPLETIONS, EMBEDDINGS, body_fields
+from stoker._calls import check_fields, vector_of
+from stoker.batch.parameters import CHAT, COMPLETIONS, EMBEDDINGS, body_fields, wants_base64
 from stoker.errors import InvalidRequest, PayloadTooLarge, RequestExpired, StokerError, UnsupportedParameter, shorten
 from stoker.request import InferenceRequest, InferenceResponse, RequestPriority
+from stoker.store.pack import little_floats
 from stoker.store.reads import Card
 
 Kind = Literal["jsonl", "text"]
@@ -27,8 +30,8 @@ CHAT_TOKENS = 1024
 """The most tokens of a conversation's answer where nothing says how many; OpenAI's default is no limit."""
 
 COMPLETION_TOKENS = 16
-TOO_LONG = re.compile(r"max_tokens must (be at most|fit)")
-"""What client and workers say of a prompt that does not fit the model with its answer."""
+TOO_LONG = re.compile(r"max_tokens must (be at most|fit)|the model's context of|must have at most \d+ tokens")
+"""What client and workers say of a prompt that does not fit the model, or not with its answer."""
 
 TEMPLATE_TOKENS = 64
 """Room for what a chat template puts around the messages."""
@@ -47,13 +50,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line that can be sent; `size` is its length in bytes."""
+    """A line that can be sent; `size` is its length in bytes.
+
+    `base64`: whether its answer, a vector, is to be base64 of its little-endian float32.
+    """
 
     number: int
     custom_id: str
     url: str
     request: InferenceRequest
     size: int
+    base64: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,7 @@ class Defaults:
 
     file: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
-    mode: str = ""
+    task: str = ""
     context: int = 0
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,13 +80,20 @@ class Defaults:
         return cls(
             file=file,
             model=str(facts.get("name", "")),
-            mode=str(facts.get("mode", "")),
+            task=card.task if card else "",
             context=int(facts.get("context", 0)),
             sampling=facts.get("sampling") or {},
         )
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the model makes vectors or labels of texts, and generates none."""
+        return self.task in ("embed", "classify")
+
     def complete(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of a line with what it left out."""
+        """Return the fields of a line with what it left out; an encoder has no defaults of generation."""
+        if self.encodes:
+            return dict(self.file) | fields
         given = {"temperature": 1.0} | dict(self.sampling) | dict(self.file) | fields
         if "max_tokens" not in given:
             given["max_tokens"] = self._most_tokens(given.get("messages"))
@@ -112,17 +126,19 @@ class Parser:
     def parse(self, number: int, line: bytes, timeout: float | None) -> Entry | Problem:
         """Return what a line asks for, with `timeout` seconds to live; or why it cannot be sent."""
         custom_id: str | None = None
+        packed = False
         try:
             text = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").decode().strip()
             if not text:
                 return self.problem(number, None, "empty_line", "the line is empty")
             if self.kind == "text":
-                custom_id, url, fields = f"line-{number}", COMPLETIONS, {"prompt": text}
+                custom_id, fields = f"line-{number}", {"prompt": text}
+                url = self._plain_url(fields)
             else:
                 value = _object(text)
                 custom_id = _custom_id(value, number)
-                url, fields = self._fields(value)
-            return Entry(number, custom_id, url, self._request(number, fields, timeout), len(line))
+                url, fields, packed = self._fields(value)
+            return Entry(number, custom_id, url, self._request(number, fields, timeout), len(line), packed)
         except UnicodeDecodeError as error:
             return self.problem(number, None, "invalid_utf8", f"not valid UTF-8 at byte {error.start + 1}")
         except _Bad as error:
@@ -138,20 +154,35 @@ class Parser:
         """Return the problem that an invalid request is."""
         return self.problem(number, custom_id, code_of(error), str(error), error.field)
 
-    def _fields(self, value: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Return the endpoint and the given fields of the request."""
+    def _fields(self, value: dict[str, Any]) -> tuple[str, dict[str, Any], bool]:
+        """Return the endpoint, the given fields of the request, and whether its vector is to be base64."""
         if not value.keys() & {"body", "url", "method"}:
             fields = {name: given for name, given in value.items() if name != "custom_id"}
             check_fields(fields)
             for name in ("request_id", "priority", "timeout", "stream"):
                 if name in fields:
                     raise UnsupportedParameter(name, "is the batch's own, not a line's", fields[name])
-            return (CHAT if "messages" in fields else COMPLETIONS if "inputs" not in fields else ""), fields
+            return self._plain_url(fields), fields, False
         url, body = _framed(value)
-        if url == EMBEDDINGS and self.defaults.mode != "padded":
-            queue = f"this queue's model generates text (mode {self.defaults.mode or 'unknown'})"
-            raise _Bad("unsupported_endpoint", f"{EMBEDDINGS}: {queue}; it needs a queue with an encoder", param="url")
-        return url, body_fields(url, body, None if self.any_model else self.defaults.model)
+        self._check_endpoint(url)
+        fields = body_fields(url, body, None if self.any_model else self.defaults.model)
+        return url, fields, wants_base64(url, body)
+
+    def _plain_url(self, fields: Mapping[str, Any]) -> str:
+        """Return the endpoint whose form the answer to the fields of a request has, "" for none of OpenAI's."""
+        if self.defaults.task == "embed":
+            return EMBEDDINGS
+        if self.defaults.encodes or "inputs" in fields:
+            return ""
+        return CHAT if "messages" in fields else COMPLETIONS
+
+    def _check_endpoint(self, url: str) -> None:
+        task = self.defaults.task
+        if (url == EMBEDDINGS) == (task == "embed") and task != "classify":
+            return
+        needs = "embed" if url == EMBEDDINGS else "generate"
+        message = f"{url}: needs a queue whose model is there to {needs}; the task of this one's is {task or 'unknown'}"
+        raise _Bad("unsupported_endpoint", message, param="url")
 
     def _request(self, number: int, fields: dict[str, Any], timeout: float | None) -> InferenceRequest:
         given = fields if "inputs" in fields else self.defaults.complete(fields)
@@ -234,16 +265,17 @@ def error_line(request_id: str, problem: Problem) -> bytes:
     return _dump({"id": request_id, "custom_id": problem.custom_id, "response": None, "error": error})
 
 
-def answer_line(custom_id: str, url: str, model: str, response: InferenceResponse) -> bytes:
-    """Return the line of the output file for a request that succeeded."""
-    makers = {COMPLETIONS: _completion, CHAT: _chat}
-    body = makers.get(url, _output)(response)
-    body |= {"created": int(time.time()), "model": model}
-    body["usage"] = {
-        "prompt_tokens": response.usage.prompt_tokens,
-        "completion_tokens": response.usage.completion_tokens,
-        "total_tokens": response.usage.total_tokens,
-    }
+def answer_line(entry: Entry, model: str, response: InferenceResponse) -> bytes:
+    """Return the line of the output file for a request that succeeded.
+
+    Raises `RequestFailed` where a vector was asked for and something else answered.
+    """
+    if entry.url == EMBEDDINGS:
+        body = _embedding(response, packed=entry.base64)
+    else:
+        body = {COMPLETIONS: _completion, CHAT: _chat}.get(entry.url, _output)(response)
+        body["created"] = int(time.time())
+    body["model"] = model
     if response.metadata is not None:
         body["metadata"] = response.metadata
     body["stoker"] = {
@@ -254,24 +286,46 @@ def answer_line(custom_id: str, url: str, model: str, response: InferenceRespons
         "e2e_ms": response.timings.e2e_ms,
     }
     wrapped = {"status_code": 200, "request_id": response.request_id, "body": body}
-    return _dump({"id": response.request_id, "custom_id": custom_id, "response": wrapped, "error": None})
+    return _dump({"id": response.request_id, "custom_id": entry.custom_id, "response": wrapped, "error": None})
+
+
+def _usage(response: InferenceResponse) -> dict[str, int]:
+    usage = response.usage
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": usage.total_tokens}
+
+
+def _embedding(response: InferenceResponse, *, packed: bool) -> dict[str, Any]:
+    vector = vector_of(response)
+    embedding = base64.b64encode(little_floats(vector)).decode() if packed else vector.tolist()
+    data = [{"object": "embedding", "index": 0, "embedding": embedding}]
+    tokens = response.usage.prompt_tokens
+    return {"object": "list", "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 
 def _completion(response: InferenceResponse) -> dict[str, Any]:
     choice = {"index": 0, "text": response.text, "finish_reason": response.finish_reason, "logprobs": None}
-    return {"id": f"cmpl-{response.request_id}", "object": "text_completion", "choices": [choice]}
+    body = {"id": f"cmpl-{response.request_id}", "object": "text_completion", "choices": [choice]}
+    return body | {"usage": _usage(response)}
 
 
 def _chat(response: InferenceResponse) -> dict[str, Any]:
     message = {"role": "assistant", "content": response.text}
     choice = {"index": 0, "message": message, "finish_reason": response.finish_reason, "logprobs": None}
-    return {"id": f"chatcmpl-{response.request_id}", "object": "chat.completion", "choices": [choice]}
+    body = {"id": f"chatcmpl-{response.request_id}", "object": "chat.completion", "choices": [choice]}
+    return body | {"usage": _usage(response)}
 
 
 def _output(response: InferenceResponse) -> dict[str, Any]:
-    return {"id": response.request_id, "object": "stoker.output", "output": response.output}
+    body = {"id": response.request_id, "object": "stoker.output", "output": response.output}
+    return body | {"usage": _usage(response)}
 
 
 def _dump(value: dict[str, Any]) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    return text.encode("utf-8", "replace") + b"\n"
+
+
+def _plain(value: object) -> object:
     # Outputs of a user's model may hold what JSON has no form for; its text is better than no line.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "replace") + b"\n"
+    return value.tolist() if isinstance(value, array) else str(value)

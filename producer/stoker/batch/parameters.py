@@ -14,8 +14,11 @@ EMBEDDINGS = "/v1/embeddings"
 SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "max_tokens")
 """Parameters that a request has under the same name; top_k and ignore_eos are vLLM's."""
 
-IGNORED = frozenset({"user", "store", "service_tier", "safety_identifier", "prompt_cache_key", "encoding_format"})
+IGNORED = frozenset({"user", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 """Parameters that are about accounts, not about the answer."""
+
+READ_APART = frozenset({"prompt", "messages", "input"})
+ENCODING_FORMATS = ("float", "base64")
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -52,7 +55,7 @@ def body_fields(url: str, body: Mapping[str, Any], model: str | None) -> dict[st
             _check_model(value, model)
         elif name == "metadata":
             fields["metadata"] = value
-        elif value is None or name in IGNORED or name in ("prompt", "messages", "input"):
+        elif value is None or name in IGNORED | READ_APART or (name == "encoding_format" and url == EMBEDDINGS):
             continue
         elif name in SAMPLING:
             fields[name] = value
@@ -61,6 +64,16 @@ def body_fields(url: str, body: Mapping[str, Any], model: str | None) -> dict[st
         elif value not in NEUTRAL.get(name, ()) or (isinstance(value, bool) != _has_bool(name)):
             raise UnsupportedParameter(name, "is not honoured by any engine here", value)
     return fields | _PROMPTS[url](body)
+
+
+def wants_base64(url: str, body: Mapping[str, Any]) -> bool:
+    """Whether the vector that a body asks for is to be base64 of its float32; raises `InvalidRequest`."""
+    value = body.get("encoding_format")
+    if url != EMBEDDINGS or value is None:
+        return False
+    if value not in ENCODING_FORMATS:
+        raise InvalidRequest("encoding_format", f"must be {' or '.join(ENCODING_FORMATS)}", value)
+    return bool(value == "base64")
 
 
 def _has_bool(name: str) -> bool:
@@ -116,13 +129,13 @@ def _content(where: str, content: object) -> object:
 
 def _input(body: Mapping[str, Any]) -> dict[str, Any]:
     given = body.get("input")
-    if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
+    if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str | list):
         given = given[0]
-    if isinstance(given, list) and given and not isinstance(given[0], int):
+    if isinstance(given, list) and given and isinstance(given[0], str | list):
         raise UnsupportedParameter("input", "must be one text a line", given)
     if not isinstance(given, str | list) or not given:
         raise InvalidRequest("input", "must be a non-empty string or list of token ids", given)
-    return {"inputs": given}
+    return {"prompt": given} if isinstance(given, str) else {"prompt_tokens": given}
 
 
 _PROMPTS = {COMPLETIONS: _prompt, CHAT: _messages, EMBEDDINGS: _input}

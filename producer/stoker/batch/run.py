@@ -28,7 +28,7 @@ from stoker.batch.seen import SeenIds
 from stoker.batch.source import check_input, count_lines, lines
 from stoker.batch.spec import Spec, check_places
 from stoker.config import Config
-from stoker.errors import InvalidRequest, RedisUnavailable, RequestExpired, StokerError
+from stoker.errors import InvalidRequest, RedisUnavailable, RequestExpired, RequestFailed, StokerError
 from stoker.request import InferenceResponse, RequestPriority
 
 log = structlog.get_logger()
@@ -301,7 +301,12 @@ class Run:
     def _end(self, entry: Entry, response: InferenceResponse) -> None:
         error = response.error
         if error is None:
-            self._writer.answer(answer_line(entry.custom_id, entry.url, self._parser.defaults.model, response))
+            try:
+                line = answer_line(entry, self._parser.defaults.model, response)
+            except RequestFailed as failure:  # no vector: the queue's model is another one since the batch began
+                self._fail(entry, code_of(failure), str(failure))
+                return
+            self._writer.answer(line)
             self._tally.answered(response)
             self._ledger.done(entry.number)
         elif isinstance(error, RequestExpired) and self._lease.left_s <= 1:

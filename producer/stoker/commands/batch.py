@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stoker import completion
 from stoker.command import (
     EXIT_FAILED,
     EXIT_OK,
@@ -41,7 +42,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 
 WINDOW = click.option("--window", callback=_seconds, metavar="TIME", help="Time it has: 30m, 2h, 3d; default: 24h.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-ID = click.argument("batch_id", metavar="ID")
+ID = click.argument("batch_id", metavar="ID", shell_complete=completion.batches)
 
 
 @click.group()
@@ -49,8 +50,9 @@ def batch() -> None:
     """Run files of requests: JSON lines in, JSON lines out, resumable.
 
     \b
-    Exit codes of submit --wait and watch: 0 every line has its answer, 1 some have an
-    error (see `stoker batch errors`), or it was cancelled or failed; 4 its window ended.
+    Exit codes of submit --wait and watch: 0 every line has its answer, 1 some
+    have an error (see `stoker batch errors`), or it was cancelled or failed;
+    4 its window ended.
 
     \b
     Examples:  stoker batch submit requests.jsonl --wait
@@ -79,8 +81,8 @@ def submit(config: Config, source: str, wait: bool, as_json: bool, window: float
 
     \b
     Examples:  stoker batch submit requests.jsonl
-               stoker batch submit prompts.txt --output answers.jsonl --max-tokens 64 --wait
-               cat requests.jsonl | stoker batch submit - --output - > answers.jsonl
+               stoker batch submit prompts.txt --max-tokens 64 --wait
+               cat in.jsonl | stoker batch submit - --output - > out.jsonl
     """
     from stoker.batch.submission import prepare
     from stoker.client import Client
@@ -194,7 +196,7 @@ def pause(config: Config, batch_id: str) -> None:
 
 
 @batch.command()
-@click.argument("batch_id", metavar="ID|OUT")
+@click.argument("batch_id", metavar="ID|OUT", shell_complete=completion.batches)
 @WINDOW
 @queue_options
 def resume(config: Config, batch_id: str, window: float | None) -> None:

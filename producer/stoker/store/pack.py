@@ -101,7 +101,12 @@ def unpack_tokens(data: object, field: str = "prompt_tokens") -> list[int]:
 
 def pack_floats(vector: array[float]) -> bytes:
     """Return an `array("f")` as the letter f and little-endian float32: less than half of a msgpack list."""
-    return b"f" + _little(vector[:]).tobytes()
+    return b"f" + little_floats(vector)
+
+
+def little_floats(vector: array[float]) -> bytes:
+    """Return an `array("f")` as little-endian float32."""
+    return _little(vector[:]).tobytes()
 
 
 def unpack_floats(data: object, field: str = "vector") -> array[float]:

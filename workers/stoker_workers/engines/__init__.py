@@ -32,7 +32,7 @@ def make_engine(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     kv_cache_tokens: int | None = None,
-    tensor_parallel_size: int = 1,
+    tensor_parallel: int = 1,
     **server: Any,
 ) -> Engine:
     """Return an engine for `model`, not yet loaded: a folder, "demo", "sim", or "module:Class" for a user's own code.
@@ -45,9 +45,9 @@ def make_engine(
     kind = kind_of(model) if engine == AUTO else engine
     does = _task(model, kind, engine, task)
     if engine == AUTO and does == "generate":
-        kind = _best_of(kind, device, tensor_parallel_size)
+        kind = _best_of(kind, device, tensor_parallel)
     server = {name: value for name, value in server.items() if value not in (None, False)}
-    _check_options(kind, does, pooling, tensor_parallel_size, server)
+    _check_options(kind, does, pooling, tensor_parallel, server)
     if kind == OPENAI:
         return _openai_engine(str(model), server, max_num_seqs)
     limits: dict[str, Any] = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
@@ -65,7 +65,7 @@ def make_engine(
     if kind == TORCH:
         return _torch_engine(model, device=device, dtype=dtype, kv_cache_tokens=kv_cache_tokens, **limits)
     if kind == TRANSFORMERS_CB:
-        limits |= {"kv_cache_tokens": kv_cache_tokens, "tensor_parallel_size": tensor_parallel_size}
+        limits |= {"kv_cache_tokens": kv_cache_tokens, "tensor_parallel": tensor_parallel}
         return _transformers_cb_engine(model, device=device, dtype=dtype, **limits)
     raise ConfigError(f"engine: must be one of {', '.join(KINDS)}, got {engine!r}")
 
@@ -135,19 +135,19 @@ def _missing(kind: str, error: ModuleNotFoundError) -> ConfigError:
     return ConfigError(f'the {kind} engine needs {error.name}: pip install "stoker[worker]"')
 
 
-def _check_options(kind: str, does: Task, pooling: str, tensor_parallel_size: int, server: dict[str, Any]) -> None:
+def _check_options(kind: str, does: Task, pooling: str, tensor_parallel: int, server: dict[str, Any]) -> None:
     """Raise `ConfigError` for an option of another kind of engine."""
-    if tensor_parallel_size > 1 and kind in KINDS and kind != TRANSFORMERS_CB:
-        raise ConfigError(f"tensor_parallel_size: needs the engine {TRANSFORMERS_CB}, got {kind}")
+    if tensor_parallel > 1 and kind in KINDS and kind != TRANSFORMERS_CB:
+        raise ConfigError(f"tensor_parallel: needs the engine {TRANSFORMERS_CB}, got {kind}")
     if server and kind != OPENAI:
         raise ConfigError(f"{next(iter(server))}: belongs to --engine openai, and this is {kind}")
     if pooling != AUTO and does not in ("embed", "classify"):
         raise ConfigError(f"pooling: is of --task embed, and this model is to {does}")
 
 
-def _best_of(kind: str, device: str, tensor_parallel_size: int) -> str:
+def _best_of(kind: str, device: str, tensor_parallel: int) -> str:
     """Return the better kind of engine for a folder's language model, where `kind` is the one for folders."""
-    return TRANSFORMERS_CB if kind == TORCH and (tensor_parallel_size > 1 or _on_gpu(device)) else kind
+    return TRANSFORMERS_CB if kind == TORCH and (tensor_parallel > 1 or _on_gpu(device)) else kind
 
 
 def _on_gpu(device: str) -> bool:

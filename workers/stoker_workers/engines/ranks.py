@@ -182,9 +182,7 @@ def _check_heads(options: PagedOptions) -> None:
     heads = text.get("num_attention_heads") or 0
     for field, number in (("attention", heads), ("key-value", text.get("num_key_value_heads") or heads)):
         if number % options.ranks:
-            raise ConfigError(
-                f"tensor_parallel_size: must divide the model's {number} {field} heads, got {options.ranks}"
-            )
+            raise ConfigError(f"tensor_parallel: must divide the model's {number} {field} heads, got {options.ranks}")
 
 
 def _check_devices(options: PagedOptions) -> None:
@@ -192,13 +190,11 @@ def _check_devices(options: PagedOptions) -> None:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) + options.ranks > found:
         raise ConfigError(
-            f"tensor_parallel_size: {options.ranks} GPUs from {options.device} on are needed, torch finds {found}"
+            f"tensor_parallel: {options.ranks} GPUs from {options.device} on are needed, torch finds {found}"
         )
     if device.type == "cpu" and found:
         # transformers splits a model over the accelerator that it finds, whatever device is asked for.
-        raise ConfigError(
-            "tensor_parallel_size: on the CPU of a machine with GPUs, set CUDA_VISIBLE_DEVICES to nothing"
-        )
+        raise ConfigError("tensor_parallel: on the CPU of a machine with GPUs, set CUDA_VISIBLE_DEVICES to nothing")
 
 
 def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:

@@ -77,13 +77,13 @@ class TransformersCbEngine:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
         kv_cache_tokens: int | None = None,
-        tensor_parallel_size: int = 1,
+        tensor_parallel: int = 1,
         name: str | None = None,
     ) -> None:
-        """Run the model in the folder `model`, called `name` or like its folder, on `tensor_parallel_size` ranks."""
+        """Run the model in the folder `model`, called `name` or like its folder, on `tensor_parallel` ranks."""
         check_limits(max_num_seqs, max_num_batched_tokens, kv_cache_tokens)
-        if tensor_parallel_size < 1:
-            raise ConfigError(f"tensor_parallel_size: must be at least 1, got {tensor_parallel_size}")
+        if tensor_parallel < 1:
+            raise ConfigError(f"tensor_parallel: must be at least 1, got {tensor_parallel}")
         self._path = Path(model)
         self._name = name
         self._device = device
@@ -91,7 +91,7 @@ class TransformersCbEngine:
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
         self._cache_tokens = kv_cache_tokens
-        self._ranks = tensor_parallel_size
+        self._ranks = tensor_parallel
         self._context = 0
         self._eos: frozenset[int] = frozenset()
         self._batch: PagedBatch | None = None

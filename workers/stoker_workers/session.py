@@ -1,0 +1,47 @@
+"""What a worker's child has in hand under one incarnation."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import structlog
+
+from stoker.store.scripts import Settlement
+from stoker_workers.intake import Row
+from stoker_workers.reporter import Reporter
+
+log = structlog.get_logger()
+
+Key = tuple[str, str]
+"""A request's id and its delivery: one attempt."""
+
+
+@dataclass(slots=True)
+class Session:
+    """The time under one incarnation. Whatever came under an older one is dropped, not reported."""
+
+    inc: str
+    reporter: Reporter
+    open: bool = True
+    reading: bool = True
+    draining: bool = False
+    reader: threading.Thread | None = None
+    rows: dict[str, Row] = field(default_factory=dict)
+    waiting: list[Row] = field(default_factory=list)
+    begun: set[Key] = field(default_factory=set)
+    """Attempts begun and not ended: a doorbell that rings twice must not begin them twice."""
+
+    def give_back(self, keys: list[Key]) -> None:
+        """Hand attempts back uncharged."""
+        self.begun.difference_update(keys)
+        self.reporter.hand_back(keys)
+
+    def settle(self, item: Settlement) -> None:
+        """Report how an attempt ended."""
+        # Its reason is a word; the message beside it may quote the request, and goes to the client alone.
+        note = log.info if item.outcome in ("failure", "retry") else log.debug
+        facts = {"outcome": item.outcome, "reason": item.reason, "attempt": item.attempt}
+        note("attempt ended", inc=self.inc, id=item.id, delivery=item.delivery, **facts)
+        self.begun.discard((item.id, item.delivery))
+        self.reporter.settle(item)
