@@ -83,7 +83,7 @@ def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
     from stoker_ops.checks import Finding, why_waiting
     from stoker_ops.facts import read_facts
 
-    now: dict[str, Any] = {"worker": None, "ahead": None, "why": None, "fix": None}
+    now: dict[str, Any] = {"worker": trace.worker, "ahead": None, "why": None, "fix": None}
     if trace.state in ("dispatched", "running"):
         incs = [worker.inc for worker in store.read(lookups.workers(store.keys))]
         inc = store.read(traces.holder(store.keys, trace.id, incs))

@@ -38,6 +38,7 @@ def test_an_answered_request_has_its_times_and_its_attempts(client: Client, cli:
     client.submit(request_id="a", prompt="hello world").result(timeout=30)
     story = explained(cli, "a")
     assert (story["state"], story["attempts"], story["history"], story["why"]) == ("succeeded", 1, [], None)
+    assert story["worker"] == "w"
     assert 0 <= story["queue_ms"] <= story["e2e_ms"] <= story["age_ms"]
 
 

@@ -23,7 +23,7 @@ class Trace:
 
     `history`: how its last attempts ended, oldest first, as (incarnation, cause). `retry_of`: the dead letter that it
     was made from. `waiting`: its place in line, where it is queued; its score is known once it was dispatched.
-    `reason` and `message` say why it failed.
+    `reason` and `message` say why it failed, `worker` who answered it.
     """
 
     id: str
@@ -43,6 +43,7 @@ class Trace:
     waiting: Waiting | None = None
     reason: str | None = None
     message: str | None = None
+    worker: str | None = None
 
 
 def trace(keys: Keys, request_id: str) -> Read[Trace | None]:
@@ -71,7 +72,7 @@ def _parse_trace(request_id: str, reply: list[Any]) -> Trace | None:
 
 def _ended(request_id: str, now_us: int, result: bytes, letter: bytes) -> Trace:
     outcome = decode_outcome(result)
-    error = response_of(outcome).error
+    response = response_of(outcome)
     known: dict[str, Any] = {}
     if letter:
         buried = _buried(request_id, now_us, letter)
@@ -87,7 +88,8 @@ def _ended(request_id: str, now_us: int, result: bytes, letter: bytes) -> Trace:
         attempts=outcome.attempts,
         history=_history(outcome.history),
         reason=outcome.reason or None,
-        message=str(error) if error else None,
+        message=str(response.error) if response.error else None,
+        worker=response.worker if outcome.status == "succeeded" else None,
         **known,
     )
 

@@ -1,0 +1,190 @@
+"""Every Python and shell snippet of README.md and docs/ is run, against a stack of its own.
+
+A snippet is run as it stands, in a folder with the files that it names; models and addresses become those of the test.
+A page marks what cannot be run here, with the reason: `<!-- not run: needs two GPUs -->` on the line above the block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from docs.snippets import Snippet, find_snippets
+from helpers import wait_until
+from stack_processes import Stack
+from stoker_ops.embedded import start
+from stoker_workers.demo import demo_model_path
+from workers.models import make_bert, make_classifier
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+SNIPPETS = [snippet for page in PAGES for snippet in find_snippets(ROOT, page) if snippet.language in ("python", "sh")]
+RUN = [snippet for snippet in SNIPPETS if snippet.reason is None]
+
+STAYS = re.compile(r"stoker (up|worker|scheduler|batch-worker|top)\b")
+"""Commands that run until they are told to stop."""
+SERVED_BY = {
+    "client.embed": "stoker up --model demo --task embed --workers 1",
+    "client.classify": "stoker up --model {classifier} --workers 1",
+}
+"""What must serve for a snippet that has this word, on a queue of its own."""
+EXAMPLES = sorted((ROOT / "workers" / "stoker_workers" / "examples").glob("*.py"))
+SERVES = re.compile(r'^ready at|"event": "(serving|leading|supervising)"|^queue ', re.M)
+ENDS_WITH = (0, 130, -signal.SIGINT)
+
+RUN_PYTHON = """
+import ast, asyncio, inspect, sys
+code = compile(sys.stdin.read(), sys.argv[1], "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+result = eval(code, {"__name__": "snippet"})
+if inspect.iscoroutine(result):
+    asyncio.run(result)
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.torch]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A stack with the workers that snippets name, and a folder with the files that they name; on one server only."""
+    with tempfile.TemporaryDirectory(prefix="stoker-t-", dir="/tmp") as short, start(short, ephemeral=True) as server:
+        stack = Stack(server.url, tmp_path_factory.mktemp("logs"))
+        try:
+            desk = Desk(stack, tmp_path_factory.mktemp("desk"))
+            desk.lay()
+            yield desk
+        finally:
+            stack.end()
+
+
+class Desk:
+    """Where snippets run."""
+
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self.stack = stack
+        self.folder = folder
+        self.classifier = str(make_classifier(folder / "classifier"))
+        self.stands_for = {
+            "/models/llama": str(demo_model_path()),
+            "/models/minilm": str(make_bert(folder / "bert")),
+            "/models/sentiment": self.classifier,
+            "redis://10.0.0.5:6379/0": stack.url,
+        }
+
+    def lay(self) -> None:
+        """Start what serves, and write the files."""
+        self.stack.scheduler()
+        self.stack.worker("gpu0", "--profile", "zero")
+        self.stack.worker("gpu1", "--profile", "zero")
+        self.stack.batch_worker()
+        with self.stack.client() as client:
+            client.submit(request_id="ID", prompt="The with statement", max_tokens=4)
+        (self.folder / "my_models.py").write_text(next(s.code for s in SNIPPETS if "class Shout" in s.code))
+        program = self.folder / "bin" / "stoker"
+        program.parent.mkdir()
+        program.write_text(f"#!{sys.executable}\nfrom stoker.cli import main\nmain(prog_name='stoker')\n")
+        program.chmod(0o755)
+
+    def fresh_files(self) -> None:
+        """Write the files that snippets read, and remove what they wrote."""
+        for written in (*self.folder.glob("*answers.jsonl"), *self.folder.glob("requests.*.jsonl")):
+            written.unlink()
+        lines = [json.dumps({"prompt": f"The {word} statement", "max_tokens": 4}) for word in ("with", "import")]
+        (self.folder / "requests.jsonl").write_text("\n".join(lines))
+        (self.folder / "prompts.txt").write_text("The with statement\nThe import statement\n")
+
+    def environment(self, queue: str = "default") -> dict[str, str]:
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        here = {"PATH": path, "STOKER_REDIS_URL": self.stack.url, "STOKER_QUEUE": queue, "STOKER_METRICS": "0"}
+        return os.environ | {"STOKER_HEARTBEAT_MS": str(self.stack.config.heartbeat_ms)} | here
+
+    def mapped(self, code: str) -> str:
+        for name, real in self.stands_for.items():
+            code = code.replace(name, real)
+        return code
+
+    def run(self, command: list[str], queue: str = "default", given: str | None = None) -> str:
+        """Run a command to its end and return what it printed; fails the test if it fails."""
+        done = subprocess.run(
+            command,
+            input=given,
+            env=self.environment(queue),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @contextmanager
+    def serving(self, line: str, queue: str) -> Iterator[None]:
+        """Run a command that stays until it serves, and then the block; stop it."""
+        log = self.folder / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {line}"], env=self.environment(queue), cwd=self.folder, stdout=out, stderr=out
+            )
+        try:
+            wait_until(lambda: SERVES.search(log.read_text()) or process.poll() is not None, 120, what=f"{line} serves")
+            assert process.poll() is None, f"{line}\n{log.read_text()}"
+            yield
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) in ENDS_WITH, f"{line}\n{log.read_text()}"
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+@pytest.mark.parametrize("snippet", [s for s in RUN if s.language == "python"], ids=str)
+def test_a_python_snippet_runs_or_is_a_part_of_an_example(desk: Desk, snippet: Snippet) -> None:
+    if any(plain(snippet.code) in plain(example.read_text()) for example in EXAMPLES):
+        return
+    desk.fresh_files()
+    with ExitStack() as stack:
+        queue = "default"
+        for word, command in SERVED_BY.items():
+            if word in snippet.code:
+                queue = word.replace(".", "-")
+                stack.enter_context(desk.serving(command.format(classifier=desk.classifier), queue))
+        desk.run([sys.executable, "-c", RUN_PYTHON, str(snippet)], queue, desk.mapped(snippet.code))
+
+
+@pytest.mark.parametrize("snippet", [s for s in RUN if s.language == "sh"], ids=str)
+def test_the_commands_of_a_shell_snippet_run(desk: Desk, snippet: Snippet) -> None:
+    desk.fresh_files()
+    for number, line in enumerate(shell_lines(desk.mapped(snippet.code))):
+        if STAYS.match(line):
+            # On a queue of its own: it may serve another model.
+            with desk.serving(line, re.sub(r"\W", "-", f"{snippet}-{number}")):
+                pass
+        else:
+            desk.run(["bash", "-c", line])
+
+
+def test_a_snippet_that_is_not_run_says_why() -> None:
+    reasons = [snippet.reason for snippet in SNIPPETS if snippet.reason is not None]
+    assert all(len(reason.split()) > 2 for reason in reasons)
+    assert len(reasons) < len(SNIPPETS) / 2
+
+
+def shell_lines(code: str) -> list[str]:
+    """Return the commands: without comments, and with the lines that a backslash continues."""
+    lines = [line.partition(" #")[0].strip() for line in code.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def plain(code: str) -> str:
+    """Return the code without indentation, for an excerpt of a class stands at the margin."""
+    return "\n".join(line.strip() for line in code.splitlines() if line.strip())
