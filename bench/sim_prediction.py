@@ -99,8 +99,8 @@ def main() -> None:
         print(f"off by {fit.median_error:.1%} in the median of {fit.samples} samples, {fit.largest_error:.1%} at most")
         file = Path(folder) / "profile.json"
         file.write_text(json.dumps(costs))
-        options_of_sim = ["--engine", "sim", "--profile", str(file), *limits(options.rows)]
-        sim = stack.enter_context(serving(server.url, "sim", options_of_sim))
+        worker = ["--engine", "sim", "--profile", str(file), *limits(options.rows)]
+        sim = stack.enter_context(serving(server.url, "sim", worker))
         rounds = []
         for number in range(options.rounds):
             order = [("model", model), ("sim", sim)][:: 1 if number % 2 else -1]

@@ -51,6 +51,13 @@ def test_a_price_of_zero_stays_zero_where_noise_would_make_it_negative() -> None
     assert 0.005 < found.median_error < 0.05
 
 
+def test_moments_in_which_the_machine_is_slow_count_as_much_as_others() -> None:
+    profile = Profile(base_ms=5, prefill_ms=0.05, row_ms=0.5, resident_ms=0)
+    samples = samples_of(profile, 40)
+    slow = [sample | {"busy_us": 3 * sample["busy_us"]} for sample in samples]
+    assert fit([*samples, *slow]).profile.base_ms == pytest.approx(10, rel=0.001)
+
+
 def test_what_always_goes_together_is_counted_once() -> None:
     sample = {"steps": 10, "prompt_tokens": 0, "row_steps": 10, "token_steps": 0, "busy_us": 20_000}
     found = fit([sample] * 6).profile

@@ -16,6 +16,7 @@ COSTS = {"base_ms": "steps", "prefill_ms": "prompt_tokens", "row_ms": "row_steps
 
 BUSY = "busy_us"
 LEAST = len(COSTS) + 1
+_REWEIGHTED = 10
 _SINGULAR = 1e-10  # of columns of norm 1: below it they say the same, and their prices cannot be told apart
 
 
@@ -38,56 +39,61 @@ def fit(samples: Sequence[Mapping[str, int]]) -> Fit:
     """Return the profile whose prices explain the samples best; no price is below 0.
 
     A sample is what the counters grew by over any number of whole steps: busy time (us) is the sum of counts times
-    prices. Errors are taken relative to a sample's time, so that long ones don't outweigh short ones. Raises
-    `StokerError` for too few samples.
+    prices. Errors count relative to a sample's time, so that long ones don't outweigh short ones. Raises `StokerError`
+    for too few samples.
     """
     used = [sample for sample in samples if sample[BUSY] > 0 and sample["steps"] > 0]
     if len(used) < LEAST:
         raise StokerError(f"profile: at least {LEAST} samples with steps are needed, got {len(used)}")
-    rows = [[sample[name] * 1000 / sample[BUSY] for name in COSTS.values()] for sample in used]
-    prices = _least_squares(rows)
-    errors = [abs(_dot(row, prices) - 1) for row in rows]
+    rows = [[float(sample[name]) for name in COSTS.values()] for sample in used]
+    times = [sample[BUSY] / 1000 for sample in used]
+    prices, expected = [0.0] * len(COSTS), times
+    for _ in range(_REWEIGHTED):
+        # Relative to the expected times: to the measured ones, a slow moment would count less than a quick one, and
+        # every price of a noisy machine would come out too low.
+        shares = [[value / scale for value in row] for row, scale in zip(rows, expected, strict=True)]
+        prices = _least_squares(shares, [time / scale for time, scale in zip(times, expected, strict=True)])
+        expected = [_dot(row, prices) or time for row, time in zip(rows, times, strict=True)]
+    errors = [abs(_dot(row, prices) / time - 1) for row, time in zip(rows, times, strict=True)]
     profile = Profile(**dict(zip(COSTS, prices, strict=True)))
     return Fit(profile, statistics.median(errors), max(errors), len(used))
 
 
-def _least_squares(rows: list[list[float]]) -> list[float]:
-    """Return x >= 0 for which rows . x is nearest to 1.
+def _least_squares(rows: list[list[float]], targets: list[float]) -> list[float]:
+    """Return x >= 0 for which rows . x is nearest to the targets.
 
     With so few columns every choice of those that are not 0 can be tried; the best of them is the solution.
     """
     width = len(rows[0])
     scales = [math.sqrt(sum(row[i] ** 2 for row in rows)) or 1.0 for i in range(width)]
     scaled = [[value / scale for value, scale in zip(row, scales, strict=True)] for row in rows]
-    best, least = [0.0] * width, float(len(rows))
+    best, least = [0.0] * width, _dot(targets, targets)
     for chosen in (choice for size in range(1, width + 1) for choice in combinations(range(width), size)):
-        found = _solve([[row[i] for i in chosen] for row in scaled])
+        found = _solve([[row[i] for i in chosen] for row in scaled], targets)
         if found is None or min(found) < 0:
             continue
         x = [0.0] * width
         for i, value in zip(chosen, found, strict=True):
             x[i] = value
-        error = sum((_dot(row, x) - 1) ** 2 for row in scaled)
+        error = sum((_dot(row, x) - target) ** 2 for row, target in zip(scaled, targets, strict=True))
         if error < least:
             best, least = x, error
     return [value / scale for value, scale in zip(best, scales, strict=True)]
 
 
-def _solve(rows: list[list[float]]) -> list[float] | None:
-    """Return the x for which rows . x is nearest to 1, by the normal equations; None where many are."""
+def _solve(rows: list[list[float]], targets: list[float]) -> list[float] | None:
+    """Return the x for which rows . x is nearest to the targets, by the normal equations; None where many are."""
     width = len(rows[0])
-    system = [[sum(row[i] * row[j] for row in rows) for j in range(width)] for i in range(width)]
-    for i, equation in enumerate(system):
-        equation.append(sum(row[i] for row in rows))
+    columns = list(zip(*rows, strict=True))
+    system = [[*(_dot(one, other) for other in columns), _dot(one, targets)] for one in columns]
     for i in range(width):
-        pivot = max(range(i, width), key=lambda k, i=i: abs(system[k][i]))  # type: ignore[misc]  # mypy and defaults
-        if abs(system[pivot][i]) < _SINGULAR:
+        size, pivot = max((abs(system[k][i]), k) for k in range(i, width))
+        if size < _SINGULAR:
             return None
         system[i], system[pivot] = system[pivot], system[i]
-        for k in range(width):
-            if k != i:
-                share = system[k][i] / system[i][i]
-                system[k] = [a - share * b for a, b in zip(system[k], system[i], strict=True)]
+        for k in set(range(width)) - {i}:
+            share = system[k][i] / system[i][i]
+            system[k] = [a - share * b for a, b in zip(system[k], system[i], strict=True)]
     return [equation[-1] / equation[i] for i, equation in enumerate(system)]
 
 
