@@ -39,8 +39,8 @@ def fit(samples: Sequence[Mapping[str, int]]) -> Fit:
     """Return the profile whose prices explain the samples best; no price is below 0.
 
     A sample is what the counters grew by over any number of whole steps: busy time (us) is the sum of counts times
-    prices. Errors count relative to a sample's time, so that long ones don't outweigh short ones. Raises `StokerError`
-    for too few samples.
+    prices. Their variance is taken to grow with the time, as when a machine is disturbed now and then: a sample of many
+    steps is surer than one of few. Raises `StokerError` for too few samples.
     """
     used = [sample for sample in samples if sample[BUSY] > 0 and sample["steps"] > 0]
     if len(used) < LEAST:
@@ -49,10 +49,11 @@ def fit(samples: Sequence[Mapping[str, int]]) -> Fit:
     times = [sample[BUSY] / 1000 for sample in used]
     prices, expected = [0.0] * len(COSTS), times
     for _ in range(_REWEIGHTED):
-        # Relative to the expected times: to the measured ones, a slow moment would count less than a quick one, and
-        # every price of a noisy machine would come out too low.
-        shares = [[value / scale for value in row] for row, scale in zip(rows, expected, strict=True)]
-        prices = _least_squares(shares, [time / scale for time, scale in zip(times, expected, strict=True)])
+        # By the expected times: with the measured ones, a slow moment would count less than a quick one, and every
+        # price of a noisy machine would come out too low.
+        weights = [1 / math.sqrt(time) for time in expected]
+        weighted = [[value * weight for value in row] for row, weight in zip(rows, weights, strict=True)]
+        prices = _least_squares(weighted, [time * weight for time, weight in zip(times, weights, strict=True)])
         expected = [_dot(row, prices) or time for row, time in zip(rows, times, strict=True)]
     errors = [abs(_dot(row, prices) / time - 1) for row, time in zip(rows, times, strict=True)]
     profile = Profile(**dict(zip(COSTS, prices, strict=True)))
