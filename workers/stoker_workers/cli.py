@@ -136,6 +136,7 @@ def profile(
     import json
 
     from stoker.client import Client
+    from stoker_workers.cost_fit import fit
     from stoker_workers.profiling import Profiler
 
     total = rounds if load else int(seconds)
@@ -147,14 +148,15 @@ def profile(
                 bar.length = total
                 bar.update(done - bar.pos)
 
-            fit = profiler.under_load(rounds, progress) if load else profiler.watching(seconds, progress)
-    text = json.dumps({name: round(value, 6) for name, value in dataclasses.asdict(fit.profile).items()}, indent=2)
+            samples = profiler.under_load(rounds, progress) if load else profiler.watching(seconds, progress)
+    found = fit(samples)
+    text = json.dumps({name: round(value, 6) for name, value in dataclasses.asdict(found.profile).items()}, indent=2)
     if output:
         output.write_text(text + "\n")
     else:
         click.echo(text)
-    errors = f"off by {fit.median_error:.1%} in the median, {fit.largest_error:.1%} at most"
-    click.echo(f"{profiler.name}: {fit.samples} samples, {errors}", err=True)
+    errors = f"off by {found.median_error:.1%} in the median, {found.largest_error:.1%} at most"
+    click.echo(f"{profiler.name}: {found.samples} samples, {errors}", err=True)
 
 
 @click.command("demo-model")

@@ -20,6 +20,10 @@ _REWEIGHTED = 10
 _SINGULAR = 1e-10  # of columns of norm 1: below it they say the same, and their prices cannot be told apart
 
 
+Sample = Mapping[str, int]
+"""What the counters grew by over some steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """A profile, and how far it is from what was measured: shares of each sample's time, the median and the largest."""
@@ -30,12 +34,12 @@ class Fit:
     samples: int
 
 
-def difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+def difference(before: Mapping[str, int], after: Mapping[str, int]) -> Sample:
     """Return what the counters that a fit needs grew by."""
     return {name: after[name] - before[name] for name in (*COSTS.values(), BUSY)}
 
 
-def fit(samples: Sequence[Mapping[str, int]]) -> Fit:
+def fit(samples: Sequence[Sample]) -> Fit:
     """Return the profile whose prices explain the samples best; no price is below 0.
 
     A sample is what the counters grew by over any number of whole steps: busy time (us) is the sum of counts times

@@ -1,4 +1,4 @@
-"""Watches a worker's counters while it runs a load, and fits what a step of its engine costs."""
+"""Watches a worker's counters while it runs a load: samples, out of which a profile is fitted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stoker.client import Client, Job
 from stoker.errors import ConfigError, StokerError
 from stoker.request import InferenceRequest
 from stoker.store.records import WorkerRecord
-from stoker_workers.cost_fit import LEAST, Fit, difference, fit
+from stoker_workers.cost_fit import LEAST, Sample, difference
 
 ROWS = (1, 4, 16)
 PROMPTS = (16, 128, 512)
@@ -56,8 +56,8 @@ class Profiler:
         """The worker's name."""
         return self._first.worker
 
-    def under_load(self, rounds: int, progress: Callable[[int, int], None]) -> Fit:
-        """Submit bursts of several sizes and fit what they took, each seen whole; `progress` hears done and all.
+    def under_load(self, rounds: int, progress: Callable[[int, int], None]) -> list[Sample]:
+        """Submit bursts of several sizes; a sample is what one added to the counters. `progress` hears done and all.
 
         Raises the error of a request that failed.
         """
@@ -72,10 +72,10 @@ class Profiler:
             samples.append(difference(before.figures, after.figures))
             before = after
             progress(number + 1, rounds * len(bursts))
-        return fit(samples)
+        return samples
 
-    def watching(self, seconds: float, progress: Callable[[int, int], None]) -> Fit:
-        """Submit nothing and fit what the worker does anyway, a sample a heartbeat; `progress` hears seconds."""
+    def watching(self, seconds: float, progress: Callable[[int, int], None]) -> list[Sample]:
+        """Submit nothing, and take a sample a heartbeat of what the worker does anyway; `progress` hears seconds."""
         samples, began, before = [], time.monotonic(), self._look()
         while (passed := time.monotonic() - began) < seconds:
             progress(int(passed), int(seconds))
@@ -86,7 +86,7 @@ class Profiler:
                 before = now
         if len(samples) < LEAST:
             raise StokerError(f"profile: {self.name!r} did too little in {seconds:g} s; leave out --no-load")
-        return fit(samples)
+        return samples
 
     def _bursts(self, context: int) -> list[Burst]:
         """Return the bursts that the worker has room for."""
