@@ -15,6 +15,7 @@ COUNTERS = (
     "progress",
     "steps",
     "row_steps",
+    "token_steps",
     "busy_us",
     "prompt_tokens",
     "generation_tokens",
@@ -23,7 +24,8 @@ COUNTERS = (
     "successes",
     "started_us",
 )
-"""Running totals since the child's start; `started_us`: when the running step began (monotonic), 0 between steps."""
+"""Running totals since the child's start. `row_steps` and `token_steps`: rows, and tokens resident before a step,
+summed over steps. `started_us`: when the running step began (monotonic), 0 between steps."""
 
 SIZE = 1 << 17
 _HEAD = struct.Struct(f"<{len(COUNTERS)}q")

@@ -1,4 +1,4 @@
-"""The commands `stoker worker` and `stoker demo-model`."""
+"""The commands `stoker worker`, `stoker profile` and `stoker demo-model`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stoker import completion
 from stoker.command import LOG_LEVELS, guarded, metrics_option, queue_options
 
 if TYPE_CHECKING:
@@ -111,6 +112,53 @@ def worker(config: Config, name: str | None, log_level: str, metrics_port: int |
     asyncio.run(run())
 
 
+@click.command()
+@click.argument("worker_name", metavar="[WORKER]", required=False, shell_complete=completion.workers)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, not to stdout.")
+@click.option("--load/--no-load", default=True, show_default=True, help="Submit bursts, or watch what runs anyway.")
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="How often each burst is run.")
+@click.option("--seconds", type=click.FloatRange(1), default=60, show_default=True, help="How long to watch.")
+@queue_options
+def profile(
+    config: Config, worker_name: str | None, output: Path | None, load: bool, rounds: int, seconds: float
+) -> None:
+    """Measure what a step of a running worker costs, for the sim engine.
+
+    Prints JSON that `--engine sim --profile FILE` reads, in ms: what each step
+    costs, each prefilled token, each row and each resident token. Best on a
+    queue that does nothing else. Without WORKER: the queue's only one.
+
+    \b
+    Examples:  stoker profile --output gpu0.json
+               stoker profile gpu0 --no-load --seconds 120
+    """
+    import dataclasses
+    import json
+
+    from stoker.client import Client
+    from stoker_workers.cost_fit import fit
+    from stoker_workers.profiling import Profiler
+
+    total = rounds if load else int(seconds)
+    with Client(config=config) as client:
+        profiler = Profiler(client, worker_name)
+        with click.progressbar(length=total, label="profiling", file=sys.stderr) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.length = total
+                bar.update(done - bar.pos)
+
+            samples = profiler.under_load(rounds, progress) if load else profiler.watching(seconds, progress)
+    found = fit(samples)
+    text = json.dumps({name: round(value, 6) for name, value in dataclasses.asdict(found.profile).items()}, indent=2)
+    if output:
+        output.write_text(text + "\n")
+    else:
+        click.echo(text)
+    errors = f"off by {found.median_error:.1%} in the median, {found.largest_error:.1%} at most"
+    click.echo(f"{profiler.name}: {found.samples} samples, {errors}", err=True)
+
+
 @click.command("demo-model")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--train", is_flag=True, help="Train it anew instead of copying it; takes some minutes.")
@@ -139,4 +187,4 @@ def demo_model(directory: Path, train: bool) -> None:
     click.echo(str(directory))
 
 
-commands: list[click.Command] = [worker, demo_model]
+commands: list[click.Command] = [worker, profile, demo_model]

@@ -39,6 +39,11 @@ class Row:
         return self.payload.id, self.delivery
 
     @property
+    def resident_tokens(self) -> int:
+        """The tokens in the engine's cache, 0 until the first one of the answer came: the prompt may not be there."""
+        return len(self.work.prompt) + self.tokens if self.first_token_us >= 0 else 0
+
+    @property
     def estimated(self) -> bool:
         """Whether the client did not know what this costs."""
         return self.payload.request.prompt_tokens is None

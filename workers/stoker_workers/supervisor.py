@@ -41,7 +41,7 @@ log = structlog.get_logger()
 RETRY_S = 0.2
 CALM_S = 60.0
 BACKOFF_MAX_S = 60.0
-FIGURES = ("steps", "row_steps", "busy_us", "prompt_tokens", "generation_tokens", "finished")
+FIGURES = ("steps", "row_steps", "token_steps", "busy_us", "prompt_tokens", "generation_tokens", "finished")
 
 
 class Supervisor:

@@ -237,11 +237,12 @@ class Worker:
     def _step(self, session: Session) -> None:
         started = time.monotonic_ns()
         self._board.begin_step(self._engine.scheduled(), started // 1000)
-        rows = len(session.rows)
+        rows, tokens = len(session.rows), sum(row.resident_tokens for row in session.rows.values())
         events = self._engine.step()
         took_us = (time.monotonic_ns() - started) // 1000
         self._board.add("steps")
         self._board.add("row_steps", rows)
+        self._board.add("token_steps", tokens)
         self._board.add("busy_us", took_us)
         self._board.end_step()
         self._board.tallies.observe(STEP, "", took_us)

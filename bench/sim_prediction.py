@@ -1,0 +1,115 @@
+"""Times to first token and per output token of the demo model, against those that the sim engine predicts.
+
+    python bench/sim_prediction.py --requests 64 --clients 8 --rounds 5
+
+Starts a whole stack with the demo model on one torch thread. In each round it takes the samples of `stoker profile` and
+then runs the load of `bench/engine.py`, so that a machine that becomes slower does so for both. Then it fits the
+profile, and a stack with `--engine sim --profile FILE` answers the same load as often. `--clients` requests run at a
+time, every answer is streamed, and the times are those that Redis notes: accepted to first token, and first token to
+settled over the tokens after the first.
+
+What counts is the sim's median over the model's, of the medians of the rounds; of the two figures the one that is
+further from 1. The last line says how far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from engine import make_load
+from serving import DEMO_ENGINE, demo_vocabulary, limits, serving, streamed
+
+from stoker import AsyncClient, Client, Config
+from stoker_ops.embedded import start
+from stoker_workers.cost_fit import Sample, fit
+from stoker_workers.engine import Work
+from stoker_workers.profiling import Profiler
+
+BAR = 0.15
+FIGURES = ("TTFT", "TPOT")
+
+
+def samples(config: Config) -> list[Sample]:
+    """Return what bursts of each size add to the counters of a queue's only worker."""
+    with Client(config=config) as client:
+        return Profiler(client, None).under_load(1, lambda done, total: None)
+
+
+def medians(config: Config, load: list[Work], clients: int) -> dict[str, float]:
+    """Run the load, so many requests at a time; gives the median TTFT and TPOT in ms."""
+    ttft, tpot = [], []
+
+    async def one(client: AsyncClient, works: Iterator[Work]) -> None:
+        for work in works:
+            ids, response = await streamed(client, work)
+            assert len(ids) == work.max_tokens
+            times = response.timings
+            assert times.ttft_ms is not None
+            assert times.e2e_ms is not None
+            ttft.append(times.ttft_ms)
+            tpot.append((times.e2e_ms - times.ttft_ms) / (len(ids) - 1))
+
+    async def run() -> None:
+        works = iter(load)
+        async with AsyncClient(config=config) as client:
+            await asyncio.gather(*(one(client, works) for _ in range(clients)))
+
+    asyncio.run(run())
+    return dict(zip(FIGURES, (statistics.median(ttft), statistics.median(tpot)), strict=True))
+
+
+def report(model: list[dict[str, float]], sim: list[dict[str, float]]) -> None:
+    """Print the table and the verdict."""
+    print(f"{'p50, ms':10}{'model':>10}{'from':>8}{'to':>8}{'sim':>10}{'from':>8}{'to':>8}{'ratio':>8}")
+    worst = 0.0
+    for figure in FIGURES:
+        line, middle = f"{figure:10}", []
+        for rounds in (model, sim):
+            times = [one[figure] for one in rounds]
+            middle.append(statistics.median(times))
+            line += f"{middle[-1]:10.2f}{min(times):8.2f}{max(times):8.2f}"
+        ratio = middle[1] / middle[0]
+        worst = max(worst, abs(ratio - 1))
+        print(f"{line}{ratio:8.2f}")
+    print(f"prediction: {worst:.2f} (bar {BAR:.2f}) {'ok' if worst <= BAR else 'short'}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    load = make_load(options.requests, demo_vocabulary())
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sb", dir="/tmp"))
+        server = stack.enter_context(start(Path(folder) / "redis"))
+        config = stack.enter_context(serving(server.url, "model", [*DEMO_ENGINE, *limits(options.rows)]))
+        taken, model = [], []
+        for _ in range(options.rounds):
+            taken += samples(config)
+            model.append(medians(config, load, options.clients))
+        found = fit(taken)
+        costs = dataclasses.asdict(found.profile)
+        print("profile:", ", ".join(f"{name} {value:.4g}" for name, value in costs.items()))
+        print(f"off by {found.median_error:.1%} in the median of {found.samples} samples")
+        file = Path(folder) / "profile.json"
+        file.write_text(json.dumps(costs))
+        worker = ["--engine", "sim", "--profile", str(file), *limits(options.rows)]
+        config = stack.enter_context(serving(server.url, "sim", worker))
+        sim = [medians(config, load, options.clients) for _ in range(options.rounds)]
+    report(model, sim)
+
+
+if __name__ == "__main__":
+    main()
