@@ -53,7 +53,7 @@ class Stack:
     def batch_worker(self, name: str = "batch-worker", *options: str) -> subprocess.Popen[bytes]:
         return self._start(name, "batch-worker", *options)
 
-    def wait_for_worker(self, name: str, process: subprocess.Popen[bytes] | None = None, timeout: float = 60) -> str:
+    def wait_for_worker(self, name: str, process: subprocess.Popen[bytes] | None = None, timeout: float = 120) -> str:
         def registered() -> str | None:
             assert process is None or process.poll() is None, self.log(name)
             return self.incarnation(name)

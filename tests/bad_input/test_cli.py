@@ -53,7 +53,11 @@ BAD = [
     ("a result of no id", ["result", ""], [f"request_id: {NAMED}, got ''"]),
     ("a cancel of no id", ["cancel", "fine", "a b"], [f"request_id: {NAMED}, got 'a b'"]),
     ("a queue with a blank", ["submit", "x", "--queue", "a b"], [f"queue: {NAMED}, got 'a b'"]),
-    ("no Redis scheme", ["submit", "x", "--redis", "http://h"], ["redis_url: must begin with redis://", "'http://h'"]),
+    (
+        "no Redis scheme",
+        ["submit", "x", "--redis", "http://h"],
+        ["redis_url: must begin with one of redis://", "'http://h'"],
+    ),
     ("a port in words", ["submit", "x", "--redis", "redis://h:p/0"], ["redis_url: its port", "'redis://h:p/0'"]),
     ("a database in words", ["status", "x", "--redis", "redis://h?db=x"], ["redis_url: ", "'redis://h?db=x'"]),
     ("an unknown option in a URL", ["status", "x", "--redis", "redis://h?a=1"], ["redis_url: ", "'redis://h?a=1'"]),

@@ -46,6 +46,8 @@ class Terminal:
             stderr=follower,
             env=plain | {"TERM": "xterm-256color"} | environment,
             start_new_session=True,
+            # A run of the tests in the background is one without Ctrl-C, which its children would inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.settings = termios.tcgetattr(follower)
         self._follower = follower

@@ -66,7 +66,13 @@ def calls(text: str) -> list[str]:
 
 def test_there_is_a_module_of_tests_for_every_script_and_none_without_one() -> None:
     here = {file.stem.removeprefix("test_") for file in Path(__file__).parent.glob("test_*.py")}
-    assert here - set(s.script_names()) == {"all_scripts", "fakeredis", "out_of_memory", "protocol_document"}
+    assert here - set(s.script_names()) == {
+        "all_scripts",
+        "fakeredis",
+        "out_of_memory",
+        "protocol_document",
+        "queue_view",
+    }
     assert set(s.script_names()) - here == set()
 
 
