@@ -134,7 +134,13 @@ class Desk:
         log = self.folder / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {line}"], env=self.environment(queue), cwd=self.folder, stdout=out, stderr=out
+                ["bash", "-c", f"exec {line}"],
+                env=self.environment(queue),
+                cwd=self.folder,
+                stdout=out,
+                stderr=out,
+                # A run of the tests in the background is one without Ctrl-C, which its children would inherit.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         try:
             wait_until(lambda: SERVES.search(log.read_text()) or process.poll() is not None, 120, what=f"{line} serves")
