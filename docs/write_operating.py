@@ -174,7 +174,8 @@ class Desk:
         self._parts: list[str] = []
         quick = {"STOKER_BACKOFF_MIN_MS": "20", "STOKER_BACKOFF_MAX_MS": "50", "STOKER_METRICS": "0"}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self._environment = os.environ | quick | {"STOKER_REDIS_URL": url}
+        # The same width wherever this runs, so that the same columns are shown.
+        self._environment = os.environ | quick | {"STOKER_REDIS_URL": url, "COLUMNS": "120"}
 
     def say(self, text: str) -> None:
         """Add a paragraph, a heading or a list."""
