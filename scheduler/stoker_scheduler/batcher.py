@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple, Self
 
@@ -73,6 +73,10 @@ class Room:
             longest=worker.longest,
             idle=worker.held_rows == 0,
         )
+
+    def emptied(self) -> Self:
+        """Return the room that there is once the worker holds nothing."""
+        return replace(self, held_rows=0, held_tokens=0, longest=0, idle=True)
 
     @property
     def tokens_free(self) -> int:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import time
-from dataclasses import replace
 
 import structlog
 
@@ -259,8 +258,8 @@ class Scheduler:
             return
         groups = await self._store.read(reads.suspect_groups(self._store.keys, [request.id for request in suspects]))
         largest = largest_capacity(view.workers)
-        room = Room.of(replace(target, held_rows=0, held_tokens=0), share=len(suspects), largest=largest)
-        batch = half(suspects, groups, room)
+        # A worker that still holds something is answered DRAIN: what it takes then is decided by what it will hold.
+        batch = half(suspects, groups, Room.of(target, share=len(suspects), largest=largest).emptied())
         if batch.requests:
             await self._hand_over(target, batch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,13 @@ def test_what_the_worker_cannot_hold_goes_later(where: Room, taken: int) -> None
     tokens = 30 if where.mode == "padded" else 10
     suspects = [suspect(f"s{i}", i, tokens) for i in range(8)]
     assert len(names(suspects, {}, where)) == taken
+
+
+def test_a_worker_that_is_to_drain_first_is_taken_as_one_that_holds_nothing() -> None:
+    """Else its longest row would keep suspects away from a rectangular cache for as long as it is busy."""
+    busy = replace(room(cache="rect", tokens=100), held_rows=1, held_tokens=90, longest=90, idle=False)
+    assert names([suspect("a")], {}, busy) == []
+    assert names([suspect("a")], {}, busy.emptied()) == ["a"]
 
 
 @given(st.integers(1, 200), st.data())
