@@ -260,7 +260,8 @@ def same_id(text: str) -> str:
 
 def shape(page: str) -> list[str]:
     """Return what two runs have in common: the lines, without numbers, widths, and what doctor says of the machine."""
-    text = re.sub(r"^(ok|hidden|wrong|warning) +(\w+).*", r"\1 \2", page, flags=re.M)
+    # What doctor found is told in as many lines as it needs; those behind the first are indented.
+    text = re.sub(r"^(ok|hidden|problem) +(\w+).*(?:\n {8,}.*)*", r"\1 \2", page, flags=re.M)
     text = re.sub(r"\d[\d,.]*k?( (us|ms|s|min)\b)?", "0", text)
     return [" ".join("0" if cell == "-" else cell for cell in line.split()) for line in text.splitlines()]
 

@@ -801,7 +801,7 @@ class Machine(Compared):
 
 COMMON = settings(deadline=None, print_blob=True, report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
 PROFILES = {  # and how many seconds they may take at most
-    "default": (settings(COMMON, max_examples=120, stateful_step_count=50), 25.0),
+    "default": (settings(COMMON, max_examples=250, stateful_step_count=50), 50.0),
     "long": (settings(COMMON, max_examples=20_000, stateful_step_count=60), 3600.0),
 }
 
