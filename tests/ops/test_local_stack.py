@@ -99,6 +99,11 @@ def test_up_serves_until_ctrl_c_and_its_next_start_has_the_data_and_may_bring_an
         assert client.submit(inputs="hello").result(timeout=20).output == "HELLO"
 
 
+def tied_to(pid, short_tmp):
+    """The processes that are to end with a process."""
+    return [command for command in marked_processes(str(short_tmp)).values() if f"tied {pid}" in command]
+
+
 def test_a_second_up_joins_the_redis_of_the_first_and_takes_it_over_when_that_is_killed(up, short_tmp):
     first = up()
     second = up()
@@ -109,7 +114,7 @@ def test_a_second_up_joins_the_redis_of_the_first_and_takes_it_over_when_that_is
         first.kill()
         job = client.submit(prompt="hello", request_id="mine", max_tokens=3, block=True)
         assert job.result(timeout=30).worker in names - {"w0"}
-    assert not any(f"tied {first.pid}" in command for command in marked_processes(str(short_tmp)).values())
+    wait_until(lambda: not tied_to(first.pid, short_tmp), 10, what="what the first one started has ended with it")
     second.send_signal(signal.SIGTERM)
     assert second.wait(30) == 0
 
