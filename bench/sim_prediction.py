@@ -2,13 +2,13 @@
 
     python bench/sim_prediction.py --requests 64 --clients 8 --rounds 5
 
-Starts a whole stack with the demo model on one torch thread. In each round it takes the samples of `stoker profile` and
-then runs the load of `bench/engine.py`, so that a machine that becomes slower does so for both. Then it fits the
-profile, and a stack with `--engine sim --profile FILE` answers the same load as often. `--clients` requests run at a
-time, every answer is streamed, and the times are those that Redis notes: accepted to first token, and first token to
-settled over the tokens after the first.
+Starts a whole stack with the demo model on one torch thread. Each round takes the samples of `stoker profile`, runs
+the load of `bench/engine.py`, and takes the samples again, so that a machine that becomes slower does so for both. The
+profile fitted to them goes to a stack with `--engine sim --profile FILE`, which answers the same load. `--clients`
+requests run at a time, every answer is streamed, and the times are those that Redis notes: accepted to first token, and
+first token to settled over the tokens after the first.
 
-What counts is the sim's median over the model's, of the medians of the rounds; of the two figures the one that is
+What counts is the sim's median over the model's, in the median of the rounds; of the two figures the one that is
 further from 1. The last line says how far.
 """
 
@@ -31,6 +31,7 @@ from stoker import AsyncClient, Client, Config
 from stoker_ops.embedded import start
 from stoker_workers.cost_fit import Sample, fit
 from stoker_workers.engine import Work
+from stoker_workers.engines.sim import Profile
 from stoker_workers.profiling import Profiler
 
 BAR = 0.15
@@ -66,19 +67,24 @@ def medians(config: Config, load: list[Work], clients: int) -> dict[str, float]:
     return dict(zip(FIGURES, (statistics.median(ttft), statistics.median(tpot)), strict=True))
 
 
-def report(model: list[dict[str, float]], sim: list[dict[str, float]]) -> None:
+def predicted(url: str, profile: Profile, rows: int, load: list[Work], clients: int) -> dict[str, float]:
+    """Return what a worker with this profile makes of the load."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(dataclasses.asdict(profile), file)
+        file.flush()
+        with serving(url, "sim", ["--engine", "sim", "--profile", file.name, *limits(rows)]) as config:
+            return medians(config, load, clients)
+
+
+def report(rounds: list[tuple[dict[str, float], dict[str, float]]]) -> None:
     """Print the table and the verdict."""
-    print(f"{'p50, ms':10}{'model':>10}{'from':>8}{'to':>8}{'sim':>10}{'from':>8}{'to':>8}{'ratio':>8}")
+    print("p50, ms, model and sim" + "".join(f"{f'round {number}':>16}" for number in range(1, len(rounds) + 1)))
     worst = 0.0
     for figure in FIGURES:
-        line, middle = f"{figure:10}", []
-        for rounds in (model, sim):
-            times = [one[figure] for one in rounds]
-            middle.append(statistics.median(times))
-            line += f"{middle[-1]:10.2f}{min(times):8.2f}{max(times):8.2f}"
-        ratio = middle[1] / middle[0]
+        pairs = [(model[figure], sim[figure]) for model, sim in rounds]
+        ratio = statistics.median(sim / model for model, sim in pairs)
         worst = max(worst, abs(ratio - 1))
-        print(f"{line}{ratio:8.2f}")
+        print(f"{figure:22}" + "".join(f"{model:8.2f}{sim:8.2f}" for model, sim in pairs) + f"   ratio {ratio:.2f}")
     print(f"prediction: {worst:.2f} (bar {BAR:.2f}) {'ok' if worst <= BAR else 'short'}")
 
 
@@ -91,24 +97,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     load = make_load(options.requests, demo_vocabulary())
+    rounds = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sb", dir="/tmp"))
         server = stack.enter_context(start(Path(folder) / "redis"))
         config = stack.enter_context(serving(server.url, "model", [*DEMO_ENGINE, *limits(options.rows)]))
-        taken, model = [], []
         for _ in range(options.rounds):
-            taken += samples(config)
-            model.append(medians(config, load, options.clients))
-        found = fit(taken)
-        costs = dataclasses.asdict(found.profile)
-        print("profile:", ", ".join(f"{name} {value:.4g}" for name, value in costs.items()))
-        print(f"off by {found.median_error:.1%} in the median of {found.samples} samples")
-        file = Path(folder) / "profile.json"
-        file.write_text(json.dumps(costs))
-        worker = ["--engine", "sim", "--profile", str(file), *limits(options.rows)]
-        config = stack.enter_context(serving(server.url, "sim", worker))
-        sim = [medians(config, load, options.clients) for _ in range(options.rounds)]
-    report(model, sim)
+            before = samples(config)
+            model = medians(config, load, options.clients)
+            found = fit([*before, *samples(config)])
+            print(
+                "profile:",
+                ", ".join(f"{name} {value:.4g}" for name, value in dataclasses.asdict(found.profile).items()),
+                flush=True,
+            )
+            rounds.append((model, predicted(server.url, found.profile, options.rows, load, options.clients)))
+    report(rounds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +69,7 @@ def up(
 
 
 async def _up(config: Config, settings: StackSettings, *, as_json: bool) -> int:
+    from asyncio import CancelledError
     from signal import SIGINT
 
     from stoker_ops.interrupt import interruptible
@@ -81,15 +81,17 @@ async def _up(config: Config, settings: StackSettings, *, as_json: bool) -> int:
             async with stack:
                 click.echo(_ready_json(stack, settings) if as_json else _ready_line(stack, settings))
                 await _wait(stack)
-        except asyncio.CancelledError:
+        except CancelledError:
             return EXIT_INTERRUPTED if interrupt.reason is SIGINT else EXIT_OK
     return EXIT_OK
 
 
 async def _wait(stack: LocalStack) -> None:
+    from asyncio import CancelledError
+
     try:
         await stack.wait()
-    except asyncio.CancelledError:
+    except CancelledError:
         click.echo("stopping: workers finish what they run; a second Ctrl-C makes them give it back", err=True)
         raise
 
@@ -132,6 +134,8 @@ def demo(workers: int, prompts: Path | None, log_level: str, as_json: bool, **op
 
 def _run(main: Callable[[], Coroutine[Any, Any, int]]) -> None:
     """Run to the end and exit."""
+    import asyncio
+
     from stoker_ops.local import NotReady
 
     try:

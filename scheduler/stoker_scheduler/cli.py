@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -25,6 +24,8 @@ def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     \b
     Example:  stoker scheduler --redis redis://10.0.0.5:6379/0
     """
+    import asyncio
+
     from stoker.log import configure
     from stoker_scheduler.service import Scheduler
 

@@ -53,7 +53,7 @@ import json, sys
 from click.testing import CliRunner
 from stoker.cli import main
 
-heavy = {"redis", "pydantic", "rich", "torch", "transformers", "structlog", "prometheus_client"}
+heavy = {"asyncio", "redis", "pydantic", "rich", "torch", "transformers", "structlog", "prometheus_client"}
 loaded = {}
 for words in json.load(sys.stdin):
     assert CliRunner().invoke(main, [*words, "--help"]).exit_code == 0, words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +96,8 @@ def worker(config: Config, name: str | None, log_level: str, metrics_port: int |
                stoker worker --model my_models:Classifier
                stoker worker --engine openai --base-url http://gpu0:8000/v1
     """
+    import asyncio
+
     from stoker.log import configure
     from stoker_workers.messages import EngineOptions
     from stoker_workers.supervisor import Supervisor
