@@ -114,6 +114,12 @@ class Config(BaseSettings):
     batch_ttl_s: float = Field(7 * 86_400, ge=60, description="how long an ended batch file is remembered")
     batch_window_s: float = Field(86_400, gt=0, le=30 * 86_400, description="time that a batch file has by default")
     batch_in_flight: int = Field(4096, ge=1, le=100_000, description="requests that one batch file keeps in flight")
+    batch_store: Literal["folder", "redis"] = Field(
+        "folder", description="where batch files lie: in a folder that batch workers share, or in Redis"
+    )
+    batch_store_bytes: int = Field(
+        256 * MIB, ge=MIB, le=512 * MIB, description="how much one batch may keep in Redis: its input and its answers"
+    )
     batch_line_bytes: int = Field(4 * MIB, ge=1024, le=256 * MIB, description="the longest line of a batch file")
 
     if not TYPE_CHECKING:  # which knows the fields better than this signature does

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from stoker.batch import parts
-from stoker.batch.answers import whole_lines
 from stoker.batch.checkpoint import Checkpoint, Tally
 from stoker.batch.files import Folder
 from stoker.batch.flight import target
 from stoker.batch.ledger import Ledger, numbers
 from stoker.batch.seen import SeenIds
-from stoker.batch.source import check_input, count_lines, kind_of, lines
+from stoker.batch.source import check_input, count_lines, kind_of, lines, whole_lines
 from stoker.errors import InvalidRequest, StokerError
 
 # --- source -----------------------------------------------------------------------------------------------------------

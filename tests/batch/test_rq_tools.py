@@ -53,7 +53,7 @@ def dashboard(config: Config, short_tmp: Path) -> Iterator[Callable[[str], Any]]
 
     def page(path: str) -> Any:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError:
             raise
@@ -76,9 +76,7 @@ def test_rq_info_shows_our_queue_and_our_worker(worker: str, config: Config) -> 
     assert re.search(rf"^worker {worker} .* {QUEUE}\.", shown, re.MULTILINE)
 
 
-def test_the_rq_dashboard_shows_our_queue_its_jobs_and_our_worker(
-    worker: str, dashboard: Callable[[str], Any]
-) -> None:
+def test_the_rq_dashboard_shows_our_queue_its_jobs_and_our_worker(worker: str, dashboard: Callable[[str], Any]) -> None:
     [queue] = dashboard("0/data/queues.json")["queues"]
     assert queue["name"] == QUEUE
     [shown] = dashboard("0/data/workers.json")["workers"]

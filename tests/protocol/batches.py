@@ -10,6 +10,8 @@ LEASE = 5 * SECOND
 WINDOW = 3600 * SECOND
 KEPT = 7 * 86_400
 """How long an ended batch is known, in seconds."""
+FILES_KEPT = 90
+"""How long `write` keeps a batch's files, in seconds."""
 
 
 def create(
@@ -32,6 +34,14 @@ def steer(q: Queue, word: str, round_: int = 0) -> tuple[str, str]:
 
 def enqueue(q: Queue, runs: int = 0, nonce: str = "s1") -> int | None:
     return q.store.run(b.enqueue_batch("b", runs, nonce))
+
+
+def write(q: Queue, piece: bytes, offset: int | None = 0, name: str = "out-1", most: int = 1000) -> tuple[bool, int]:
+    return q.store.run(b.write_batch_file("b", name, offset, piece, FILES_KEPT * 1000, most))
+
+
+def contents(q: Queue, name: str = "out-1") -> bytes:
+    return q.store.read(b.file_piece(q.store.keys, "b", name, 0, 1 << 20))
 
 
 def due(q: Queue) -> list[str]:

@@ -12,10 +12,11 @@ from protocol import batches
 from protocol.rig import A, B, H, Queue, T, changes, ok, settlement
 from stoker.errors import RedisUnavailable
 from stoker.store import scripts as s
+from stoker.store.batches import remove_batch_file
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, start
 
-REFUSED = {"submit", "retry_dead", "create_batch"}
-"""The scripts that put a request, or a batch of them, into the queue."""
+REFUSED = {"submit", "retry_dead", "create_batch", "write_batch_file"}
+"""The scripts that put a request, or a batch of them and its files, into the queue."""
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,11 @@ SCENARIOS: dict[str, tuple[Callable[[Queue], object], Callable[[Queue], object],
     "promote": (_delayed, lambda q: q.promote(), 1),
     "purge_dead": (_buried, _run(s.purge_dead(["a"])), 1),
     "reclaim": (_reported, lambda q: q.reclaim(A), 0),
+    "remove_batch_file": (
+        lambda q: batches.write(q, b"x"),
+        lambda q: q.store.run(remove_batch_file("b", "out-1")),
+        "OK",
+    ),
     "refuse": (_submitted, lambda q: q.store.run(s.refuse(q.token, q.waiting("a"))), "OK"),
     "register": (_nothing, lambda q: q.register(B).word, "OK"),
     "report": (_running, lambda q: q.report(A, "crash", "a"), "OK"),

@@ -207,6 +207,7 @@ class Story:
         batches.create(q)
         batches.enqueue(q)
         batches.lease(q)
+        batches.write(q, b"x")
         self.look()
         batches.steer(q, "cancel")
         batches.end(q, state="cancelled")

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from stoker.batch import parts
-from stoker.batch.files import Folder
+from stoker.batch.files import CHUNK, Files, Folder
+from stoker.batch.redis_files import RedisFiles
 from stoker.batch.spec import Spec
+from stoker.config import Config
+from stoker.store.connection import Store
 
 
-def answer_pieces(spec: Spec) -> Iterator[bytes]:
+def answer_pieces(spec: Spec, config: Config) -> Iterator[bytes]:
     """Give the output so far, in pieces that end anywhere."""
-    return _pieces(spec, Path(spec.output), errors=False)
+    return _pieces(spec, config, Path(spec.output), errors=False)
 
 
-def error_pieces(spec: Spec) -> Iterator[bytes]:
+def error_pieces(spec: Spec, config: Config) -> Iterator[bytes]:
     """Give the errors so far, in pieces that end anywhere."""
-    return _pieces(spec, Path(spec.errors), errors=True)
+    return _pieces(spec, config, Path(spec.errors), errors=True)
 
 
-def _pieces(spec: Spec, whole: Path, *, errors: bool) -> Iterator[bytes]:
-    files = Folder(spec.parts)
-    checkpoint = parts.last_checkpoint(files)
-    if checkpoint is not None:
-        yield from parts.read_segments(files, checkpoint.errors if errors else checkpoint.outputs)
-    elif whole.exists():
-        with whole.open("rb") as file:
-            while piece := file.read(parts.CHUNK):
+def _pieces(spec: Spec, config: Config, whole: Path, *, errors: bool) -> Iterator[bytes]:
+    with ExitStack() as opened:
+        if spec.store == "redis":
+            store = opened.enter_context(closing(Store(config)))
+            files: Files = RedisFiles(store, spec.id)
+        else:
+            files = Folder(spec.parts)
+        checkpoint = parts.last_checkpoint(files)
+        if checkpoint is not None:
+            yield from parts.read_segments(files, checkpoint.errors if errors else checkpoint.outputs)
+        elif spec.store == "folder" and whole.exists():
+            file = opened.enter_context(whole.open("rb"))
+            while piece := file.read(CHUNK):
                 yield piece
-
-
-def whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Give the lines of pieces that end anywhere, without their ends."""
-    rest = b""
-    for piece in pieces:
-        *complete, rest = (rest + piece).split(b"\n")
-        yield from complete
-    if rest:
-        yield rest

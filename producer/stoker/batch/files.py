@@ -8,6 +8,9 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+CHUNK = 1 << 20
+"""Bytes that are read or written at a time."""
+
 
 class Files(Protocol):
     """Files of one batch by name. What was appended outlives a crash once `sync` returned, what was put at once."""

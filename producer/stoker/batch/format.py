@@ -128,7 +128,7 @@ class Parser:
         custom_id: str | None = None
         packed = False
         try:
-            text = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").decode().strip()
+            text = _text(line, number)
             if not text:
                 return self.problem(number, None, "empty_line", "the line is empty")
             if self.kind == "text":
@@ -211,6 +211,21 @@ def _object(text: str) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _text(line: bytes, number: int) -> str:
+    return line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").decode().strip()
+
+
+def custom_id_of(line: bytes, number: int, kind: Kind) -> str | None:
+    """Return a line's custom id as `Parser.parse` finds it, None for a line without a valid one."""
+    try:
+        text = _text(line, number)
+        if not text:
+            return None
+        return f"line-{number}" if kind == "text" else _custom_id(_object(text), number)
+    except (UnicodeDecodeError, _Bad):
+        return None
 
 
 def _custom_id(value: dict[str, Any], number: int) -> str:

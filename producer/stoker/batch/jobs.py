@@ -52,6 +52,8 @@ def _removed(record: batches.BatchRecord, config: Config) -> bool:
     if not record.over or (record.now_us - record.ended_us) / 1e6 < kept_s - last_s:
         return False
     spec = Spec.from_dict(record.spec)
+    if spec.store == "redis":  # which forgets by itself
+        return False
     try:
         check_places(spec, config)
     except ConfigError:

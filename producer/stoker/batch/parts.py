@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stoker.batch.checkpoint import Checkpoint
-from stoker.batch.files import Files, Folder, link_or_copy, sync_folder
+from stoker.batch.files import CHUNK, Files, Folder, link_or_copy, sync_folder
 from stoker.errors import StokerError
 
-CHUNK = 1 << 20
 SPEC = "spec.json"
+INPUT = "input"
 DEFAULTS = "defaults.json"
 IDS = "custom_ids"
 PUBLISHED = "published.json"
@@ -148,11 +148,11 @@ def withdraw(files: Folder, target: Path) -> None:
         target.unlink()
 
 
-def tidy(files: Folder, checkpoint: Checkpoint, epoch: int) -> None:
+def tidy(files: Files, checkpoint: Checkpoint, epoch: int) -> None:
     """Keep of a finished batch what a retry needs: its whole files, and a checkpoint that names them alone."""
     files.put(f"checkpoint-{epoch}", checkpoint.to_json())
     segments = checkpoint.outputs + checkpoint.errors
-    needed = {f"checkpoint-{epoch}", SPEC, DEFAULTS, PUBLISHED, IDS, *(name for name, _ in segments)}
+    needed = {f"checkpoint-{epoch}", SPEC, INPUT, DEFAULTS, PUBLISHED, IDS, *(name for name, _ in segments)}
     for name in files.names():
         found = _EPOCH.fullmatch(name)
         # Those of a later epoch belong to a run that took over meanwhile.

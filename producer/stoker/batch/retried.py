@@ -6,10 +6,8 @@ import json
 
 from stoker.batch.checkpoint import Checkpoint
 from stoker.batch.files import Files
-from stoker.batch.source import lines
-
-MOST_BYTES = 16 << 20
-"""More than the longest line of errors: an id, a message, a custom id."""
+from stoker.batch.parts import read_segments
+from stoker.batch.source import whole_lines
 
 
 class Retried:
@@ -33,11 +31,9 @@ class Retried:
     def mark(files: Files, round_: int, last: Checkpoint) -> None:
         """Note for round `round_` the lines that failed in the one before."""
         bits = bytearray((last.total >> 3) + 1)
-        for name, _ in last.errors:
-            with files.reader(name) as file:
-                for line in lines(file, MOST_BYTES):
-                    number = int(json.loads(line.data or b"")["error"]["line"])
-                    bits[number >> 3] |= 1 << (number & 7)
+        for line in whole_lines(read_segments(files, last.errors)):
+            number = int(json.loads(line)["error"]["line"])
+            bits[number >> 3] |= 1 << (number & 7)
         files.put(_name(round_), bytes(bits))
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
+import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, closing
 from threading import Event
-from typing import Any
+from typing import Any, BinaryIO
 
 import structlog
 
@@ -18,15 +16,15 @@ from stoker import _flows
 from stoker._link import Link
 from stoker.batch import parts
 from stoker.batch.checkpoint import Checkpoint, Tally
-from stoker.batch.files import Folder
 from stoker.batch.flight import Flight
-from stoker.batch.format import Defaults, Entry, Parser, Problem, answer_line, code_of, error_line
+from stoker.batch.format import Defaults, Entry, Parser, Problem, answer_line, code_of, custom_id_of, error_line
 from stoker.batch.lease import Lease, LeaseLost
 from stoker.batch.ledger import Ledger, numbers
+from stoker.batch.place import place_of
 from stoker.batch.retried import Retried
 from stoker.batch.seen import SeenIds
-from stoker.batch.source import check_input, count_lines, lines
-from stoker.batch.spec import Spec, check_places
+from stoker.batch.source import count_lines, lines
+from stoker.batch.spec import Spec
 from stoker.config import Config
 from stoker.errors import InvalidRequest, RedisUnavailable, RequestExpired, RequestFailed, StokerError
 from stoker.request import InferenceResponse, RequestPriority
@@ -73,7 +71,7 @@ def run_batch(config: Config, batch_id: str, stop: Event) -> str:
         lease.end(state)
         if state == "completed" and not run.failed:
             # Nothing is left to retry. Only now: a run that died before this would begin from nothing.
-            shutil.rmtree(spec.parts, ignore_errors=True)
+            run.place.clear()
         return state
     except LeaseLost:
         log.warning("batch lost to another run", batch=batch_id)
@@ -98,9 +96,10 @@ class Run:
         self._lease = lease
         self._stop = stop
         self._opened = ExitStack()
-        self._files = Folder(spec.parts)
-        self._opened.callback(self._files.close)
-        check_places(spec, config)
+        self.place = place_of(spec, config, lambda: lease.left_s)
+        """Where the batch lies."""
+        self._opened.callback(self.place.close)
+        self._files = self.place.files
         self._link = Link(config)
         self._opened.callback(self._link.close)
         self._flight = Flight(self._link, spec.max_in_flight or config.batch_in_flight)
@@ -128,10 +127,10 @@ class Run:
 
     def _first_checkpoint(self, number: int) -> Checkpoint:
         """Return what this run goes on from: the last checkpoint, which a new round turns over."""
-        stat = self._check_input()
+        stat = self.place.stamp()
         last = parts.last_checkpoint(self._files)
         if last is None:
-            with Path(self._spec.input).open("rb") as file:
+            with self.place.open_input() as file:
                 return Checkpoint(round=number, total=count_lines(file), input=stat)
         if last.input != stat:
             raise StokerError(f"{self._spec.source} was changed since the batch began; its lines cannot be told apart")
@@ -144,20 +143,28 @@ class Run:
         tally.errors.clear()
         return Checkpoint(round=number, outputs=last.outputs, tally=tally.to_dict(), total=last.total, input=last.input)
 
-    def _check_input(self) -> tuple[int, int]:
-        path = Path(self._spec.input)
-        check_input(path)
-        stat = path.stat()
-        return stat.st_size, stat.st_mtime_ns
-
     def _open(self) -> None:
         """Open what only a run that still has lines needs."""
-        self._seen = SeenIds(self._files.path / parts.IDS, self._began.total)
-        self._opened.callback(self._seen.close)
-        file = Path(self._spec.input).open("rb")  # noqa: SIM115  # closed with all else
+        file = self.place.open_input()
         self._opened.callback(file.close)
+        if self._ledger.number > 1 and not self.place.ids.exists():
+            self._see_again(file)
+        self._seen = SeenIds(self.place.ids, self._began.total)
+        self._opened.callback(self._seen.close)
         place = {"number": self._ledger.number, "offset": self._ledger.offset}
         self._lines = lines(file, self._config.batch_line_bytes, **place)
+
+    def _see_again(self, file: BinaryIO) -> None:
+        """Make the table of custom ids before the checkpoint: this machine has none, or it was lost."""
+        fresh = self.place.ids.with_name(f"{parts.IDS}.new-{os.getpid()}")
+        with closing(SeenIds(fresh, self._began.total)) as seen:
+            for line in lines(file, self._config.batch_line_bytes):
+                if line.number >= self._ledger.number:
+                    break
+                if line.data is not None and (custom_id := custom_id_of(line.data, line.number, self._spec.kind)):
+                    seen.first(custom_id, line.number)
+            seen.sync()
+        fresh.replace(self.place.ids)
 
     def _make_parser(self, defaults: Defaults) -> Parser:
         spec = self._spec
@@ -370,18 +377,9 @@ class Run:
         return {"total": self._began.total, "done": done, "in_flight": len(self._flight), **self._tally.to_dict()}
 
     def _publish(self, checkpoint: Checkpoint) -> str:
-        """Make whole files of the segments and put them where they were asked for; gives the batch's last state."""
+        """Have the answers where they were asked for; gives the batch's last state."""
         self._lease.confirm()
-        epoch = self._lease.epoch
-        output = parts.merged(self._files, "out", checkpoint.outputs, epoch)
-        errors = parts.merged(self._files, "err", checkpoint.errors, epoch)
-        parts.publish(self._files, output[0], Path(self._spec.output))
-        if errors[1]:
-            parts.publish(self._files, errors[0], Path(self._spec.errors))
-        else:
-            parts.withdraw(self._files, Path(self._spec.errors))
-        self._lease.confirm()
-        parts.tidy(self._files, dataclasses.replace(checkpoint, outputs=(output,), errors=(errors,)), epoch)
+        self.place.publish(checkpoint, self._lease.epoch, self._lease.confirm)
         self._lease.tell(self._progress())
         codes = self._tally.errors
         return next((state for state, code in CODES.items() if codes[code]), "completed")

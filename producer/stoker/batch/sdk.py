@@ -9,10 +9,11 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stoker.batch import flows
-from stoker.batch.answers import answer_pieces, error_pieces, whole_lines
+from stoker.batch.answers import answer_pieces, error_pieces
+from stoker.batch.source import whole_lines
 from stoker.batch.spec import Spec
 from stoker.batch.status import BatchStatus, status_of
 from stoker.batch.submission import Source, lay_out, left_by, prepare
@@ -44,13 +45,15 @@ class Batches:
         window: float | None = None,
         max_in_flight: int | None = None,
         any_model: bool = False,
+        store: Literal["folder", "redis"] | None = None,
         **defaults: Any,
     ) -> Batch:
         """Submit a file by its path, or an iterable of its lines (objects, or prompts).
 
         `window`: seconds until what is not done is given up, by default `batch_window_s`. `defaults` (max_tokens,
-        temperature, ...) stand for what a line leaves out. A batch worker must see the same files. Raises
-        `InvalidRequest` for what cannot be a batch; bad lines become errors of the batch instead.
+        temperature, ...) stand for what a line leaves out. A batch worker must see the same files, unless the `store`
+        (default: `batch_store`) is "redis", which takes the input and keeps the answers. Raises `InvalidRequest` for
+        what cannot be a batch, `StoreFull` for a file that is too big for Redis; bad lines become errors instead.
         """
         spec = prepare(
             source,
@@ -60,14 +63,16 @@ class Batches:
             priority=priority,
             max_in_flight=max_in_flight,
             any_model=any_model,
+            store=store,
             defaults=defaults,
         )
         return self.submit(spec, window)
 
     def submit(self, spec: Spec, window: float | None = None) -> Batch:
         """Submit a prepared batch."""
-        lay_out(spec)
-        self._client._drive(flows.create, spec, window or self._client.config.batch_window_s)
+        window_s = window or self._client.config.batch_window_s
+        lay_out(spec, self._client.config, window_s)
+        self._client._drive(flows.create, spec, window_s)
         return Batch(self._client, spec.id)
 
     def get(self, batch_id: str) -> Batch:
@@ -111,19 +116,30 @@ class Batch:
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Give the answers so far, each as its line in the output says; the order is that of their ends."""
-        return map(json.loads, whole_lines(answer_pieces(self._spec())))
+        return map(json.loads, whole_lines(answer_pieces(self._spec(), self._client.config)))
 
     def errors(self) -> Iterator[dict[str, Any]]:
         """Give the errors so far."""
-        return map(json.loads, whole_lines(error_pieces(self._spec())))
+        return map(json.loads, whole_lines(error_pieces(self._spec(), self._client.config)))
 
     def raw_results(self) -> Iterator[bytes]:
         """Give the answers so far as bytes of their file, in pieces that end anywhere."""
-        return answer_pieces(self._spec())
+        return answer_pieces(self._spec(), self._client.config)
 
     def raw_errors(self) -> Iterator[bytes]:
         """Give the errors so far as bytes of their file, in pieces that end anywhere."""
-        return error_pieces(self._spec())
+        return error_pieces(self._spec(), self._client.config)
+
+    def fetch(self) -> BatchStatus:
+        """Write the answers of a batch that lies in Redis, and its errors, into the files it was submitted with.
+
+        Gives its status. Raises `FileExistsError`: nothing is overwritten.
+        """
+        status = self.status()
+        _save(self.raw_results(), status.output)
+        if status.failed:
+            _save(self.raw_errors(), status.errors_file)
+        return status
 
     def cancel(self) -> str:
         """Give up what is not done; what is done is kept. Gives the state; raises `BatchNotReady` when it is over."""
@@ -162,6 +178,7 @@ class AsyncBatches:
         window: float | None = None,
         max_in_flight: int | None = None,
         any_model: bool = False,
+        store: Literal["folder", "redis"] | None = None,
         **defaults: Any,
     ) -> AsyncBatch:
         """Submit a file by its path, or an iterable of its lines, as `Batches.create` does."""
@@ -174,10 +191,12 @@ class AsyncBatches:
             priority=priority,
             max_in_flight=max_in_flight,
             any_model=any_model,
+            store=store,
             defaults=defaults,
         )
-        await asyncio.to_thread(lay_out, spec)
-        await self._client._drive(flows.create, spec, window or self._client.config.batch_window_s)
+        window_s = window or self._client.config.batch_window_s
+        await asyncio.to_thread(lay_out, spec, self._client.config, window_s)
+        await self._client._drive(flows.create, spec, window_s)
         return AsyncBatch(self._client, spec.id)
 
     def get(self, batch_id: str) -> AsyncBatch:
@@ -222,14 +241,14 @@ class AsyncBatch:
 
     async def results(self) -> AsyncIterator[dict[str, Any]]:
         """Give the answers so far, each as its line in the output says; the order is that of their ends."""
-        lines = whole_lines(answer_pieces(await self._spec()))
+        lines = whole_lines(answer_pieces(await self._spec(), self._client.config))
         while some := await asyncio.to_thread(_some, lines):
             for value in some:
                 yield value
 
     async def errors(self) -> AsyncIterator[dict[str, Any]]:
         """Give the errors so far."""
-        lines = whole_lines(error_pieces(await self._spec()))
+        lines = whole_lines(error_pieces(await self._spec(), self._client.config))
         while some := await asyncio.to_thread(_some, lines):
             for value in some:
                 yield value
@@ -252,6 +271,14 @@ class AsyncBatch:
 
     async def _spec(self) -> Spec:
         return Spec.from_dict((await self._client._drive(flows.record, self.id)).spec)
+
+
+def _save(pieces: Iterator[bytes], place: str) -> None:
+    with Path(place).open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _some(lines: Iterator[bytes]) -> list[dict[str, Any]]:

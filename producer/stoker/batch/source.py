@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -51,6 +51,16 @@ def _skip(file: BinaryIO) -> int:
         if piece.endswith(b"\n"):
             break
     return skipped
+
+
+def whole_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Give the lines of pieces that end anywhere, without their ends."""
+    rest = b""
+    for piece in pieces:
+        *complete, rest = (rest + piece).split(b"\n")
+        yield from complete
+    if rest:
+        yield rest
 
 
 def count_lines(file: BinaryIO) -> int:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stoker.batch.format import Kind
 from stoker.config import Config
@@ -27,6 +27,7 @@ FILE_DEFAULTS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", 
 class Spec:
     """One batch. `input`, `output`, `errors`: absolute paths, on a disk that its batch workers see too.
 
+    With the store `redis` the paths are the client's alone: the input was sent, and the answers are fetched.
     `source` is what messages call the input. `defaults` stand for what a line leaves out.
     """
 
@@ -40,6 +41,7 @@ class Spec:
     max_in_flight: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     any_model: bool = False
+    store: Literal["folder", "redis"] = "folder"
 
     @property
     def parts(self) -> Path:

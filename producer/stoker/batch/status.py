@@ -15,13 +15,14 @@ class BatchStatus:
 
     `state`: queued, running, cancelling, pausing, paused, completed, cancelled, expired or failed. `total`: lines, 0
     until they are counted. `errors`: failed lines by code. `workers`: answers by worker. `why`: what a failed batch
-    died of, or what a live one waits for.
+    died of, or what a live one waits for. With the `store` "redis" the files are written by `Batch.fetch` alone.
     """
 
     id: str
     state: str
     output: str
     errors_file: str
+    store: str = "folder"
     total: int = 0
     done: int = 0
     succeeded: int = 0
@@ -61,6 +62,7 @@ def status_of(record: BatchRecord) -> BatchStatus:
         state=_state(record),
         output=spec.output,
         errors_file=spec.errors,
+        store=spec.store,
         total=int(progress.get("total", 0)),
         done=done,
         succeeded=int(progress.get("succeeded", 0)),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from stoker.batch import parts
 from stoker.batch.files import Folder
+from stoker.batch.place import RedisPlace
 from stoker.batch.source import CHUNK, check_input, kind_of
 from stoker.batch.spec import Spec, check_batch_id, check_defaults, errors_for, output_for
 from stoker.command import state_dir
@@ -37,6 +39,7 @@ def prepare(
     max_in_flight: int | None = None,
     any_model: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    store: Literal["folder", "redis"] | None = None,
 ) -> Spec:
     """Check what was given, put lines that are in no file into one, and return the batch.
 
@@ -66,12 +69,21 @@ def prepare(
         max_in_flight=max_in_flight,
         defaults=checked,
         any_model=any_model,
+        store=store or config.batch_store,
     )
 
 
-def lay_out(spec: Spec) -> None:
-    """Make the batch's folder, with what a later `resume` needs even of a Redis that forgot all. Raises `OSError`."""
-    Folder(spec.parts).put(parts.SPEC, spec.to_json().encode())
+def lay_out(spec: Spec, config: Config, window_s: float) -> None:
+    """Bring the batch where its runs find it.
+
+    In a folder that is what a later `resume` needs even of a Redis that forgot all; into Redis the input is sent.
+    Raises `OSError`, `StoreFull`, `RedisUnavailable`.
+    """
+    if spec.store == "redis":
+        with closing(RedisPlace(spec, config, lambda: window_s)) as place:
+            place.send(Path(spec.input))
+    else:
+        Folder(spec.parts).put(parts.SPEC, spec.to_json().encode())
 
 
 def left_by(place: Path) -> tuple[Spec, int, int]:

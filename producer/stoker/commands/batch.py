@@ -71,6 +71,11 @@ def batch() -> None:
 @click.option("--max-tokens", type=int, help="For lines that do not say.")
 @click.option("--temperature", type=float, help="For lines that do not say; default: the model's, else 1.")
 @click.option("--any-model", is_flag=True, help="Take lines that name another model.")
+@click.option(
+    "--store",
+    type=click.Choice(["folder", "redis"]),
+    help="Where it lies: in a folder that batch workers share, or in Redis; default: batch_store.",
+)
 @click.option("--wait", is_flag=True, help="Watch it until it is over.")
 @JSON
 @queue_options
@@ -96,13 +101,16 @@ def submit(config: Config, source: str, wait: bool, as_json: bool, window: float
         handle = client.batches.submit(spec, window)
         if not (wait or printed):
             shown = {"id": spec.id, "output": spec.output, "errors": spec.errors}
-            print_json(shown) if as_json else click.echo(f"{spec.id}: answers will be in {spec.output}")
+            where = f"in {spec.output}" if spec.store == "folder" else f"in Redis: stoker batch results {spec.id}"
+            print_json(shown) if as_json else click.echo(f"{spec.id}: answers will be {where}")
             return
         click.echo(f"{spec.id} is submitted", err=True)
         status = _watch(handle, quiet=as_json)
         if printed:
             _copy(handle, errors=False)
-        elif as_json:
+        elif spec.store == "redis":
+            handle.fetch()
+        if as_json and not printed:
             print_json(_shown(status))
         _finish(status)
 
@@ -129,9 +137,10 @@ def status(config: Config, batch_id: str, as_json: bool) -> None:
         click.echo(f"  {code}: {count:,}")
     for name, count in sorted(found.workers.items()):
         click.echo(f"  {name}: {count:,} answers")
-    click.echo(f"  output: {found.output}")
+    in_redis = found.store == "redis"
+    click.echo(f"  output: {f'stoker batch results {found.id}' if in_redis else found.output}")
     if found.failed:
-        click.echo(f"  errors: {found.errors_file}")
+        click.echo(f"  errors: {f'stoker batch errors {found.id}' if in_redis else found.errors_file}")
 
 
 @batch.command()
@@ -303,7 +312,8 @@ def estimate(config: Config, source: Path, max_tokens: int | None, as_json: bool
 def batch_worker(config: Config, runs: int, log_level: str) -> None:
     """Run the batch files of a queue. Needs the extra stoker[batch]; `stoker up` starts one too.
 
-    It must see the same files as who submits them. SIGTERM leaves batches to their next run.
+    It must see the same files as who submits them, but for those that lie in Redis.
+    SIGTERM leaves batches to their next run.
 
     \b
     Example:  stoker batch-worker --redis redis://10.0.0.5:6379/0

@@ -102,6 +102,22 @@ def enqueue_batch(batch_id: str, runs: int, nonce: str) -> Call[int | None]:
     return Call("enqueue_batch", (batch_id, runs, nonce), lambda reply: int(reply[1]) if len(reply) > 1 else None)
 
 
+def write_batch_file(
+    batch_id: str, name: str, offset: int | None, piece: bytes, kept_ms: int, most: int
+) -> Call[tuple[bool, int]]:
+    """Call that writes a piece of a file at `offset` (None: it is the whole file); all of the batch's are kept on.
+
+    Gives whether there was room within `most` bytes, and how many bytes the batch's files have, or would have.
+    """
+    arguments = (batch_id, name, -1 if offset is None else offset, piece, kept_ms, most)
+    return Call("write_batch_file", arguments, lambda reply: (reply[0] == b"OK", int(reply[1])))
+
+
+def remove_batch_file(batch_id: str, name: str) -> Call[str]:
+    """Call that removes a file."""
+    return Call("remove_batch_file", (batch_id, name), _word)
+
+
 def _word(reply: list[Any]) -> str:
     return str(reply[0].decode())
 
@@ -142,6 +158,21 @@ def _record(batch_id: str, fields: Mapping[bytes, bytes], now_us: int) -> BatchR
         progress=json.loads(f.get("progress") or "{}"),
         now_us=now_us,
     )
+
+
+def file_sizes(keys: Keys, batch_id: str) -> Read[dict[str, int]]:
+    """Read the names and sizes (bytes) of the files that a batch keeps in Redis."""
+    return Read([("HGETALL", keys.batch_files(batch_id))], _parse_sizes, what="read a batch's files")
+
+
+def _parse_sizes(reply: list[Any]) -> dict[str, int]:
+    return {name.decode(): int(size) for name, size in pairs(reply[0]).items()}
+
+
+def file_piece(keys: Keys, batch_id: str, name: str, offset: int, size: int) -> Read[bytes]:
+    """Read at most `size` bytes of a file from `offset` on; empty at its end."""
+    command = ("GETRANGE", keys.batch_file(batch_id, name), offset, offset + size - 1)
+    return Read([command], lambda reply: bytes(reply[0]), what="read a batch's file")
 
 
 def batch_ids(keys: Keys) -> Read[list[str]]:

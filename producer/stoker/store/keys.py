@@ -74,3 +74,11 @@ class Keys:
     def batch(self, batch_id: str) -> str:
         """The record of a batch file."""
         return f"{self.prefix}batch:{batch_id}"
+
+    def batch_files(self, batch_id: str) -> str:
+        """How long the files are that a batch keeps in Redis."""
+        return f"{self.prefix}files:{batch_id}"
+
+    def batch_file(self, batch_id: str, name: str) -> str:
+        """One of these files."""
+        return f"{self.prefix}file:{batch_id}:{name}"
