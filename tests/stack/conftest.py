@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from helpers import MARK, assert_no_stray_processes
 from stack_processes import Stack
 from stoker import Client
+from stoker_ops.embedded import ServerBinary, start
 
 
 @pytest.fixture
@@ -20,6 +24,27 @@ def stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
         yield stack
     finally:
         stack.end()
+
+
+@pytest.fixture(scope="module")
+def shared_stack(server_binary: ServerBinary) -> Iterator[Stack]:
+    """One for all tests of a module, with a Redis of its own; nothing runs yet. Loading a model takes seconds.
+
+    The module is to be marked as an `xdist_group`, or each test process starts one.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp"))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        start(directory / "redis", ephemeral=True, server=server_binary, extra_args=("--appendonly", "no")) as server,
+    ):
+        patch.setenv(MARK, str(directory))
+        stack = Stack(server.url, directory)
+        try:
+            yield stack
+        finally:
+            stack.end()
+    assert_no_stray_processes(str(directory))
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

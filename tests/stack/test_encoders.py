@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from stoker_workers.engine import Finished, Work
 from stoker_workers.engines import make_engine
 from workers.models import LABELS, make_bert, make_classifier
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("encoders")]
 
 TEXTS = [f"text {number} {'of some length ' * (number % 4)}"[:60] for number in range(150)]
 
@@ -31,47 +33,59 @@ def alone(engine: Any, text: str) -> Any:
     return event.output
 
 
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT."""
+    return make_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def bert(shared_stack: Stack, model_folder: Path) -> Stack:
+    """A worker that embeds with it, and a scheduler."""
+    shared_stack.scheduler()
+    shared_stack.worker("worker", "--device", "cpu", "--max-num-seqs", "16", model=str(model_folder))
+    return shared_stack
+
+
 @pytest.fixture
-def bert(stack: Stack, short_tmp: Path) -> Path:
-    """A worker that embeds with a small BERT, and a scheduler."""
-    folder = make_bert(short_tmp / "bert")
-    stack.scheduler()
-    stack.worker("worker", "--device", "cpu", "--max-num-seqs", "16", model=str(folder))
-    return folder
+def embedder(bert: Stack) -> Iterator[Client]:
+    """A client of its queue."""
+    with contextlib.closing(bert.client()) as client:
+        yield client
 
 
-def test_vectors_of_the_whole_stack_equal_those_of_single_texts(bert: Path, client: Client) -> None:
-    engine = make_engine(bert, device="cpu")
+def test_vectors_of_the_whole_stack_equal_those_of_single_texts(embedder: Client, model_folder: Path) -> None:
+    engine = make_engine(model_folder, device="cpu")
     engine.load()
-    vectors = client.embed(TEXTS, priority="low")
+    vectors = embedder.embed(TEXTS, priority="low")
     assert len(vectors) == len(TEXTS)
     for text, vector in zip(TEXTS, vectors, strict=True):
         assert isinstance(vector, array)
         assert max(abs(a - b) for a, b in zip(vector, alone(engine, text), strict=True)) < 1e-4
 
 
-async def test_the_awaited_client_embeds_token_ids_too(bert: Path, stack: Stack) -> None:
-    async with AsyncClient(config=stack.config) as client:
+async def test_the_awaited_client_embeds_token_ids_too(bert: Stack) -> None:
+    async with AsyncClient(config=bert.config) as client:
         text, ids = await client.embed(["hi", [0, 75, 76, 2]])
     assert [len(text), len(ids)] == [32, 32]
     assert math.isclose(math.hypot(*ids), 1, rel_tol=1e-5)
 
 
-def test_what_an_encoder_does_not_do_is_refused_by_its_name(bert: Path, client: Client, stack: Stack) -> None:
+def test_what_an_encoder_does_not_do_is_refused_by_its_name(embedder: Client, bert: Stack) -> None:
     with pytest.raises(UnsupportedParameter, match="max_tokens: is not honoured"):
-        client.embed(["a"], max_tokens=3)
+        embedder.embed(["a"], max_tokens=3)
     with pytest.raises(UnsupportedParameter, match="messages"):
-        client.submit(messages=[{"role": "user", "content": "hi"}]).result(timeout=60)
+        embedder.submit(messages=[{"role": "user", "content": "hi"}]).result(timeout=60)
     with pytest.raises(InvalidRequest, match=r"at most 64 tokens"):
-        client.embed(["a", "b" * 100])
+        embedder.embed(["a", "b" * 100])
     with pytest.raises(InvalidRequest, match="prompt_tokens: must be at most the model's context of 64"):
-        client.embed([[5] * 65])
-    assert len(client.embed([[5] * 64])) == 1
+        embedder.embed([[5] * 65])
+    assert len(embedder.embed([[5] * 64])) == 1
     with pytest.raises(ModelMismatch, match="serves 'bert' to embed, not to classify"):
-        client.classify(["a"])
+        embedder.classify(["a"])
     with pytest.raises(InvalidRequest, match="must be a list of texts"):
-        client.embed("a single text")
-    embeds = CliRunner().invoke(main, ["submit", "hi"], env={"STOKER_REDIS_URL": stack.url})
+        embedder.embed("a single text")
+    embeds = CliRunner().invoke(main, ["submit", "hi"], env={"STOKER_REDIS_URL": bert.url})
     assert embeds.exit_code == 0
     assert len(json.loads(embeds.stdout)) == 32
 

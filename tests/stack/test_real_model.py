@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from itertools import accumulate
 
 import pytest
@@ -14,15 +16,22 @@ from stoker import Client, InferenceRequest, Restarted
 
 PROMPTS = ["The with statement", "A class definition", "Lambda expressions", "If an exception", "héllo ✓", "The"]
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("real_model")]
+
+
+@pytest.fixture(scope="module")
+def served(shared_stack: Stack) -> Stack:
+    """A scheduler and one worker with the demo model."""
+    shared_stack.scheduler()
+    shared_stack.worker("worker", "--device", "cpu", model="demo")
+    return shared_stack
 
 
 @pytest.fixture
-def served(stack: Stack) -> Stack:
-    """A scheduler and one worker with the demo model."""
-    stack.scheduler()
-    stack.worker("worker", "--device", "cpu", model="demo")
-    return stack
+def client(served: Stack) -> Iterator[Client]:
+    """A client of its queue."""
+    with contextlib.closing(served.client()) as client:
+        yield client
 
 
 def test_greedy_answers_equal_the_models_own_generate(served: Stack, client: Client) -> None:
