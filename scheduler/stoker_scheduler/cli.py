@@ -25,6 +25,7 @@ def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     \b
     Example:  stoker scheduler --redis redis://10.0.0.5:6379/0
     """
+    from stoker.garbage import spare_what_stays
     from stoker.log import configure
     from stoker_scheduler.service import Scheduler
 
@@ -35,6 +36,7 @@ def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     async def run() -> None:
         await Scheduler(config).run()
 
+    spare_what_stays()
     asyncio.run(run())
 
 

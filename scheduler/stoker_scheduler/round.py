@@ -55,7 +55,7 @@ class Round:
             if worker is None:
                 self._keep_one()
                 # Without a free row anywhere no smaller one fits either.
-                blocked = blocked + 1 if self._has_free_row() else BLOCKED_HEADS
+                blocked = blocked + 1 if self.has_free_row() else BLOCKED_HEADS
                 continue
             batch = self._batcher.form(self._waiting, self._room(worker), now_us=self._now_us)
             if batch.requests:
@@ -79,7 +79,8 @@ class Round:
         if kept:
             self._shut.add(kept.inc)
 
-    def _has_free_row(self) -> bool:
+    def has_free_row(self) -> bool:
+        """Return whether a worker that may get another batch has a free row."""
         return any(w.held_rows < w.rows for w in self._fleet if w.available and w.inc not in self._shut)
 
     def _room(self, worker: WorkerRecord) -> Room:

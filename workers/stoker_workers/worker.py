@@ -24,6 +24,7 @@ import structlog
 
 from stoker.config import Config
 from stoker.errors import ConfigError, InvalidRequest, UnsupportedParameter
+from stoker.garbage import spare_what_stays
 from stoker.log import configure
 from stoker.request import RequestPriority
 from stoker.store.connection import Store
@@ -365,6 +366,7 @@ def main() -> None:
         news.write(to_line(Refused(str(error))))
         news.flush()
         sys.exit(EXIT_REFUSED)
+    spare_what_stays()
     news.write(to_line(Loaded.of(card, engine.capacity())))
     news.flush()
     Worker(config, engine, board, news, inbox).run()
