@@ -14,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint types bench-engine clean
+.PHONY: help venv demo test fuzz lint types bench-engine bench-floor bench-throughput clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -56,6 +56,12 @@ types: $(STAMP) ## check the types
 # More options, for instance: make bench-engine ARGS='--requests 64 --rounds 9'
 bench-engine: $(STAMP) ## tokens a second of our engines against transformers' own ways
 	@$(BIN)/python bench/engine.py $(ARGS)
+
+bench-throughput: $(STAMP) ## requests a second from the SDK to the result, beside the floor
+	@$(BIN)/python bench/throughput.py $(ARGS)
+
+bench-floor: $(STAMP) ## the least work that a safe queue in Redis could do
+	@$(BIN)/python bench/floor.py $(ARGS)
 
 clean: ## remove what was made here, .venv too
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov

@@ -30,12 +30,12 @@ MAX_TOKENS = 16
 
 
 @contextmanager
-def stack(workers: int) -> Iterator[str]:
-    """Run a stack for the time of a block; gives the URL of its Redis."""
+def stack(workers: int, *limits: str) -> Iterator[str]:
+    """Run a stack for the time of a block, its workers with `limits`; gives the URL of its Redis."""
     with tempfile.TemporaryDirectory(prefix="sb", dir="/tmp") as folder, start(folder) as server:
         environment = os.environ | {"STOKER_REDIS_URL": server.url}
         command = [sys.executable, "-c", "from stoker.cli import main; main()"]
-        options = ["--model", "sim", "--profile", "zero", "--log-level", "error"]
+        options = ["--model", "sim", "--profile", "zero", "--log-level", "error", *limits]
         processes = [subprocess.Popen([*command, "scheduler", "--log-level", "error"], env=environment)]
         for index in range(workers):
             processes.append(subprocess.Popen([*command, "worker", "--name", f"w{index}", *options], env=environment))

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from stoker._calls import fitting
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
-from stoker._flows import Flow, Pause, R, State, Step, ask, deliver, sweep
+from stoker._flows import Flow, Pause, R, Send, State, Step, ask, deliver, send, sweep
 from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
 from stoker.store import lookups, reads
+from stoker.store.codec import Submission
 from stoker.store.connection import AsyncStore, Read
 from stoker.store.lookups import Place
 from stoker.store.reads import TokenRecord
@@ -37,6 +39,7 @@ class AsyncLink:
         self.waiting = AsyncStore(config, block_s=config.block_ms / 1000)
         self.contact = Contact(config)
         self.streams = Streams(self)
+        self.sender = Sender(self)
         self.closed = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -61,6 +64,8 @@ class AsyncLink:
                 await asyncio.sleep(step.seconds)
                 self.check_open()
                 return None
+            case Send():
+                return await self.sender.send(step.item)
             case Read():
                 return await (self.store.read_patiently(step) if patiently else self.store.read(step))
             case _:
@@ -178,8 +183,55 @@ class AsyncLink:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.sender.fail(StokerError("this client is closed"))
         await self.waiting.close()
         await self.store.close()
+
+
+class Sender:
+    """Submits the requests of single calls: the first leaves at once, those that come meanwhile leave together."""
+
+    def __init__(self, link: AsyncLink) -> None:
+        """Send nothing yet."""
+        self._link = link
+        self._waiting: list[tuple[Submission, asyncio.Future[Pending | StokerError]]] = []
+
+    async def send(self, item: Submission) -> Pending | StokerError:
+        """Return who waits for the request, or why it was not accepted; raises what the call raised."""
+        future: asyncio.Future[Pending | StokerError] = self._link.loop.create_future()
+        self._waiting.append((item, future))
+        self._link.start("submits", self._run)
+        return await future
+
+    async def _run(self) -> None:
+        state = self._link.state
+        while self._waiting:
+            # Who was cancelled before its request left gave it up.
+            waiting = [(item, future) for item, future in self._waiting if not future.done()]
+            n = fitting([item for item, _ in waiting[: state.config.group]])
+            group, self._waiting = waiting[:n], waiting[n:]
+            if not group:
+                continue
+            try:
+                outcomes = await self._link.drive(send(state, [item for item, _ in group]))
+            except asyncio.CancelledError:
+                self._waiting += group
+                raise
+            except Exception as error:
+                for _, future in group:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for (_, future), outcome in zip(group, outcomes, strict=True):
+                    if not future.done():
+                        future.set_result(outcome)
+
+    def fail(self, error: StokerError) -> None:
+        """Raise in everybody who waits: the client was closed."""
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
 
 
 class Streams:

@@ -46,7 +46,14 @@ class Pause:
     seconds: float
 
 
-Step = Call[Any] | Read[Any] | Pause
+@dataclass(slots=True)
+class Send:
+    """A step that submits one request, alone or along with those of other calls; gives what `send` gives for it."""
+
+    item: Submission
+
+
+Step = Call[Any] | Read[Any] | Pause | Send
 R = TypeVar("R")
 Flow = Generator[Step, Any, R]
 
@@ -197,8 +204,11 @@ def submit(state: State, items: Sequence[Item]) -> Flow[list[Pending | StokerErr
 def submit_one(state: State, request: InferenceRequest, block: bool, block_timeout: float | None) -> Flow[Pending]:
     """Submit one request; with `block` wait for room in a full queue, at most `block_timeout` seconds."""
     deadline = None if block_timeout is None else time.monotonic() + block_timeout
+    [item] = yield from prepare(state, [request])
+    if not isinstance(item, Submission):
+        raise item
     while True:
-        [outcome] = yield from submit(state, [request])
+        outcome: Pending | StokerError = yield Send(item)
         if isinstance(outcome, Pending):
             return outcome
         if not block or not isinstance(outcome, QueueFull):

@@ -7,6 +7,7 @@ import difflib
 import enum
 import math
 import sys
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from stoker.errors import InvalidRequest, StokerError, UnsupportedParameter
 MAX_TOKENS = 1 << 24
 MAX_TOKEN_ID = 0xFFFF_FFFF
 MAX_STOPS = 16
+PROMPTS = ("prompt_tokens", "prompt", "messages", "inputs")
 MAX_STOP_CHARS = 256
 
 UNSUPPORTED = frozenset(
@@ -191,15 +193,21 @@ def _check_names(request: InferenceRequest) -> None:
 
 
 def _check_prompt(request: InferenceRequest) -> None:
-    given = [name for name in ("prompt_tokens", "prompt", "messages", "inputs") if getattr(request, name) is not None]
-    if len(given) != 1:
+    tokens, prompt, messages, inputs = request.prompt_tokens, request.prompt, request.messages, request.inputs
+    if (tokens is None) + (prompt is None) + (messages is None) + (inputs is None) != len(PROMPTS) - 1:
+        given = [name for name in PROMPTS if getattr(request, name) is not None]
         raise InvalidRequest("prompt", "give exactly one of prompt_tokens, prompt, messages and inputs", given or None)
-    if request.prompt_tokens is not None:
-        check_tokens("prompt_tokens", request.prompt_tokens)
-    if request.prompt is not None:
-        _check_text("prompt", request.prompt)
-    if request.messages is not None:
-        _check_messages(request.messages)
+    # Nothing but token ids can be in such an array.
+    checked = isinstance(tokens, array) and tokens.typecode in "HI" and len(tokens) > 0
+    if isinstance(tokens, array):
+        tokens = tokens.tolist()
+        object.__setattr__(request, "prompt_tokens", tokens)
+    if tokens is not None and not checked:
+        check_tokens("prompt_tokens", tokens)
+    if prompt is not None:
+        _check_text("prompt", prompt)
+    if messages is not None:
+        _check_messages(messages)
 
 
 def check_tokens(name: str, tokens: object) -> None:
@@ -209,9 +217,11 @@ def check_tokens(name: str, tokens: object) -> None:
     if set(map(type, tokens)) != {int}:
         wrong = next(token for token in tokens if type(token) is not int)
         raise InvalidRequest(name, "token ids must be integers", wrong)
-    for bound in (min(tokens), max(tokens)):
-        if not 0 <= bound <= MAX_TOKEN_ID:
-            raise InvalidRequest(name, f"token ids must be from 0 to {MAX_TOKEN_ID}", bound)
+    try:
+        array("I", tokens)
+    except OverflowError:
+        bound = low if (low := min(tokens)) < 0 else max(tokens)
+        raise InvalidRequest(name, f"token ids must be from 0 to {MAX_TOKEN_ID}", bound) from None
 
 
 def _check_text(name: str, text: object) -> None:
@@ -272,6 +282,8 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 
 def _check_float(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    if type(value) is float and low < value < high < math.inf:
+        return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # NaN fails every comparison, so it is refused here too; an integer may be larger than any float.
     if not number or not (low < value if open_low else low <= value) or not value <= min(high, sys.float_info.max):  # type: ignore[operator]  # number narrows it

@@ -26,6 +26,7 @@ def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     """
     import asyncio
 
+    from stoker.garbage import spare_what_stays
     from stoker.log import configure
     from stoker_scheduler.service import Scheduler
 
@@ -36,6 +37,7 @@ def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     async def run() -> None:
         await Scheduler(config).run()
 
+    spare_what_stays()
     asyncio.run(run())
 
 

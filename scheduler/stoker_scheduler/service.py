@@ -30,12 +30,13 @@ from stoker_scheduler.leader import Leadership
 from stoker_scheduler.metrics import MetricsCollector
 from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
-from stoker_scheduler.round import Round
+from stoker_scheduler.round import BLOCKED_HEADS, Round
 
 log = structlog.get_logger()
 
 DEPTH = {"continuous": 512, "padded": 2048}
-"""How many entries of each lane a tick reads: a padded batch is chosen from a window, a continuous one from heads."""
+"""How many entries of each lane a tick reads at most: a padded batch is chosen from a window, a continuous one from
+heads, of which it reads no more than the fleet has rows."""
 
 RETRY_S = 0.2
 HOUSEKEEPING_S = 5.0
@@ -73,6 +74,7 @@ class Scheduler:
         self._expected: dict[str, int] = {}
         self._stop = asyncio.Event()
         self._known: list[WorkerRecord] = []
+        self._depth = 0
         self._unanswered: Call[Dispatched] | None = None
         self._aged_at = 0.0
         self._batches_told = 0
@@ -147,7 +149,7 @@ class Scheduler:
     # --- reading --------------------------------------------------------------------------------------------------
 
     async def _read_view(self) -> QueueView:
-        depth = max((DEPTH.get(worker.mode, 0) for worker in self._known), default=DEPTH["continuous"])
+        depth = self._depth = _depth(self._known)
         keys = self._store.keys
         view = await self._store.read(reads.queue_view(keys, depth=depth, known=self._known, expected=self._expected))
         for lane in LANES:
@@ -220,8 +222,8 @@ class Scheduler:
             answer = await self._hand_over(worker, batch)
             took += self._account(batch, worker, answer, view.now_us)
             hand.done(worker, batch, more=answer.word == "OK" and "FULL" not in answer.words)
-        more = any(len(entries) >= DEPTH["continuous"] for entries in view.lanes.values())
-        return 0.0 if took and more else self._wait_s(view, hand.linger_us)
+        more = any(len(entries) >= self._depth for entries in view.lanes.values())
+        return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
 
     async def _hand_over(self, worker: WorkerRecord, batch: Batch) -> Dispatched:
         """Dispatch; a call without an answer is repeated with its number before anything else is dispatched."""
@@ -302,3 +304,12 @@ class Scheduler:
         if number == FENCED:
             raise Fenced
         return number
+
+
+def _depth(fleet: list[WorkerRecord]) -> int:
+    """Return how many entries of each lane to read for a fleet: more than it has rows are not handed out in a tick."""
+    if not fleet:
+        return DEPTH["continuous"]
+    if any(worker.mode == "padded" for worker in fleet):
+        return DEPTH["padded"]
+    return min(DEPTH["continuous"], sum(worker.rows for worker in fleet) + BLOCKED_HEADS)

@@ -66,6 +66,24 @@ async def test_one_reader_serves_any_number_of_awaits(aclient: AsyncClient, flee
     assert [name for name in names if name.startswith("stoker")] == ["stoker-wakeups"]
 
 
+async def test_what_is_submitted_while_a_call_is_in_flight_leaves_together(aclient: AsyncClient, fleet: Fleet) -> None:
+    await aclient.submit(prompt="the queue is known")
+    calls: list[str] = []
+    aclient._here().store.timed = lambda script, _seconds: calls.append(script)
+    jobs = await asyncio.gather(*(aclient.submit(prompt=f"n {number}") for number in range(100)))
+    assert len({job.id for job in jobs}) == 100
+    assert calls.count("submit") <= 2
+
+
+async def test_a_submit_that_is_given_up_takes_none_of_the_others_along(aclient: AsyncClient, fleet: Fleet) -> None:
+    tasks = [asyncio.create_task(aclient.submit(prompt=f"n {number}")) for number in range(10)]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(job, AsyncJob) for job in found] == [number != 3 for number in range(10)]
+    assert (await found[9].result(timeout=20)).text == "N 9 "  # type: ignore[union-attr]  # it is no exception
+
+
 async def test_errors_are_raised(aclient: AsyncClient, fleet: Fleet) -> None:
     with pytest.raises(InvalidRequest, match="max_tokens"):
         await aclient.submit(prompt="hi", max_tokens=0)

@@ -46,8 +46,8 @@ class Reports:
         self.settled: list[Settlement] = []
         self.back: list[tuple[str, str]] = []
 
-    def settle(self, item: Settlement) -> None:
-        self.settled.append(item)
+    def settle(self, items: list[Settlement]) -> None:
+        self.settled += items
 
     def hand_back(self, keys: list[tuple[str, str]]) -> None:
         self.back += keys

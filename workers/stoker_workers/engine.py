@@ -63,7 +63,7 @@ class Sampling:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Work:
     """A request as an engine sees it: tokenized and checked. `batch` names the delivery that it came in.
 
@@ -119,7 +119,7 @@ class Unavailable:
     """The model cannot be reached now; the worker gives the request back, whatever else is resident."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tokens:
     """New tokens of a row. `text` holds whole characters only and lags behind where a stop string could begin.
 

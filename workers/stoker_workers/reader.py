@@ -100,5 +100,5 @@ class Reader:
         except Exception as error:  # a template or a tokenizer of any model may raise anything
             wrong = InvalidRequest("prompt", f"cannot be tokenized ({type(error).__name__})", str(error)[:80])
         body = encode_failure(str(wrong), wrong)
-        session.settle(Settlement(item.id, delivery, nonce_of(item), "bad", "invalid", body, item.attempt))
+        session.settle([Settlement(item.id, delivery, nonce_of(item), "bad", "invalid", body, item.attempt)])
         return None

@@ -42,9 +42,9 @@ class Reporter:
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
-    def settle(self, item: Settlement) -> None:
-        """Report how an attempt ended."""
-        self._queue.put([item])
+    def settle(self, items: list[Settlement]) -> None:
+        """Report how attempts ended."""
+        self._queue.put(items)
 
     def publish(self, items: list[Published]) -> None:
         """Publish new tokens, before anything that is reported later."""

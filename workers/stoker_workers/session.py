@@ -29,6 +29,8 @@ class Session:
     reader: threading.Thread | None = None
     rows: dict[str, Row] = field(default_factory=dict)
     waiting: list[Row] = field(default_factory=list)
+    resident_tokens: int = 0
+    """The sum over `rows`: it is noted with every step, and adding it up anew would cost more than the rest."""
     begun: set[Key] = field(default_factory=set)
     """Attempts begun and not ended: a doorbell that rings twice must not begin them twice."""
 
@@ -37,11 +39,17 @@ class Session:
         self.begun.difference_update(keys)
         self.reporter.hand_back(keys)
 
-    def settle(self, item: Settlement) -> None:
-        """Report how an attempt ended."""
-        # Its reason is a word; the message beside it may quote the request, and goes to the client alone.
-        note = log.info if item.outcome in ("failure", "retry") else log.debug
-        facts = {"outcome": item.outcome, "reason": item.reason, "attempt": item.attempt}
-        note("attempt ended", inc=self.inc, id=item.id, delivery=item.delivery, **facts)
-        self.begun.discard((item.id, item.delivery))
-        self.reporter.settle(item)
+    def settle(self, items: list[Settlement]) -> None:
+        """Report how attempts ended: all of a step at once, so that the reporter wakes up once."""
+        for item in items:
+            # Its reason is a word; the message beside it may quote the request, and goes to the client alone.
+            note = log.info if item.outcome in ("failure", "retry") else log.debug
+            facts = {"outcome": item.outcome, "reason": item.reason, "attempt": item.attempt}
+            note("attempt ended", inc=self.inc, id=item.id, delivery=item.delivery, **facts)
+        self.begun.difference_update((item.id, item.delivery) for item in items)
+        self.reporter.settle(items)
+
+    def drop(self, row: Row) -> None:
+        """Forget an attempt that the engine does not hold any more."""
+        del self.rows[row.payload.id]
+        self.resident_tokens -= row.resident_tokens

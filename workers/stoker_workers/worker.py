@@ -24,8 +24,11 @@ import structlog
 
 from stoker.config import Config
 from stoker.errors import ConfigError, InvalidRequest, UnsupportedParameter
+from stoker.garbage import spare_what_stays
 from stoker.log import configure
+from stoker.request import RequestPriority
 from stoker.store.connection import Store
+from stoker.store.scripts import Settlement
 from stoker_workers.board import Board
 from stoker_workers.engine import (
     Admitted,
@@ -179,7 +182,7 @@ class Worker:
             row = session.rows.get(key[0])
             if row and row.key == key:
                 self._engine.cancel(row.payload.id)
-                del session.rows[row.payload.id]
+                session.drop(row)
         session.waiting = [row for row in session.waiting if row.key not in named]
         session.give_back(sorted(named))
 
@@ -188,9 +191,9 @@ class Worker:
         late = time.monotonic() >= self._drain_at
         back = [*session.waiting, *(session.rows.values() if late else ())]
         if late:
-            for request_id in list(session.rows):
-                self._engine.cancel(request_id)
-            session.rows.clear()
+            for row in list(session.rows.values()):
+                self._engine.cancel(row.payload.id)
+                session.drop(row)
         session.waiting.clear()
         if back:
             session.give_back([row.key for row in back])
@@ -216,6 +219,8 @@ class Worker:
                 session.waiting = waiting[place:]
                 break
             if isinstance(answer, Admitted):
+                if before := session.rows.get(row.payload.id):
+                    session.drop(before)
                 session.rows[row.payload.id] = row
                 if row.estimated:
                     costs.append([*row.key, answer.cost])
@@ -232,12 +237,12 @@ class Worker:
             answer = Invalid("prompt", "prompt and max_tokens must fit this worker's cache", len(row.work.prompt))
         kind = UnsupportedParameter if answer.unsupported else InvalidRequest
         error = kind(answer.field, answer.limit, answer.value)
-        session.settle(failure(row, "bad", "invalid", str(error), error))
+        session.settle([failure(row, "bad", "invalid", str(error), error)])
 
     def _step(self, session: Session) -> None:
         started = time.monotonic_ns()
         self._board.begin_step(self._engine.scheduled(), started // 1000)
-        rows, tokens = len(session.rows), sum(row.resident_tokens for row in session.rows.values())
+        rows, tokens = len(session.rows), session.resident_tokens
         events = self._engine.step()
         took_us = (time.monotonic_ns() - started) // 1000
         self._board.add("steps")
@@ -247,22 +252,43 @@ class Worker:
         self._board.end_step()
         self._board.tallies.observe(STEP, "", took_us)
         self._board.tallies.observe(STEP_ROWS, "", rows)
-        faulty = False
-        for event in events:
-            row = session.rows.get(event.id)
-            if row:
-                faulty |= isinstance(event, Failed) and event.kind == "retry"
-                self._handle(session, row, event)
-        if faulty:
-            self._board.add("faults")
+        self._sort(session, events)
         # There may be no next step for a while, and what this one brought counts now.
         self._board.publish()
 
-    def _handle(self, session: Session, row: Row, event: Event) -> None:
-        if isinstance(event, Tokens):
-            self._tokens(row, event)
-            return
-        del session.rows[row.payload.id]
+    def _sort(self, session: Session, events: list[Event]) -> None:
+        """Take in what a step brought. All its tokens came now; what ended is reported together."""
+        now, made, faulty = time.monotonic(), 0, False
+        ended: list[Settlement] = []
+        # How many rows of a class had their token before this one at the same moment: most of them with the last step.
+        since: dict[tuple[RequestPriority, float], int] = {}
+        for event in events:
+            row = session.rows.get(event.id)
+            if row is None:
+                continue
+            if isinstance(event, Tokens):
+                if row.first_token_us < 0:
+                    self._first_token(session, row, now)
+                else:
+                    moment = (row.payload.request.priority, row.last_token_s)
+                    since[moment] = since.get(moment, 0) + 1
+                made += _take(row, event)
+                row.last_token_s = now
+            else:
+                faulty |= isinstance(event, Failed) and event.kind == "retry"
+                ended += self._end(session, row, event)
+        session.resident_tokens += made
+        for (priority, moment_s), n in since.items():
+            self._board.tallies.observe(INTER_TOKEN, priority, int((now - moment_s) * 1e6), n)
+        self._board.add("generation_tokens", made)
+        if faulty:
+            self._board.add("faults")
+        if ended:
+            session.settle(ended)
+
+    def _end(self, session: Session, row: Row, event: Finished | Failed) -> list[Settlement]:
+        """Drop the row; returns what is to be reported of it, nothing where it is given back."""
+        session.drop(row)
         if row.payload.stream and row.published < row.tokens:
             session.reporter.publish([published(row)])
         if isinstance(event, Finished):
@@ -273,32 +299,20 @@ class Worker:
                 decode_us = max(0, int((row.last_token_s - row.begun_s) * 1e6) - row.first_token_us)
                 per_token_us = decode_us // (made - 1)
                 self._board.tallies.observe(OUTPUT_TOKEN, row.payload.request.priority, per_token_us)
-            session.settle(answer_of(row, event, self._config.result_bytes))
-        elif event.kind == "returned":
+            return [answer_of(row, event, self._config.result_bytes)]
+        if event.kind == "returned":
             session.give_back([row.key])
-        elif event.kind == "invalid":
+            return []
+        if event.kind == "invalid":
             error = InvalidRequest("request", event.reason, event.value)
-            session.settle(failure(row, "bad", "invalid", str(error), error))
-        else:
-            session.settle(failure(row, OUTCOMES[event.kind], "error", event.reason))
+            return [failure(row, "bad", "invalid", str(error), error)]
+        return [failure(row, OUTCOMES[event.kind], "error", event.reason)]
 
-    def _tokens(self, row: Row, event: Tokens) -> None:
-        now = time.monotonic()
-        if row.first_token_us < 0:
-            row.first_token_us = int((now - row.begun_s) * 1e6)
-            self._board.add("prompt_tokens", len(row.work.prompt))
-            self._first_tokens |= row.payload.stream
-        else:
-            between_us = int((now - row.last_token_s) * 1e6)
-            self._board.tallies.observe(INTER_TOKEN, row.payload.request.priority, between_us)
-        row.last_token_s = now
-        before = row.tokens
-        row.token_ids += event.token_ids
-        row.tokens = len(row.token_ids) or row.tokens + 1
-        self._board.add("generation_tokens", row.tokens - before)
-        row.texts.append(event.text)
-        if row.payload.stream:
-            row.unpublished_text.append(event.text)
+    def _first_token(self, session: Session, row: Row, now: float) -> None:
+        row.first_token_us = int((now - row.begun_s) * 1e6)
+        session.resident_tokens += row.resident_tokens
+        self._board.add("prompt_tokens", len(row.work.prompt))
+        self._first_tokens |= row.payload.stream
 
     def _publish(self, session: Session) -> None:
         """Publish new tokens of all streaming rows together: a first token at once, the others at intervals."""
@@ -313,6 +327,17 @@ class Worker:
     def _tell(self, message: Message) -> None:
         self._news.write(to_line(message))
         self._news.flush()
+
+
+def _take(row: Row, event: Tokens) -> int:
+    """Add an event's tokens and text to a row; returns how many tokens."""
+    before = row.tokens
+    row.token_ids += event.token_ids
+    row.tokens = len(row.token_ids) or before + 1
+    row.texts.append(event.text)
+    if row.payload.stream:
+        row.unpublished_text.append(event.text)
+    return row.tokens - before
 
 
 # --- the process ----------------------------------------------------------------------------------------------------
@@ -341,6 +366,7 @@ def main() -> None:
         news.write(to_line(Refused(str(error))))
         news.flush()
         sys.exit(EXIT_REFUSED)
+    spare_what_stays()
     news.write(to_line(Loaded.of(card, engine.capacity())))
     news.flush()
     Worker(config, engine, board, news, inbox).run()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,8 +18,17 @@ from stoker.errors import (
     UnsupportedParameter,
     shorten,
 )
-from stoker.request import InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage, unknown_field
-from stoker.store.pack import check_readable, pack, pack_floats, pack_tokens, unpack, unpack_floats, unpack_tokens
+from stoker.request import PROMPTS, InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage, unknown_field
+from stoker.store.pack import (
+    check_readable,
+    pack,
+    pack_floats,
+    pack_tokens,
+    token_array,
+    unpack,
+    unpack_floats,
+    unpack_tokens,
+)
 
 VERSION = "1"
 STAMP = 16
@@ -37,7 +45,8 @@ DEFAULTS: dict[str, Any] = {
     "stop": None,
     "ignore_eos": False,
 }
-PROMPTS = ("prompt_tokens", "prompt", "messages", "inputs")
+CORE = frozenset((*DEFAULTS, *PROMPTS))
+"""What can change the answer."""
 ANSWER: dict[str, type] = {
     "text": str,
     "finish_reason": str,
@@ -52,13 +61,18 @@ ANSWER: dict[str, type] = {
 }
 """What the body of a result may say of a request, besides `output`, `metadata` and the `value` that was wrong."""
 
+_WINDOWS = {"normal": "window_normal_s", "low": "window_low_s", "batch": "window_batch_s"}
+"""The settings that say W; it is 0 for the classes above."""
+
+_NIL = b"\xc0"
+
 KINDS = {kind.__name__: kind for kind in (InvalidRequest, UnsupportedParameter, PayloadTooLarge)}
 FIELD_CHARS = 100
 VALUE_CHARS = 200
 NEXT_HIGHER = {"critical": "critical", "high": "high", "normal": "high", "low": "normal", "batch": "low"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submission:
     """One request as `submit` takes it."""
 
@@ -68,7 +82,7 @@ class Submission:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Payload:
     """One request as a worker gets it back, not yet checked against a model."""
 
@@ -82,13 +96,7 @@ class Payload:
 
 def class_windows_us(config: Config) -> dict[str, int]:
     """W of each class, in microseconds: how long later arrivals of the best class may pass a request."""
-    return {
-        "critical": 0,
-        "high": 0,
-        "normal": int(config.window_normal_s * 1e6),
-        "low": int(config.window_low_s * 1e6),
-        "batch": int(config.window_batch_s * 1e6),
-    }
+    return {priority: _window_us(priority, config) for priority in NEXT_HIGHER}
 
 
 def class_term_us(priority: RequestPriority, timeout: float | None, config: Config, estimate: float = 0.0) -> int:
@@ -96,10 +104,15 @@ def class_term_us(priority: RequestPriority, timeout: float | None, config: Conf
 
     `clamp(timeout - estimate, W[next higher class], W[class])`, in microseconds; `estimate` (seconds) of its service.
     """
-    windows = class_windows_us(config)
+    window = _window_us(priority, config)
     if timeout is None:
-        return windows[priority]
-    return min(max(int((timeout - estimate) * 1e6), windows[NEXT_HIGHER[priority]]), windows[priority])
+        return window
+    return min(max(int((timeout - estimate) * 1e6), _window_us(NEXT_HIGHER[priority], config)), window)
+
+
+def _window_us(priority: str, config: Config) -> int:
+    name = _WINDOWS.get(priority)
+    return int(getattr(config, name) * 1e6) if name else 0
 
 
 def encode(
@@ -119,7 +132,7 @@ def encode(
     if request.timeout is not None and request.timeout > config.max_age_s:
         raise InvalidRequest("timeout", f"must be at most max_age_s ({config.max_age_s} s)", request.timeout)
     core = _packed_core(request)
-    body = b"\x92" + core + pack(request.metadata, "metadata")
+    body = b"\x92" + core + (_NIL if request.metadata is None else pack(request.metadata, "metadata"))
     _check_size(body, config.payload_bytes)
     # The fields of everything else were checked; these two are of any shape.
     for name in ("inputs", "metadata"):
@@ -209,12 +222,12 @@ def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int =
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], dict):
         raise InvalidRequest("payload", "must be [request, metadata]", type(value).__name__)
     core, metadata = value
-    unknown = set(core) - set(DEFAULTS) - set(PROMPTS)
+    unknown = core.keys() - CORE
     if unknown:
         name = min(unknown, key=str)
         raise unknown_field(str(name)[:FIELD_CHARS], core[name])
     if core.get("prompt_tokens") is not None:
-        core["prompt_tokens"] = unpack_tokens(core["prompt_tokens"])
+        core["prompt_tokens"] = token_array(core["prompt_tokens"])
     request = InferenceRequest(
         request_id=request_id,
         priority=cast("RequestPriority", priority),
@@ -287,7 +300,7 @@ def _sendable(value: Any) -> Any:
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """A result as it lies in Redis; `body` is None where a wake-up left it out for its size."""
 
@@ -361,20 +374,23 @@ def _body(outcome: Outcome) -> dict[str, Any]:
     body = unpack(outcome.body, "result") if outcome.body else {}
     if not isinstance(body, dict):
         raise InvalidRequest("result", "must be a map", type(body).__name__)
-    for name, kind in ANSWER.items():
-        if name in body and type(body[name]) is not kind:
-            raise InvalidRequest("result", f"{name} must be of type {kind.__name__}", type(body[name]).__name__)
+    for name, value in body.items():
+        kind = ANSWER.get(name)
+        if kind is not None and type(value) is not kind:
+            raise InvalidRequest("result", f"{name} must be of type {kind.__name__}", type(value).__name__)
     return body
 
 
 def _error(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequest | None:
-    makers: dict[str, Callable[[], RequestError | InvalidRequest]] = {
-        "failed": lambda: _failure(outcome, body),
-        "expired": lambda: RequestExpired(outcome.id),
-        "cancelled": lambda: RequestCancelled(outcome.id),
-    }
-    maker = makers.get(outcome.status)
-    return maker() if maker else None
+    match outcome.status:
+        case "failed":
+            return _failure(outcome, body)
+        case "expired":
+            return RequestExpired(outcome.id)
+        case "cancelled":
+            return RequestCancelled(outcome.id)
+        case _:
+            return None
 
 
 def _failure(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRequest:

@@ -14,6 +14,9 @@ from stoker.errors import InvalidRequest
 
 N = TypeVar("N", int, float)
 
+SMALL = 1024
+"""Bytes of a value that costs 2 MB at most, whatever it claims: nested arrays of as many elements as it has bytes."""
+
 MAX_ITEMS = 1 << 18
 """Elements of one array or map."""
 
@@ -40,23 +43,41 @@ def check_readable(value: object, field: str) -> None:
 
 def unpack(data: bytes, field: str = "payload") -> Any:
     """Return the value in `data`; raises `InvalidRequest` naming `field` for anything but one plain, bounded value."""
-    count = _counter()
     try:
-        _check_complete(data)
-        return msgpack.unpackb(
-            data,
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            max_ext_len=0,
-            strict_map_key=True,
-            raw=False,
-            ext_hook=_no_extension,
-            list_hook=count,
-            object_hook=count,
-        )
+        return _unpack_small(data) if len(data) <= SMALL else _unpack_large(data)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
         reason = str(error) or type(error).__name__
         raise InvalidRequest(field, f"must be one plain msgpack value ({reason})", len(data)) from None
+
+
+def _unpack_small(data: bytes) -> Any:
+    """Unpack what is too short to cost memory, once no array may claim more elements than there are bytes."""
+    most = len(data)
+    return msgpack.unpackb(
+        data,
+        max_array_len=most,
+        max_map_len=most,
+        max_ext_len=0,
+        strict_map_key=True,
+        raw=False,
+        ext_hook=_no_extension,
+    )
+
+
+def _unpack_large(data: bytes) -> Any:
+    count = _counter()
+    _check_complete(data)
+    return msgpack.unpackb(
+        data,
+        max_array_len=MAX_ITEMS,
+        max_map_len=MAX_ITEMS,
+        max_ext_len=0,
+        strict_map_key=True,
+        raw=False,
+        ext_hook=_no_extension,
+        list_hook=count,
+        object_hook=count,
+    )
 
 
 def _check_complete(data: bytes) -> None:
@@ -86,17 +107,24 @@ def _no_extension(code: int, data: bytes) -> NoReturn:
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
     """Return token ids as a type letter (H: 16 bits, I: 32 bits) and little-endian integers: half of a msgpack list."""
-    code = "H" if not tokens or max(tokens) < 1 << 16 else "I"
-    return code.encode() + _little(array(code, tokens)).tobytes()
+    try:
+        return b"H" + _little(array("H", tokens)).tobytes()
+    except OverflowError:
+        return b"I" + _little(array("I", tokens)).tobytes()
 
 
 def unpack_tokens(data: object, field: str = "prompt_tokens") -> list[int]:
     """Return the token ids in `data`; raises `InvalidRequest` when it is not what `pack_tokens` makes."""
+    return token_array(data, field).tolist()
+
+
+def token_array(data: object, field: str = "prompt_tokens") -> array[int]:
+    """Return what `unpack_tokens` does as an array, whose type says that its numbers are token ids."""
     if not isinstance(data, bytes) or data[:1] not in (b"H", b"I") or (len(data) - 1) % (2 if data[:1] == b"H" else 4):
         raise InvalidRequest(field, "must be packed token ids", type(data).__name__)
     tokens = array(data[:1].decode())
     tokens.frombytes(data[1:])
-    return _little(tokens).tolist()
+    return _little(tokens)
 
 
 def pack_floats(vector: array[float]) -> bytes:

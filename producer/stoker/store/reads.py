@@ -370,14 +370,15 @@ def all_padded(workers: Sequence[WorkerRecord]) -> bool:
 
 
 def _waiting(lane: str, entries: Any, padded: bool, expected: Mapping[str, int]) -> list[Waiting]:
+    """Return a lane's entries; where workers run padded batches nothing is generated, so only the prompt counts."""
     answer = None if padded else expected.get(lane)
-    return [_member(lane, member.decode(), score, padded, answer) for member, score in scored(entries)]
-
-
-def _member(lane: str, member: str, score: float, padded: bool, answer: int | None) -> Waiting:
-    """Return an entry of a lane; where workers run padded batches nothing is generated, so only the prompt counts."""
-    request_id, prompt, most, exact = member.split(":")
-    return Waiting(request_id, lane, member, score, int(prompt), 0 if padded else int(most), exact == "x", answer)
+    waiting = []
+    for data, score in scored(entries):
+        member = data.decode()
+        request_id, prompt, most, exact = member.split(":")
+        tokens = 0 if padded else int(most)
+        waiting.append(Waiting(request_id, lane, member, score, int(prompt), tokens, exact == "x", answer))
+    return waiting
 
 
 # --- reply shapes: execute_command leaves some as RESP2 lists, some as RESP3 maps -------------------------------------

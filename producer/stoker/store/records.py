@@ -13,7 +13,7 @@ SUSPECT = "suspect"
 LANES = (*CLASSES, SUSPECT)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Waiting:
     """A request in its lane. `score` (microseconds): lower goes first. `exact`: whether its tokens are known.
 

@@ -132,12 +132,15 @@ def submit(random: str, max_bytes: int, items: Sequence[Submission]) -> Call[tup
 
 def _parse_submit(reply: list[Any]) -> tuple[str, list[Accepted]]:
     generation, *words = reply
-    return generation.decode(), [_accepted(word) for word in words]
+    return generation.decode(), [_ACCEPTED.get(word) or _full(word) for word in words]
 
 
-def _accepted(word: bytes) -> Accepted:
-    name, _, wait = word.decode().partition(":")
-    return Accepted(name, float(wait) / 1000 if wait else 0.0)
+_ACCEPTED = {word.encode(): Accepted(word) for word in ("ACCEPTED", "SAME", "DONE", "CONFLICT")}
+
+
+def _full(word: bytes) -> Accepted:
+    name, _, wait_ms = word.decode().partition(":")
+    return Accepted(name, float(wait_ms) / 1000)
 
 
 def cancel(request_id: str, nonce: str = "") -> Call[str]:
@@ -253,7 +256,7 @@ def refuse(token: str, waiting: Waiting) -> Call[str]:
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begun:
     """What one id of a doorbell became. `word`: RUN (with payload and attempt), GONE or LATE."""
 
@@ -273,7 +276,7 @@ def _parse_begin(ids: Sequence[str], reply: list[Any]) -> list[Begun]:
     return [Begun(i, "RUN", data, int(attempt)) if attempt else Begun(i, data.decode()) for i, data, attempt in pairs]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settlement:
     """How an attempt ended. `reason` is a word without `|`; `first_token_us` counts from its begin, -1 for none."""
 

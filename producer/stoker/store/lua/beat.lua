@@ -10,13 +10,13 @@ local inc = ARGV[1]
 local function are_numbers()
   if #ARGV < 10 or #ARGV % 3 ~= 1 then return false end
   for i = 3, 9 do
-    if #ARGV[i] > 20 or not string.match(ARGV[i], i == 7 and '^%d+%.?%d*$' or '^%d+$') then return false end
+    if #ARGV[i] > 20 or not match(ARGV[i], i == 7 and '^%d+%.?%d*$' or '^%d+$') then return false end
   end
   for pair in string.gmatch(ARGV[10], '[^,]+') do
-    if #pair > 64 or not string.match(pair, '^[%w_]+=%d+$') then return false end
+    if #pair > 64 or not match(pair, '^[%w_]+=%d+$') then return false end
   end
   for i = 13, #ARGV, 3 do
-    if #ARGV[i] > 15 or not string.match(ARGV[i], '^%d+$') then return false end
+    if #ARGV[i] > 15 or not match(ARGV[i], '^%d+$') then return false end
   end
   return true
 end
@@ -39,7 +39,7 @@ local corrected = {}
 for i = 11, #ARGV, 3 do corrected[ARGV[i] .. ' ' .. ARGV[i + 1]] = tonumber(ARGV[i + 2]) end
 
 local work, all, changed, credit, again, out = K .. 'work:' .. inc, {}, {}, 0, {}, {'OK', c[DRAINED]}
-local holder, since = string.match(call('GET', K .. 'quarantine') or '', '^(.*)|(%d+)$')
+local holder, since = match(call('GET', K .. 'quarantine') or '', '^(.*)|(%d+)$')
 local evict = holder == inc and (now - tonumber(since) > QUARANTINE_PATIENCE or now < tonumber(since))
 
 local function look(id, m, flight)
@@ -49,7 +49,7 @@ local function look(id, m, flight)
     m.cost = wanted
     changed[#changed + 1], changed[#changed + 2] = id, held_text(m)
   end
-  if not flight or string.match(flight, '^([^|]*)|') ~= m.delivery or evict and m.suspect == '0' then
+  if not flight or match(flight, '^([^|]*)|') ~= m.delivery or evict and m.suspect == '0' then
     out[#out + 1], out[#out + 2] = id, m.delivery
   elseif m.state == 'D' and (now - m.since > T or m.since > now) then
     m.since = now

@@ -14,38 +14,42 @@ touch()
 call('XACK', K .. 'stream:' .. inc, 'workers', ARGV[2])
 call('XDEL', K .. 'stream:' .. inc, ARGV[2])
 local out, entries, sets, wanted, places = {}, {}, {}, {}, {}
+local stamp = int(now)
+-- Of a flight record what changes here, and what lies between as it is: an attempt is counted without taking it apart.
+local PARTS = '^([^|]*)|[^|]*|([^|]*)|(%d+)|([^|]*|[^|]*|[^|]*|[^|]*)|[^|]*|(.*|(%d+))$'
 
-local function start(id, m, f, flight_key)
-  if m.state ~= 'R' then
-    m.state, m.since = 'R', now
-    f[STATE], f[ATTEMPTS], f[BEGUN] = 'R', int(tonumber(f[ATTEMPTS]) + 1), int(now)
-    entries[#entries + 1], entries[#entries + 2] = id, held_text(m)
-    sets[#sets + 1], sets[#sets + 2] = flight_key, table.concat(f, '|')
-    ev(id, 'begin', delivery, f[ATTEMPTS], f[NONCE])
-  end
+local function give(id, attempt)
   wanted[#wanted + 1] = K .. 'payload:' .. id
-  return '', f[ATTEMPTS]
+  return '', attempt
 end
 
-local function judge(id, m, f, flight_key)
-  local mine = m and m.delivery == delivery
-  if not (mine and f and f[DELIVERY] == delivery) then
-    if mine and m.state ~= 'R' then drop(id, m) end
+local function judge(id, member, flight, flight_key)
+  local m_delivery, cost, state, _, suspect
+  if member then m_delivery, cost, state, _, suspect = match(member, MEMBER) end
+  local f_delivery, score, attempts, charged, rest, deadline
+  if flight then f_delivery, score, attempts, charged, rest, deadline = match(flight, PARTS) end
+  if m_delivery ~= delivery or f_delivery ~= delivery then
+    if m_delivery == delivery and state ~= 'R' then drop(id, tonumber(cost)) end
     return 'GONE', ''
   end
-  local deadline = tonumber(f[DEADLINE])
-  if deadline > 0 and now >= deadline and m.state ~= 'R' then
-    finish(id, f, 'expired', 'late', '', '', false)
-    drop(id, m)
+  if state == 'R' then return give(id, attempts) end
+  if deadline ~= '0' and now >= tonumber(deadline) then
+    finish(id, decode(flight), 'expired', 'late', '', '', false)
+    drop(id, tonumber(cost))
     return 'LATE', ''
   end
-  return start(id, m, f, flight_key)
+  attempts = int(tonumber(attempts) + 1)
+  local n = #entries
+  entries[n + 1], entries[n + 2] = id, delivery .. '|' .. cost .. '|R|' .. stamp .. '|' .. suspect
+  sets[n + 1], sets[n + 2] = flight_key, delivery .. '|R|' .. score .. '|' .. attempts .. '|' .. charged .. '|' .. stamp .. '|' .. rest
+  if EVENTS then ev(id, 'begin', delivery, attempts, match(rest, '|([^|]*)')) end
+  return give(id, attempts)
 end
 
 if #ids > 0 then
   local members, flights = call('HMGET', work, unpack(ids)), call('MGET', unpack(flight_keys))
   for i, id in ipairs(ids) do
-    local word, attempt = judge(id, held(members[i]), flights[i] and decode(flights[i]), flight_keys[i])
+    local word, attempt = judge(id, members[i], flights[i], flight_keys[i])
     out[2 * i - 1], out[2 * i] = word, attempt
     if word == '' then places[#places + 1] = 2 * i - 1 end
   end

@@ -7,7 +7,7 @@
 local id, nonce = ARGV[1], ARGV[2]
 local f = record(id)
 if not f then
-  local state, life = string.match(call('GETRANGE', K .. 'result:' .. id, 0, HEAD), '^([^|]*)|([^|]*)|')
+  local state, life = match(call('GETRANGE', K .. 'result:' .. id, 0, HEAD), '^([^|]*)|([^|]*)|')
   if not state or nonce ~= '' and life ~= nonce then return {'UNKNOWN'} end
   return {state == 'cancelled' and 'OK' or 'DONE'}
 end

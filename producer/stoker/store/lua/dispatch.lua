@@ -8,17 +8,17 @@
 --         | SEEN delivery ids... (this n was used: what is still held under it) | FENCED
 --         | REFUSED | BUSY (a quarantine runs) | DRAIN (will take suspects once it holds nothing) | QUARANTINE (takes no clean work)
 local n, inc = tonumber(ARGV[2]), ARGV[3]
-local epoch, nonce = string.match(token, '^(%d+):[^:]*:(.*)$')
+local epoch, nonce = match(token, '^(%d+):[^:]*:(.*)$')
 local delivery = epoch .. '-' .. nonce .. '-' .. ARGV[2]
 local work = K .. 'work:' .. inc
 
 local ids, by_lane, flight_keys = {}, {}, {}
 for i = 4, #ARGV, 3 do
-  local id, z = string.match(ARGV[i + 1], '^([^:]*):'), by_lane[ARGV[i]]
-  if not z then z = {} by_lane[ARGV[i]] = z end
-  z[#z + 1] = ARGV[i + 1]
-  ids[#ids + 1] = id
-  flight_keys[#flight_keys + 1] = K .. 'flight:' .. id
+  local id, z = match(ARGV[i + 1], '^([^:]*):'), by_lane[ARGV[i]]
+  if not z then z = {places = {}} by_lane[ARGV[i]] = z end
+  local n = #ids + 1
+  z[#z + 1], z.places[#z + 1] = ARGV[i + 1], n
+  ids[n], flight_keys[n] = id, K .. 'flight:' .. id
 end
 local members = #ids > 0 and call('HMGET', work, unpack(ids)) or {}
 
@@ -41,7 +41,7 @@ end
 local suspects = by_lane.suspect
 local rows = call('HLEN', work)
 local function quarantined()
-  local holder = string.match(call('GET', K .. 'quarantine') or '', '^(.*)|')
+  local holder = match(call('GET', K .. 'quarantine') or '', '^(.*)|')
   local busy = holder and call('HLEN', K .. 'work:' .. holder) > 0
   if suspects then
     for name in pairs(by_lane) do
@@ -72,33 +72,38 @@ end
 local scores = {}
 for name, z in pairs(by_lane) do
   local found = call('ZMSCORE', K .. 'lane:' .. name, unpack(z))
-  for j = 1, #z do scores[name .. ' ' .. z[j]] = found[j] end
+  for j, place in ipairs(z.places) do scores[place] = found[j] end
 end
 local flights = #ids > 0 and call('MGET', unpack(flight_keys)) or {}
-local costs = {}
-local out, took, sets, entries, leaving, reserved = {'OK', delivery}, {}, {}, {}, {}, 0
+local out, took, costs, sets, entries, leaving, taken, reserved = {'OK', delivery}, {}, {}, {}, {}, {}, {}, 0
+local since = '|D|' .. int(now) .. (suspects and '|1' or '|0')
+
+local function flight(i, id, score)
+  if not flights[i] then return handed_over(id, delivery, score) end
+  local f = decode(flights[i])
+  f[DELIVERY], f[STATE], f[SCORE] = delivery, 'D', score
+  return table.concat(f, '|'), f[TENANT], f[BYTES]
+end
 
 local function take(i, id, score, cost)
-  local name, mb = ARGV[3 * i + 1], ARGV[3 * i + 2]
-  local f = flights[i] and decode(flights[i]) or fresh(id)
-  f[DELIVERY], f[STATE], f[SCORE] = delivery, 'D', score
+  local name, n = ARGV[3 * i + 1], #took + 1
+  local text, tenant, bytes = flight(i, id, score)
   rows, total, reserved, longest = rows + 1, total + cost, reserved + cost, math.max(longest, cost)
-  scores[name .. ' ' .. mb], members[i] = nil, true
   local z = leaving[name]
   if not z then z = {} leaving[name] = z end
-  z[#z + 1] = mb
-  sets[#sets + 1], sets[#sets + 2] = flight_keys[i], table.concat(f, '|')
-  entries[#entries + 1], entries[#entries + 2] = id, held_text({delivery = delivery, cost = cost, state = 'D', since = now,
-    suspect = suspects and '1' or '0'})
-  took[#took + 1], costs[#costs + 1] = id, cost
-  count_waiting(f[TENANT], -1, tonumber(f[BYTES]))
+  z[#z + 1] = ARGV[3 * i + 2]
+  sets[2 * n - 1], sets[2 * n] = flight_keys[i], text
+  costs[n] = int(cost)
+  entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since
+  took[n], taken[id] = id, true
+  count_waiting(tenant, -1, tonumber(bytes))
   ev(id, 'dispatch', delivery, inc, score, name, cost)
   return 'TOOK'
 end
 
 for i, id in ipairs(ids) do
   local cost = tonumber(ARGV[3 * i + 3])
-  local score = scores[ARGV[3 * i + 1] .. ' ' .. ARGV[3 * i + 2]]
+  local score = not taken[id] and scores[i]
   out[i + 2] = not score and 'GONE' or members[i] and 'HELD' or not fits(cost) and 'FULL' or take(i, id, score, cost)
 end
 if #took > 0 then

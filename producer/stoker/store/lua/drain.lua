@@ -6,7 +6,7 @@
 local found = false
 local all = call('HGETALL', K .. 'inc')
 for i = 1, #all, 2 do
-  local c = {string.match(all[i + 1], INC)}
+  local c = {match(all[i + 1], INC)}
   if c[WORKER] == ARGV[1] and c[LIFE] == 'live' then
     found = true
     if c[DRAINED] ~= ARGV[2] then

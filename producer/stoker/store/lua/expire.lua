@@ -18,7 +18,7 @@ if not grace then
   for _, id in ipairs(call('ZRANGEBYSCORE', K .. 'deadlines', '-inf', int(now), 'LIMIT', 0, GROUP_MOST)) do expire(id, 'deadline') end
   for name in pairs(LANES) do
     for _, mb in ipairs(call('ZRANGE', K .. 'lane:' .. name, 0, 7)) do
-      local id = string.match(mb, '^([^:]*):')
+      local id = match(mb, '^([^:]*):')
       local accepted = tonumber(call('GETRANGE', K .. 'payload:' .. id, 0, STAMP - 1))
       if accepted and now - accepted > MAX_AGE then expire(id, 'age') end
     end

@@ -7,7 +7,7 @@
 -- Returns a word per request: OK, or STOP (drop the row and hand it back)
 local inc, out = ARGV[1], {}
 for i = 2, #ARGV, 6 do
-  local attempt, offset = string.match(ARGV[i + 2] or '', '^%d+$'), string.match(ARGV[i + 3] or '', '^%d+$')
+  local attempt, offset = match(ARGV[i + 2] or '', '^%d+$'), match(ARGV[i + 3] or '', '^%d+$')
   if not attempt or not offset or not ARGV[i + 5] then return redis.error_reply('BADCALL: the tokens of ' .. ARGV[i]) end
 end
 touch()
@@ -15,7 +15,7 @@ for i = 2, #ARGV, 6 do
   local id, delivery = ARGV[i], ARGV[i + 1]
   local m, f = held(call('HGET', K .. 'work:' .. inc, id)), record(id)
   if m and f and m.delivery == delivery and f[DELIVERY] == delivery then
-    local _, most = string.match(f[TAIL], '^(%d+):(%d+)')
+    local _, most = match(f[TAIL], '^(%d+):(%d+)')
     local key = K .. 'tokens:' .. id .. ':' .. f[NONCE]
     local last = call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
     local again = last and last[2][2] == ARGV[i + 2] and tonumber(last[2][4]) >= tonumber(ARGV[i + 3])

@@ -11,7 +11,7 @@ for i = 2, #ARGV, 2 do
   local id, delivery = ARGV[i], ARGV[i + 1]
   local m = not seen[id] and held(call('HGET', K .. 'work:' .. inc, id))
   if m and m.delivery == delivery then
-    drop(id, m)
+    drop(id, m.cost)
     seen[id] = true
   end
   local text = call('GET', K .. 'flight:' .. id)

@@ -21,7 +21,7 @@ local leader = call('HMGET', K .. 'leader', 'token', 'until')
 local lapse = tonumber(leader[2] or '0')
 if ARGV[2] ~= '' and ARGV[2] ~= generation then
   out = {'VOID', generation}
-elseif leader[1] and string.match(leader[1], '^%d+:(.*)$') == me then
+elseif leader[1] and match(leader[1], '^%d+:(.*)$') == me then
   call('HSET', K .. 'leader', 'until', int(now + L))
   out = {'LEADER', leader[1], generation}
 elseif leader[1] and now < lapse and lapse <= now + L then

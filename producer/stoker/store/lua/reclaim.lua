@@ -56,7 +56,7 @@ local function blame(id, m, f, company)
 end
 
 local function take_back(id, m, f, company)
-  drop(id, m)
+  drop(id, m.cost)
   if not f or f[DELIVERY] ~= m.delivery then return end
   local verdict
   if m.state == 'R' then

@@ -3,7 +3,7 @@
 -- KEYS[1] prefix
 -- ARGV    leader's token, lane, member
 -- Returns OK | GONE (not in its lane) | FENCED
-local id = string.match(ARGV[3], '^([^:]*):')
+local id = match(ARGV[3], '^([^:]*):')
 if not call('ZSCORE', K .. 'lane:' .. ARGV[2], ARGV[3]) then return {'GONE'} end
 touch()
 finish(id, record(id), 'failed', 'unschedulable', '', '', true)

@@ -16,13 +16,13 @@ if before then
   return {'OK', generation or ''}
 end
 local card = call('GET', K .. 'card')
-if card and string.match(card, '^([^|]*)|') ~= ARGV[6] then return {'OTHER_MODEL', card} end
+if card and match(card, '^([^|]*)|') ~= ARGV[6] then return {'OTHER_MODEL', card} end
 
 local all, older = call('HGETALL', K .. 'inc'), {}
 for i = 1, #all, 2 do
-  local c = {string.match(all[i + 1], INC)}
+  local c = {match(all[i + 1], INC)}
   if c[WORKER] == worker then
-    local theirs = tonumber(string.match(all[i], ':(%d+)-[^:]*$'))
+    local theirs = tonumber(match(all[i], ':(%d+)-[^:]*$'))
     if theirs > number then return {'VOID', 'superseded'} end
     if c[LIFE] == 'live' then older[all[i]] = c end
   end

@@ -18,5 +18,5 @@ if c and c[LIFE] ~= 'dead' then
   ev('-', 'report', inc, ARGV[2], #ids, c[CRASHED])
   emit('report', inc)
 end
-local holder = string.match(call('GET', K .. 'quarantine') or '', '^(.*)|')
+local holder = match(call('GET', K .. 'quarantine') or '', '^(.*)|')
 return {'OK', holder == inc and '1' or '0'}

@@ -10,14 +10,14 @@ end
 local f = fresh(id)
 if f then return {f[NONCE] == nonce and 'OK' or 'CONFLICT'} end
 if call('EXISTS', K .. 'result:' .. id) == 1 then
-  local life = string.match(call('GETRANGE', K .. 'result:' .. id, 0, HEAD), '^[^|]*|([^|]*)|')
+  local life = match(call('GETRANGE', K .. 'result:' .. id, 0, HEAD), '^[^|]*|([^|]*)|')
   return {life == nonce and 'OK' or 'CONFLICT'}
 end
 local dead = call('GET', K .. 'dead:' .. old)
 if not dead then return {'UNKNOWN'} end
-local size, behind = string.match(dead, '^' .. string.rep('[^|]*|', 6) .. '(%d+)|()')
+local size, behind = match(dead, '^' .. string.rep('[^|]*|', 6) .. '(%d+)|()')
 local start = behind + tonumber(size) + STAMP
-local _, digest, class, tenant, timeout, term, tail, bytes, _, stream = string.match(dead, HEADER, start)
+local _, digest, class, tenant, timeout, term, tail, bytes, _, stream = match(dead, HEADER, start)
 local _, stop = string.find(dead, HEADER, start)
 local head = table.concat({'1', nonce, digest, class, tenant, timeout, term, tail, bytes, reply, stream, old}, '|') .. '|'
 call('SET', K .. 'payload:' .. id, string.format('%016.0f', now) .. head .. string.sub(dead, stop + 1))

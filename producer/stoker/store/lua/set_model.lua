@@ -6,7 +6,7 @@
 -- Returns OK | BUSY
 local all = call('HGETALL', K .. 'inc')
 for i = 1, #all, 2 do
-  local c = {string.match(all[i + 1], INC)}
+  local c = {match(all[i + 1], INC)}
   if c[IDENTITY] ~= ARGV[1] then return {'BUSY'} end
 end
 touch()

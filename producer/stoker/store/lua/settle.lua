@@ -13,32 +13,34 @@ local FIGURES = '^(%d+):(-?%d+):(%d+):(%d+):(%d+)$'
 if #ARGV < 9 or (#ARGV - 2) % 7 ~= 0 or not jitter or not (jitter >= 0 and jitter <= 1) then
   return redis.error_reply('BADCALL: the number of arguments, or the jitter')
 end
-local ids, flight_keys = {}, {}
+local ids, flight_keys, figures = {}, {}, {}
 for i = 3, #ARGV, 7 do
-  local outcome, reason, figures = ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
-  local attempt, first, prompt, generated, bytes = string.match(figures, FIGURES)
-  if not OUTCOMES[outcome] or not string.match(reason, '^[%w_]*$') or #reason > 64 or not attempt
+  local outcome, reason, n = ARGV[i + 3], ARGV[i + 4], #ids + 1
+  local attempt, first, prompt, generated, bytes = match(ARGV[i + 5], FIGURES)
+  if not OUTCOMES[outcome] or not match(reason, '^[%w_]*$') or #reason > 64 or not attempt
     or math.max(#attempt, #first, #prompt, #generated, #bytes) > 15 then
     return redis.error_reply('BADOUTCOME of ' .. ARGV[i])
   end
-  ids[#ids + 1], flight_keys[#flight_keys + 1] = ARGV[i], K .. 'flight:' .. ARGV[i]
+  ids[n], flight_keys[n] = ARGV[i], K .. 'flight:' .. ARGV[i]
+  figures[n] = {tonumber(attempt), tonumber(first), tonumber(prompt), tonumber(generated), tonumber(bytes)}
 end
 touch()
 local members, flights = call('HMGET', K .. 'work:' .. inc, unpack(ids)), call('MGET', unpack(flight_keys))
 local out, done, settled, text_bytes, text_tokens = {}, {}, 0, 0, 0
 
+local prompts, answers = 0, 0
 local function measure(f, figures)
-  local _, first, prompt, generated, bytes = string.match(figures, FIGURES)
-  local accepted, begun = tonumber(f[ACCEPTED]), tonumber(f[BEGUN])
+  local first, prompt, generated, bytes = figures[2], figures[3], figures[4], figures[5]
+  local accepted, begun, class = tonumber(f[ACCEPTED]), tonumber(f[BEGUN]), f[CLASS]
   if begun then
-    observe('queue', f[CLASS], math.max(begun - accepted, 0))
-    if tonumber(first) >= 0 then observe('ttft', f[CLASS], math.max(begun - accepted, 0) + tonumber(first)) end
+    local waited = begun > accepted and begun - accepted or 0
+    observe('queue', class, waited)
+    if first >= 0 then observe('ttft', class, waited + first) end
   end
-  observe('e2e', f[CLASS], math.max(now - accepted, 0))
-  if tonumber(generated) > 0 then observe('answer', f[CLASS], 1000 * tonumber(generated)) end
-  count('prompt_tokens', '', tonumber(prompt))
-  count('generation_tokens', '', tonumber(generated))
-  if tonumber(bytes) > 0 then text_bytes, text_tokens = text_bytes + bytes, text_tokens + prompt end
+  observe('e2e', class, now > accepted and now - accepted or 0)
+  if generated > 0 then observe('answer', class, 1000 * generated) end
+  prompts, answers = prompts + prompt, answers + generated
+  if bytes > 0 then text_bytes, text_tokens = text_bytes + bytes, text_tokens + prompt end
 end
 
 local function fail(id, f, outcome, reason, body)
@@ -59,13 +61,12 @@ local function fail(id, f, outcome, reason, body)
   ev(id, 'delay', int(now + cap * jitter))
 end
 
-local function judge(id, f, a)
-  local delivery, nonce, outcome, reason, figures, body = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
+local function judge(id, f, figures, a)
+  local delivery, nonce, outcome, reason, body = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4], ARGV[a + 6]
   if not f or f[NONCE] ~= nonce then return 'DUPLICATE' end
   local current = f[DELIVERY] == delivery
-  local attempt = tonumber(string.match(figures, '^(%d+)'))
   if outcome == 'ok' then
-    if not current and f[STREAM] == '1' and attempt < tonumber(f[ATTEMPTS]) then return 'STALE' end
+    if not current and f[STREAM] == '1' and figures[1] < tonumber(f[ATTEMPTS]) then return 'STALE' end
     measure(f, figures)
     finish(id, f, 'succeeded', reason, body, inc, false)
     settled = settled + 1
@@ -83,16 +84,17 @@ end
 
 for i, id in ipairs(ids) do
   local a = 7 * i - 4
-  local m = held(members[i])
-  if m and m.delivery == ARGV[a + 1] then
-    drop(id, m)
-    members[i] = false
+  if members[i] then
+    local delivery, cost = match(members[i], MEMBER)
+    if delivery == ARGV[a + 1] then drop(id, tonumber(cost)) end
   end
-  out[i] = done[id] and 'DUPLICATE' or judge(id, flights[i] and decode(flights[i]), a)
+  out[i] = done[id] and 'DUPLICATE' or judge(id, flights[i] and decode(flights[i]), figures[i], a)
   if out[i] == 'OK' then done[id] = true else count('fenced', '', 1) end
 end
 drop_all(inc)
 finish_all()
+count('prompt_tokens', '', prompts)
+count('generation_tokens', '', answers)
 counted()
 observed()
 if settled > 0 then drain(settled) end

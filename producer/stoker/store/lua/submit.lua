@@ -14,18 +14,24 @@ local waiting, bytes_waiting = tonumber(counts[1] or '0'), tonumber(counts[2] or
 local MOST_TERM = 1e15 -- 30 years: with it, scores still are exact
 local stamp = string.format('%016.0f', now)
 
-local asked, keys, seen, twice, bytes_asked = {}, {}, {}, false, 0
+-- As HEADER, without the fields that nothing here asks for.
+local ASKED = '^1|[%w._~-]+|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|(%d+:%d+:[xe])|(%d+)|[%w._~-]*|[01]|[%w._~-]*|'
+local digests, classes, tenants, lives, terms, tails, sizes = {}, {}, {}, {}, {}, {}, {}
+local keys, seen, twice, bytes_asked = {}, {}, false, 0
 for i = 1, n do
   local id, head = ARGV[3 * i], ARGV[3 * i + 1]
-  local nonce, digest, class, tenant, timeout, term, tail, bytes = string.match(head, HEADER)
+  local digest, class, tenant, timeout, term, tail, bytes = match(head, ASKED)
   -- What others read out of a lane must be of their form: one bad id or an infinite score would stop the scheduler.
   if not is_name(id) then return redis.error_reply('BADID of request ' .. i) end
-  if not nonce or #head > 496 or not CLASSES[class] or #tenant > 128 or #tail > 24 or tonumber(bytes) ~= #ARGV[3 * i + 2]
-    or tonumber(timeout) > MAX_AGE or tonumber(term) > MOST_TERM then
+  if not digest or #head > 496 or not CLASSES[class] or #tenant > 128 or #tail > 24 then
     return redis.error_reply('BADHEADER of ' .. id)
   end
-  asked[i] = {nonce, digest, class, tenant, tonumber(timeout), tonumber(term), tail, tonumber(bytes)}
-  bytes_asked = bytes_asked + asked[i][8]
+  digests[i], classes[i], tenants[i], tails[i] = digest, class, tenant, tail
+  lives[i], terms[i], sizes[i] = tonumber(timeout), tonumber(term), tonumber(bytes)
+  if sizes[i] ~= #ARGV[3 * i + 2] or lives[i] > MAX_AGE or terms[i] > MOST_TERM then
+    return redis.error_reply('BADHEADER of ' .. id)
+  end
+  bytes_asked = bytes_asked + sizes[i]
   keys[2 * i - 1], keys[2 * i] = K .. 'payload:' .. id, K .. 'result:' .. id
   twice = twice or seen[id]
   seen[id] = true
@@ -39,9 +45,9 @@ end
 local out, payloads, accepted = {generation}, {}, {}
 
 local function accept(i)
-  payloads[#payloads + 1] = keys[2 * i - 1]
-  payloads[#payloads + 1] = stamp .. ARGV[3 * i + 1] .. ARGV[3 * i + 2]
-  accepted[#accepted + 1] = i
+  local at = #accepted + 1
+  payloads[2 * at - 1], payloads[2 * at] = keys[2 * i - 1], stamp .. ARGV[3 * i + 1] .. ARGV[3 * i + 2]
+  accepted[at] = i
   out[i + 1] = 'ACCEPTED'
 end
 
@@ -56,12 +62,12 @@ end
 
 -- The careful path of one request, when an id of the group exists already or a limit is near.
 local function examine(i)
-  local id, digest, bytes = ARGV[3 * i], asked[i][2], asked[i][8]
+  local id, digest, bytes = ARGV[3 * i], digests[i], sizes[i]
   local before = seen[id] ~= true and seen[id]
   if before then return before == digest and 'SAME' or 'CONFLICT' end
-  local _, live = string.match(call('GETRANGE', keys[2 * i - 1], 0, HEAD - 1), HEADER, STAMP + 1)
+  local _, live = match(call('GETRANGE', keys[2 * i - 1], 0, HEAD - 1), HEADER, STAMP + 1)
   if live then return live == digest and 'SAME' or 'CONFLICT' end
-  local done = string.match(call('GETRANGE', keys[2 * i], 0, HEAD), '^[^|]*|[^|]*|([^|]*)|')
+  local done = match(call('GETRANGE', keys[2 * i], 0, HEAD), '^[^|]*|[^|]*|([^|]*)|')
   if done then return done == digest and 'DONE' or 'CONFLICT' end
   if waiting >= MAX_WAITING or bytes_waiting + bytes > most_bytes then return full_word() end
   waiting, bytes_waiting, seen[id] = waiting + 1, bytes_waiting + bytes, digest
@@ -83,18 +89,19 @@ if #accepted > 0 then
   local t = math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0'))
   local lanes, deadlines = {}, {}
   for at, i in ipairs(accepted) do
-    local id, a = ARGV[3 * i], asked[i]
-    local score, z = int(t + a[6] + at), lanes[a[3]]
-    if not z then z = {} lanes[a[3]] = z end
-    z[#z + 1] = score
-    z[#z + 1] = id .. ':' .. a[7]
-    if a[5] > 0 then
-      deadlines[#deadlines + 1] = int(now + a[5])
-      deadlines[#deadlines + 1] = id
+    local id, class, z = ARGV[3 * i], classes[i], lanes[classes[i]]
+    local score = int(t + terms[i] + at)
+    if not z then z = {} lanes[class] = z end
+    local m = #z
+    z[m + 1], z[m + 2] = score, id .. ':' .. tails[i]
+    local deadline = lives[i] > 0 and int(now + lives[i]) or '0'
+    if lives[i] > 0 then
+      local d = #deadlines
+      deadlines[d + 1], deadlines[d + 2] = deadline, id
     end
-    count_waiting(a[4], 1, a[8])
-    count('submitted', a[4], 1)
-    ev(id, 'submit', a[1], a[3], a[7], a[5] > 0 and int(now + a[5]) or '0', score)
+    count_waiting(tenants[i], 1, sizes[i])
+    count('submitted', tenants[i], 1)
+    if EVENTS then ev(id, 'submit', match(ARGV[3 * i + 1], '|([^|]*)'), class, tails[i], deadline, score) end
   end
   for class, z in pairs(lanes) do call('ZADD', K .. 'lane:' .. class, unpack(z)) end
   if #deadlines > 0 then call('ZADD', K .. 'deadlines', unpack(deadlines)) end

@@ -1,6 +1,7 @@
 -- The one way a request ends. Nothing happens to an id after it.
 -- result:<id> = state|nonce|digest|id|accepted|begun|settled|attempts|reason|inc|history|size| body (msgpack, may be empty)
 local gone, wakes, late = {}, {}, {}
+local settled_at = int(now)
 
 -- dead:<id> = time|reason|attempts|failures|losses|history|size| body, payload
 local function bury(id, f, reason, body)
@@ -18,9 +19,10 @@ end
 
 -- state: succeeded, failed, expired or cancelled; dead: whether it becomes a dead letter.
 local function finish(id, f, state, reason, body, inc, dead)
-  local head = table.concat({state, f[NONCE], f[DIGEST], id, f[ACCEPTED], f[BEGUN], int(now), f[ATTEMPTS], reason, inc,
-    f[HISTORY], #body}, '|') .. '|'
-  if not call('SET', K .. 'result:' .. id, head .. body, 'NX', 'PX', RESULT_TTL) then
+  local head = state .. '|' .. f[NONCE] .. '|' .. f[DIGEST] .. '|' .. id .. '|' .. f[ACCEPTED] .. '|' .. f[BEGUN] .. '|'
+    .. settled_at .. '|' .. f[ATTEMPTS] .. '|' .. reason .. '|' .. inc .. '|' .. f[HISTORY] .. '|' .. #body .. '|'
+  local whole = head .. body
+  if not call('SET', K .. 'result:' .. id, whole, 'NX', 'PX', RESULT_TTL) then
     ev(id, 'twice', state)
     return
   end
@@ -30,12 +32,12 @@ local function finish(id, f, state, reason, body, inc, dead)
   if f[DEADLINE] ~= '0' then late[#late + 1] = id end
   if dead then bury(id, f, reason, body) end
   if f[STREAM] == '1' then close_tokens(id, f, state) end
-  gone[#gone + 1] = K .. 'payload:' .. id
-  gone[#gone + 1] = K .. 'flight:' .. id
+  local n = #gone
+  gone[n + 1], gone[n + 2] = K .. 'payload:' .. id, K .. 'flight:' .. id
   if f[REPLY] ~= '' then
     local w = wakes[f[REPLY]]
     if not w then w = {} wakes[f[REPLY]] = w end
-    w[#w + 1] = #body <= WAKEUP and head .. body or head
+    w[#w + 1] = #body <= WAKEUP and whole or head
   end
   count(state, f[TENANT], 1)
   ev(id, 'end', state, f[NONCE], reason ~= '' and reason or '-', dead and 'dead' or '-')

@@ -9,16 +9,26 @@ local DELIVERY, STATE, SCORE, ATTEMPTS, FAILURES, LOSSES, GROUP, SOLO, BEGUN, HI
 local NONCE, DIGEST, CLASS, TENANT, TAIL, BYTES, REPLY, STREAM, ACCEPTED, DEADLINE = 11, 12, 13, 14, 15, 16, 17, 18, 19, 20
 local FLIGHT = '^' .. string.rep('([^|]*)|', 19) .. '([^|]*)$'
 
-local function decode(text) return {string.match(text, FLIGHT)} end
+local function decode(text) return {match(text, FLIGHT)} end
 
 -- The record of a request that was never dispatched, from the head of its payload.
 local function fresh(id)
   local head = call('GETRANGE', K .. 'payload:' .. id, 0, HEAD - 1)
-  local nonce, digest, class, tenant, timeout, _, tail, bytes, reply, stream = string.match(head, HEADER, STAMP + 1)
+  local nonce, digest, class, tenant, timeout, _, tail, bytes, reply, stream = match(head, HEADER, STAMP + 1)
   if not nonce then return nil end
   local accepted, lives = string.sub(head, 1, STAMP), tonumber(timeout)
   local deadline = lives > 0 and int(tonumber(accepted) + lives) or '0'
   return {'', 'Q', '', 0, 0, 0, '', 0, '', '', nonce, digest, class, tenant, tail, bytes, reply, stream, accepted, deadline}
+end
+
+-- The same as text, of a request that is handed over for the first time, with its tenant and bytes: of the head only what
+-- the record needs is taken apart.
+local RUNS = '^(' .. string.rep('.', STAMP) .. ')1|([^|]*|[^|]*|[^|]*|([^|]*))|(%d+)|%d+|([^|]*|(%d+)|[^|]*|[^|]*)|'
+local function handed_over(id, delivery, score)
+  local head = call('GETRANGE', K .. 'payload:' .. id, 0, HEAD - 1)
+  local accepted, client, tenant, timeout, request, bytes = match(head, RUNS)
+  local deadline = timeout == '0' and '0' or int(tonumber(accepted) + tonumber(timeout))
+  return delivery .. '|D|' .. score .. '|0|0|0||0|||' .. client .. '|' .. request .. '|' .. accepted .. '|' .. deadline, tenant, bytes
 end
 
 local function record(id)
@@ -35,6 +45,6 @@ local function member(id, f) return id .. ':' .. f[TAIL] end
 local function ended(f, inc, cause)
   local all = f[HISTORY] .. (f[HISTORY] ~= '' and ';' or '') .. inc .. ',' .. cause
   local _, n = string.gsub(all, ';', ';')
-  if n >= 8 then all = string.match(all, ';(.*)$') end
+  if n >= 8 then all = match(all, ';(.*)$') end
   f[HISTORY] = all
 end

@@ -1,16 +1,22 @@
 -- Fixed buckets in `histograms`: field <metric>:<class>:<b> counts times up to 2^(b/2) ms; :sum adds up microseconds.
 -- The metric `answer` counts tokens, one as a millisecond.
 -- They and the rates are raised once a call.
-local cells = {}
+local cells, log, ceil, HALVES = {}, math.log, math.ceil, 2 / math.log(2)
 local function observe(metric, class, us)
-  local ms = us / 1000
-  local b = ms <= 1 and 0 or math.min(54, math.ceil(2 * math.log(ms) / math.log(2) - 1e-9))
-  local cell, sum = metric .. ':' .. class .. ':' .. b, metric .. ':' .. class .. ':sum'
-  cells[cell] = (cells[cell] or 0) + 1
-  cells[sum] = (cells[sum] or 0) + us
+  local of_metric = cells[metric]
+  if not of_metric then of_metric = {} cells[metric] = of_metric end
+  local of = of_metric[class]
+  if not of then of = {sum = 0} of_metric[class] = of end
+  local b = us <= 1000 and 0 or ceil(HALVES * log(us / 1000) - 1e-9)
+  if b > 54 then b = 54 end
+  of[b], of.sum = (of[b] or 0) + 1, of.sum + us
 end
 local function observed()
-  for cell, n in pairs(cells) do call('HINCRBY', K .. 'histograms', cell, int(n)) end
+  for metric, of_metric in pairs(cells) do
+    for class, of in pairs(of_metric) do
+      for b, n in pairs(of) do call('HINCRBY', K .. 'histograms', metric .. ':' .. class .. ':' .. b, int(n)) end
+    end
+  end
   cells = {}
 end
 

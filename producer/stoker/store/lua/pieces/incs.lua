@@ -4,7 +4,7 @@ local PROGRESS, RATE, FAULTS, SUCCESSES, FIGURES, CAUSE, CRASHED = 11, 12, 13, 1
 local INC = '^' .. string.rep('([^|]*)|', 16) .. '([^|]*)$'
 local function inc_record(inc)
   local text = call('HGET', K .. 'inc', inc)
-  return text and {string.match(text, INC)}
+  return text and {match(text, INC)}
 end
 local function save_inc(inc, c) call('HSET', K .. 'inc', inc, table.concat(c, '|')) end
 
@@ -15,5 +15,5 @@ local function forget_inc(inc)
   call('ZREM', K .. 'beats', inc)
   call('HDEL', K .. 'inc', inc)
   local quarantine = call('GET', K .. 'quarantine')
-  if quarantine and string.match(quarantine, '^(.*)|') == inc then call('DEL', K .. 'quarantine') end
+  if quarantine and match(quarantine, '^(.*)|') == inc then call('DEL', K .. 'quarantine') end
 end

@@ -2,7 +2,7 @@
 local MEMBER = '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$'
 local function held(text)
   if not text then return nil end
-  local delivery, cost, state, since, suspect = string.match(text, MEMBER)
+  local delivery, cost, state, since, suspect = match(text, MEMBER)
   return {delivery = delivery, cost = tonumber(cost), state = state, since = tonumber(since), suspect = suspect}
 end
 local function held_text(m)
@@ -11,11 +11,11 @@ end
 
 -- Members are dropped, and the credit lowered by their costs, in one HDEL and one HINCRBY a call; each counts once.
 local dropped, freed = {}, 0
-local function drop(id, m)
+local function drop(id, cost)
   if dropped[id] then return end
   dropped[id] = true
   dropped[#dropped + 1] = id
-  freed = freed + m.cost
+  freed = freed + cost
 end
 local function drop_all(inc)
   if #dropped > 0 then

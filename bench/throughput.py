@@ -1,0 +1,134 @@
+"""Requests a second from the SDK to the result, in bulk and one by one, beside the floor of the same run.
+
+    python bench/throughput.py --requests 5000 --rounds 5
+
+A request is 128 token ids in and 16 out; the engine takes no time, but makes the 16 tokens in as many steps. Stoker and
+the floor (`bench/floor.py`) each run with one worker and with two, on a Redis of their own with AOF everysec, in
+alternating order. `one by one` submits and awaits each request by itself, 1,000 at a time from asyncio; `submit` fills
+a queue that has no workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable
+
+from figures import alternating, ratio, save, table, verdicts
+from floor import floor
+from map_throughput import MAX_TOKENS, PROMPT_TOKENS, stack
+
+from stoker import AsyncClient, Client, Config, InferenceResponse, StokerError
+from stoker_ops.embedded import start
+
+FLOOR_BAR = 0.6
+SUBMIT_BAR = 50_000
+CONCURRENT = 1000
+LIMITS = ("--max-num-seqs", "256", "--max-num-batched-tokens", "65536")
+
+Run = Callable[[], float]
+
+
+def check(response: InferenceResponse) -> None:
+    """Raise for anything but a whole answer."""
+    assert response.token_ids is not None, response.error
+    assert len(response.token_ids) == MAX_TOKENS
+
+
+def bulk(client: Client, prompts: list[list[int]]) -> float:
+    """Return the rate of `map`."""
+    began = time.perf_counter()
+    for response in client.map(prompts):
+        check(response)
+    return len(prompts) / (time.perf_counter() - began)
+
+
+def one_by_one(client: Client, prompts: list[list[int]]) -> float:
+    """Return the rate of submits that are each answered before all results are waited for."""
+    began = time.perf_counter()
+    jobs = [client.submit(prompt) for prompt in prompts]
+    for job in jobs:
+        check(job.result(timeout=60))
+    return len(prompts) / (time.perf_counter() - began)
+
+
+async def async_bulk(url: str, prompts: list[list[int]]) -> float:
+    """Return the rate of the awaited `map`."""
+    async with AsyncClient(url) as client:
+        began = time.perf_counter()
+        async for response in client.map(prompts):
+            check(response)
+        return len(prompts) / (time.perf_counter() - began)
+
+
+async def async_one_by_one(url: str, prompts: list[list[int]]) -> float:
+    """Return the rate of `CONCURRENT` tasks that each submit a request, await its result, and take the next."""
+    left = iter(prompts)
+
+    async def ask(client: AsyncClient) -> None:
+        for prompt in left:
+            check(await (await client.submit(prompt)).result())
+
+    async with AsyncClient(url) as client:
+        began = time.perf_counter()
+        await asyncio.gather(*(ask(client) for _ in range(CONCURRENT)))
+        return len(prompts) / (time.perf_counter() - began)
+
+
+def submit_alone(client: Client, prompts: list[list[int]]) -> float:
+    """Return the rate of `submit_many` into a queue that nobody works on."""
+    began = time.perf_counter()
+    jobs = client.submit_many(prompts)
+    seconds = time.perf_counter() - began
+    assert not any(isinstance(job, StokerError) for job in jobs)
+    return len(prompts) / seconds
+
+
+def contestants(stay: contextlib.ExitStack, prompts: list[list[int]]) -> dict[str, Run]:
+    """Start all that is measured, for as long as `stay` is open."""
+    found: dict[str, Run] = {}
+    n = len(prompts)
+    for workers in (1, 2):
+        producer = stay.enter_context(floor(workers))
+        url = stay.enter_context(stack(workers, *LIMITS))
+        client = stay.enter_context(Client(url))
+        check(client.submit(prompts[0]).result(timeout=60))
+        found[f"floor, {workers}w"] = lambda producer=producer: producer.run(n)
+        found[f"bulk, {workers}w"] = lambda client=client: bulk(client, prompts)
+        if workers == 1:
+            found["one by one, 1w"] = lambda client=client: one_by_one(client, prompts)
+            found["async bulk, 1w"] = lambda url=url: asyncio.run(async_bulk(url, prompts))
+            found["async one by one, 1w"] = lambda url=url: asyncio.run(async_one_by_one(url, prompts))
+    folder = stay.enter_context(tempfile.TemporaryDirectory(prefix="sb", dir="/tmp"))
+    server = stay.enter_context(start(folder))
+    waiting = stay.enter_context(Client(config=Config(redis_url=server.url, max_waiting=100 * n)))
+    found["submit"] = lambda: submit_alone(waiting, prompts)
+    return found
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    prompts = [[(i * 31 + j) % 32_000 for j in range(PROMPT_TOKENS)] for i in range(options.requests)]
+    with contextlib.ExitStack() as stay:
+        rounds = alternating(contestants(stay, prompts), options.rounds)
+    table(rounds)
+    submit_rate = ratio([one | {"bar": SUBMIT_BAR} for one in rounds], "submit", "bar")
+    bars = [
+        ("floor-1w", ratio(rounds, "bulk, 1w", "floor, 1w"), FLOOR_BAR),
+        ("floor-2w", ratio(rounds, "bulk, 2w", "floor, 2w"), FLOOR_BAR),
+        ("async-one-by-one", ratio(rounds, "async one by one, 1w", "async bulk, 1w"), 0.7),
+        ("submit", submit_rate, 1.0),
+    ]
+    save("throughput", rounds, bars)
+    verdicts(bars)
+
+
+if __name__ == "__main__":
+    main()
