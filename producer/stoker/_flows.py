@@ -21,6 +21,7 @@ from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
 from stoker.store.codec import BYTES_PER_TOKEN, Submission, encode
 from stoker.store.connection import Read, new_id
+from stoker.store.durability import MEMORY, Durability
 from stoker.store.keys import Keys
 from stoker.store.lookups import DeadLetter
 from stoker.store.pack import pack
@@ -28,6 +29,7 @@ from stoker.store.reads import Card, QueueFacts
 from stoker.store.records import WorkerRecord
 from stoker.store.scripts import Call
 
+IN_MEMORY = Durability()
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 FACTS_AGE_S = 30.0
 CARD_AGE_S = 1.0
@@ -144,17 +146,23 @@ def _encoded(
         return error
 
 
-def send(state: State, items: Sequence[Submission]) -> Flow[list[Pending | StokerError]]:
-    """Submit one group; gives who waits for each, or why it was not accepted."""
+def send(
+    state: State, items: Sequence[Submission], durability: Durability = IN_MEMORY
+) -> Flow[list[Pending | StokerError]]:
+    """Submit one group, and wait until it is that durable; gives who waits for each, or why it was not accepted."""
     book = state.book
     pendings = [book.expect(item.id, Phase.SENT) for item in items]
+    call = scripts.submit(new_id(), state.most_bytes, items)
     try:
-        generation, answers = yield from run(scripts.submit(new_id(), state.most_bytes, items))
+        (generation, answers), replies = yield from run(
+            scripts.followed(call, durability.commands(state.config.durability_timeout_s))
+        )
     except BaseException:
         for pending in pendings:
             book.refused(pending)
         raise
     state.saw_generation(generation)
+    reached = durability.reached(replies)
     outcomes: list[Pending | StokerError] = []
     done = []
     for pending, item, answer in zip(pendings, items, answers, strict=True):
@@ -164,6 +172,9 @@ def send(state: State, items: Sequence[Submission]) -> Flow[list[Pending | Stoke
             continue
         accepted = answer.word == "ACCEPTED"
         pending = book.accepted(pending, item.nonce, generation, item) if accepted else book.known(pending, generation)
+        # A later submit of the same request that asks for less takes nothing from what an earlier one reached.
+        if reached != MEMORY or pending.durability is None:
+            pending.durability = reached
         outcomes.append(pending)
         if answer.word == "DONE":
             done.append(pending)
@@ -171,7 +182,9 @@ def send(state: State, items: Sequence[Submission]) -> Flow[list[Pending | Stoke
     return outcomes
 
 
-def submit(state: State, items: Sequence[Item]) -> Flow[list[Pending | StokerError]]:
+def submit(
+    state: State, items: Sequence[Item], durability: Durability = IN_MEMORY
+) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
     prepared = yield from prepare(state, items)
     outcomes: dict[int, Pending | StokerError] = {}
@@ -184,7 +197,7 @@ def submit(state: State, items: Sequence[Item]) -> Flow[list[Pending | StokerErr
     while ready:
         n = fitting([item for _, item in ready[: state.config.group]])
         try:
-            answers = yield from send(state, [item for _, item in ready[:n]])
+            answers = yield from send(state, [item for _, item in ready[:n]], durability)
         except RedisUnavailable as error:
             # What was accepted before keeps its handle; the rest is not tried in vain.
             n = len(ready)
@@ -194,11 +207,13 @@ def submit(state: State, items: Sequence[Item]) -> Flow[list[Pending | StokerErr
     return [outcomes[i] for i in range(len(items))]
 
 
-def submit_one(state: State, request: InferenceRequest, block: bool, block_timeout: float | None) -> Flow[Pending]:
+def submit_one(
+    state: State, request: InferenceRequest, durability: Durability, block: bool, block_timeout: float | None
+) -> Flow[Pending]:
     """Submit one request; with `block` wait for room in a full queue, at most `block_timeout` seconds."""
     deadline = None if block_timeout is None else time.monotonic() + block_timeout
     while True:
-        [outcome] = yield from submit(state, [request])
+        [outcome] = yield from submit(state, [request], durability)
         if isinstance(outcome, Pending):
             return outcome
         if not block or not isinstance(outcome, QueueFull):
@@ -246,6 +261,7 @@ def _restore(state: State, vanished: Sequence[Pending]) -> Flow[None]:
         call = scripts.submit(new_id(), state.most_bytes, [item for _, item in young[:n]])
         generation, answers = yield from run(call)
         for (pending, _), answer in zip(young[:n], answers, strict=True):
+            pending.durability = MEMORY  # whatever held it before is gone
             if answer.word == "CONFLICT":
                 state.book.lose(pending)
             elif answer.word == "FULL":

@@ -111,7 +111,7 @@ def test_an_unanswered_retry_leaves_nothing_that_waits_for_ever(state: State) ->
 def test_what_has_its_result_already_is_fetched_with_its_group(state: State) -> None:
     state.facts, state.facts_at = QueueFacts("g", None, 0.0, 0), time.monotonic() + 60
     answers = [Accepted("DONE"), Accepted("ACCEPTED"), Accepted("DONE")]
-    jobs, steps = carry_out(submit(state, ["x", "y", "z"]), ("g", answers), ("g", [None, None]))
+    jobs, steps = carry_out(submit(state, ["x", "y", "z"]), (("g", answers), []), ("g", [None, None]))
     assert steps == ["submit", "read results"]
     assert [job.phase for job in jobs] == [Phase.FOREIGN, Phase.OWN, Phase.FOREIGN]
 
@@ -143,8 +143,8 @@ def test_what_a_full_queue_refused_is_sent_again_in_its_order(state: State) -> N
     full = Accepted("FULL", 0.0)
     flow = window.advance(state, window.take(iter("abcd")))
     first = next(flow)
-    again = flow.send(("g", [Accepted("ACCEPTED"), full, full, full]))
+    again = flow.send((("g", [Accepted("ACCEPTED"), full, full, full]), []))
     assert again.args[2::3] == first.args[5::3]
     with pytest.raises(StopIteration):
-        flow.send(("g", [Accepted("ACCEPTED")] * 3))
+        flow.send((("g", [Accepted("ACCEPTED")] * 3), []))
     assert window.pause_s is None

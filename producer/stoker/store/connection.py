@@ -149,9 +149,14 @@ class Store(_Base):
 
     def _call(self, call: Call[Any]) -> list[Any]:
         try:
-            return cast("list[Any]", self._redis.execute_command(*self._evalsha(call)))
+            return self._send(self._evalsha(call), call)
         except exceptions.NoScriptError:
-            return cast("list[Any]", self._redis.execute_command(*self._eval(call)))
+            return self._send(self._eval(call), call)
+
+    def _send(self, command: Command, call: Call[Any]) -> list[Any]:
+        if call.then is None:
+            return cast("list[Any]", self._redis.execute_command(*command))
+        return self._commands(_together(command, call))
 
     def _commands(self, read: Read[Any]) -> list[Any]:
         if len(read.commands) == 1:
@@ -220,9 +225,14 @@ class AsyncStore(_Base):
 
     async def _call(self, call: Call[Any]) -> list[Any]:
         try:
-            return cast("list[Any]", await self._redis.execute_command(*self._evalsha(call)))
+            return await self._send(self._evalsha(call), call)
         except exceptions.NoScriptError:
-            return cast("list[Any]", await self._redis.execute_command(*self._eval(call)))
+            return await self._send(self._eval(call), call)
+
+    async def _send(self, command: Command, call: Call[Any]) -> list[Any]:
+        if call.then is None:
+            return cast("list[Any]", await self._redis.execute_command(*command))
+        return await self._commands(_together(command, call))
 
     async def _commands(self, read: Read[Any]) -> list[Any]:
         if len(read.commands) == 1:
@@ -246,6 +256,11 @@ class AsyncStore(_Base):
             raise asyncio.CancelledError
         self._since = None
         return reply
+
+
+def _together(command: Command, call: Call[Any]) -> Read[Any]:
+    """A script and what is sent behind it, whose refusal is not the script's."""
+    return Read([command, *map(tuple, call.then or ())], call.parse, required=1)
 
 
 def _replies(read: Read[Any], replies: list[Any]) -> list[Any]:
