@@ -286,9 +286,12 @@ def sweep(state: State, quiet: bool) -> Flow[None]:
     try:
         yield from ask(state, foreign + doubtful)
         for group in groups(usual, state.config.group):
-            generation, outcomes = yield from read(reads.outcomes(state.keys, [pending.id for pending in group]))
-            state.saw_generation(generation)
-            book.judge(group, generation, outcomes)
+            found = yield from read(lookups.census(state.keys, [pending.id for pending in group]))
+            state.saw_generation(found.generation)
+            book.judge(group, found.generation, found.outcomes)
+            if found.alive < found.outcomes.count(None):
+                # Redis forgot some, in a crash or failover that no connection of ours noticed.
+                book.suspicious = True
     except BaseException:
         book.suspicious = True
         raise
