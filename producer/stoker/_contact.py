@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from stoker._outstanding import Pending
 from stoker.config import Config, check_name, load_config
 from stoker.errors import RedisUnavailable
 from stoker.store.address import checked_url
+
+log = logging.getLogger("stoker")
 
 SWEEP_S = 1.0
 """How long a lost wake-up goes unnoticed."""
@@ -61,15 +64,23 @@ class Contact:
     def __init__(self, config: Config) -> None:
         """Assume that Redis answers."""
         self._patience_s = config.retry_timeout_s
+        self._lock = threading.Lock()
         self._failure: tuple[float, RedisUnavailable] | None = None
 
     def good(self) -> None:
         """Redis answered."""
-        self._failure = None
+        with self._lock:
+            failure, self._failure = self._failure, None
+        if failure:
+            log.info("Redis is back after %.1f s", time.monotonic() - failure[0])
 
     def bad(self, error: RedisUnavailable) -> None:
         """Redis did not answer, or refused."""
-        self._failure = (self._failure[0] if self._failure else time.monotonic(), error)
+        with self._lock:
+            failure = self._failure
+            self._failure = (failure[0] if failure else time.monotonic(), error)
+        if failure is None:
+            log.warning("Redis is lost, trying again: %s", error)
 
     @property
     def error(self) -> RedisUnavailable | None:

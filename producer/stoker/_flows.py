@@ -21,6 +21,7 @@ from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
 from stoker.store.codec import BYTES_PER_TOKEN, Submission, encode
 from stoker.store.connection import Read, new_id
+from stoker.store.durability import MEMORY, Durability
 from stoker.store.keys import Keys
 from stoker.store.lookups import DeadLetter
 from stoker.store.pack import pack
@@ -28,6 +29,7 @@ from stoker.store.reads import Card, QueueFacts
 from stoker.store.records import WorkerRecord
 from stoker.store.scripts import Call
 
+IN_MEMORY = Durability()
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 FACTS_AGE_S = 30.0
 CARD_AGE_S = 1.0
@@ -151,17 +153,23 @@ def _encoded(
         return error
 
 
-def send(state: State, items: Sequence[Submission]) -> Flow[list[Pending | StokerError]]:
-    """Submit one group; gives who waits for each, or why it was not accepted."""
+def send(
+    state: State, items: Sequence[Submission], durability: Durability = IN_MEMORY
+) -> Flow[list[Pending | StokerError]]:
+    """Submit one group, and wait until it is that durable; gives who waits for each, or why it was not accepted."""
     book = state.book
     pendings = [book.expect(item.id, Phase.SENT) for item in items]
+    call = scripts.submit(new_id(), state.most_bytes, items)
     try:
-        generation, answers = yield from run(scripts.submit(new_id(), state.most_bytes, items))
+        (generation, answers), replies = yield from run(
+            scripts.followed(call, durability.commands(state.config.durability_timeout_s))
+        )
     except BaseException:
         for pending in pendings:
             book.refused(pending)
         raise
     state.saw_generation(generation)
+    reached = durability.reached(replies)
     outcomes: list[Pending | StokerError] = []
     done = []
     for pending, item, answer in zip(pendings, items, answers, strict=True):
@@ -171,6 +179,9 @@ def send(state: State, items: Sequence[Submission]) -> Flow[list[Pending | Stoke
             continue
         accepted = answer.word == "ACCEPTED"
         pending = book.accepted(pending, item.nonce, generation, item) if accepted else book.known(pending, generation)
+        # A later submit of the same request that asks for less takes nothing from what an earlier one reached.
+        if reached != MEMORY or pending.durability is None:
+            pending.durability = reached
         outcomes.append(pending)
         if answer.word == "DONE":
             done.append(pending)
@@ -178,7 +189,9 @@ def send(state: State, items: Sequence[Submission]) -> Flow[list[Pending | Stoke
     return outcomes
 
 
-def submit(state: State, items: Sequence[Item]) -> Flow[list[Pending | StokerError]]:
+def submit(
+    state: State, items: Sequence[Item], durability: Durability = IN_MEMORY
+) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
     prepared = yield from prepare(state, items)
     outcomes: dict[int, Pending | StokerError] = {}
@@ -191,7 +204,7 @@ def submit(state: State, items: Sequence[Item]) -> Flow[list[Pending | StokerErr
     while ready:
         n = fitting([item for _, item in ready[: state.config.group]])
         try:
-            answers = yield from send(state, [item for _, item in ready[:n]])
+            answers = yield from send(state, [item for _, item in ready[:n]], durability)
         except RedisUnavailable as error:
             # What was accepted before keeps its handle; the rest is not tried in vain.
             n = len(ready)
@@ -201,14 +214,20 @@ def submit(state: State, items: Sequence[Item]) -> Flow[list[Pending | StokerErr
     return [outcomes[i] for i in range(len(items))]
 
 
-def submit_one(state: State, request: InferenceRequest, block: bool, block_timeout: float | None) -> Flow[Pending]:
+def submit_one(
+    state: State, request: InferenceRequest, durability: Durability, block: bool, block_timeout: float | None
+) -> Flow[Pending]:
     """Submit one request; with `block` wait for room in a full queue, at most `block_timeout` seconds."""
     deadline = None if block_timeout is None else time.monotonic() + block_timeout
     [item] = yield from prepare(state, [request])
     if not isinstance(item, Submission):
         raise item
     while True:
-        outcome: Pending | StokerError = yield Send(item)
+        outcome: Pending | StokerError
+        if durability == IN_MEMORY:
+            outcome = yield Send(item)
+        else:  # what others ask of Redis beside it would wait along
+            [outcome] = yield from send(state, [item], durability)
         if isinstance(outcome, Pending):
             return outcome
         if not block or not isinstance(outcome, QueueFull):
@@ -256,6 +275,7 @@ def _restore(state: State, vanished: Sequence[Pending]) -> Flow[None]:
         call = scripts.submit(new_id(), state.most_bytes, [item for _, item in young[:n]])
         generation, answers = yield from run(call)
         for (pending, _), answer in zip(young[:n], answers, strict=True):
+            pending.durability = MEMORY  # whatever held it before is gone
             if answer.word == "CONFLICT":
                 state.book.lose(pending)
             elif answer.word == "FULL":
@@ -280,9 +300,12 @@ def sweep(state: State, quiet: bool) -> Flow[None]:
     try:
         yield from ask(state, foreign + doubtful)
         for group in groups(usual, state.config.group):
-            generation, outcomes = yield from read(reads.outcomes(state.keys, [pending.id for pending in group]))
-            state.saw_generation(generation)
-            book.judge(group, generation, outcomes)
+            found = yield from read(lookups.census(state.keys, [pending.id for pending in group]))
+            state.saw_generation(found.generation)
+            book.judge(group, found.generation, found.outcomes)
+            if found.alive < found.outcomes.count(None):
+                # Redis forgot some, in a crash or failover that no connection of ours noticed.
+                book.suspicious = True
     except BaseException:
         book.suspicious = True
         raise

@@ -60,7 +60,9 @@ class Link:
             case Read():
                 return self.store.read_patiently(step) if patiently else self.store.read(step)
             case _:
-                return self.store.run_patiently(step) if patiently else self.store.run(step)
+                # What waits for a disk or a replica blocks, as other calls may not.
+                store = self.waiting if step.then else self.store
+                return store.run_patiently(step) if patiently else store.run(step)
 
     def sleep(self, seconds: float) -> None:
         """Wait; raises when the client is closed meanwhile."""

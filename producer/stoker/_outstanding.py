@@ -13,6 +13,7 @@ from stoker._calls import lost, response_from
 from stoker.request import InferenceResponse
 from stoker.store.codec import Outcome, Submission
 from stoker.store.connection import new_id
+from stoker.store.durability import MEMORY
 
 Callback = Callable[[], object]
 
@@ -36,6 +37,7 @@ class Pending:
         "__weakref__",
         "book",
         "callbacks",
+        "durability",
         "generation",
         "id",
         "nonce",
@@ -50,6 +52,7 @@ class Pending:
         self.id = request_id
         self.nonce = ""
         self.generation: str | None = None
+        self.durability: str | None = None
         self.submission: Submission | None = None
         self.response: InferenceResponse | None = None
         self.callbacks: list[Callback] = []
@@ -97,6 +100,7 @@ class Book:
             pending = Pending(pending.id, self, Phase.OWN)
         with self._lock:
             pending.nonce, pending.generation, pending.phase = nonce, generation, Phase.OWN
+            pending.durability = MEMORY
             if pending.response is None:
                 pending.submission, pending.since = submission, time.monotonic()
                 if self._waiting.get(pending.id) is not pending:

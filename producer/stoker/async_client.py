@@ -21,6 +21,7 @@ from stoker._calls import (
     as_texts,
     classification_of,
     refused_error,
+    unreached,
     vector_of,
 )
 from stoker._contact import client_config, seconds_left, stream_block_ms
@@ -28,9 +29,10 @@ from stoker._flows import Flow, R, State
 from stoker._outstanding import Pending, Phase
 from stoker._window import Window
 from stoker.config import Config, check_name
-from stoker.errors import ResultTimeout, StokerError
+from stoker.errors import DurabilityNotReached, ResultTimeout, StokerError
 from stoker.request import Chunk, Classification, InferenceResponse
 from stoker.stats import Stats
+from stoker.store.durability import MEMORY, Durability
 from stoker.store.lookups import DeadLetter
 from stoker.store.reads import Card
 from stoker.store.records import WorkerRecord
@@ -82,21 +84,31 @@ class AsyncClient:
         self,
         request: Item | None = None,
         *,
+        durability: str = MEMORY,
         block: bool = False,
         block_timeout: float | None = None,
         **fields: Unpack[RequestFields],
     ) -> AsyncJob:
         """Submit a request, given whole or by its fields.
 
-        With `block` wait for room in a full queue, at most `block_timeout` seconds. Raises `InvalidRequest`,
-        `IdempotencyConflict`, `QueueFull`.
+        With `block` wait for room in a full queue, at most `block_timeout` seconds. `durability`: `memory`, `fsync` (it
+        is on the disk of Redis) or `replicated:n` (n replicas have it too); waits for it at most
+        `config.durability_timeout_s`. Raises `InvalidRequest`, `IdempotencyConflict`, `QueueFull`, and
+        `DurabilityNotReached`, whose `job` goes on.
         """
-        return AsyncJob(self, await self._drive(_flows.submit_one, as_request(request, fields), block, block_timeout))
+        wanted = Durability.parse(durability)
+        item = as_request(request, fields)
+        job = AsyncJob(self, await self._drive(_flows.submit_one, item, wanted, block, block_timeout))
+        if error := unreached(job, wanted):
+            raise error
+        return job
 
-    async def submit_many(self, requests: Iterable[Item]) -> list[AsyncJob | StokerError]:
+    async def submit_many(self, requests: Iterable[Item], *, durability: str = MEMORY) -> list[AsyncJob | StokerError]:
         """Submit requests in groups; gives in order a job for each, or the error that its own `submit` had raised."""
-        outcomes = await self._drive(_flows.submit, list(requests))
-        return [AsyncJob(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes]
+        wanted = Durability.parse(durability)
+        outcomes = await self._drive(_flows.submit, list(requests), wanted)
+        jobs = [AsyncJob(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes]
+        return [(isinstance(job, AsyncJob) and unreached(job, wanted)) or job for job in jobs]
 
     async def map(self, items: Iterable[Item], **fields: Unpack[RequestFields]) -> AsyncIterator[InferenceResponse]:
         """Run any number of prompts, token id lists or requests; gives their responses in order.
@@ -177,7 +189,8 @@ class AsyncClient:
         Raises `ResultTimeout` when not all came within `timeout` seconds.
         """
         link, deadline = self._here(), None if timeout is None else time.monotonic() + timeout
-        given = list(jobs)
+        # What is not durable enough was accepted nevertheless.
+        given = [job.job if isinstance(job, DurabilityNotReached) else job for job in jobs]
         pendings = [self._own(job) for job in given if not isinstance(job, StokerError)]
         done: asyncio.Queue[int] = asyncio.Queue()
         callbacks = [functools.partial(done.put_nowait, i) for i in range(len(pendings))]
@@ -275,6 +288,11 @@ class AsyncJob:
     def nonce(self) -> str:
         """What tells this life of the id from others; empty while it is not known here."""
         return self._pending.nonce
+
+    @property
+    def durability(self) -> str | None:
+        """How durable its acceptance is, as far as was asked; None where this process did not submit it."""
+        return self._pending.durability
 
     def __repr__(self) -> str:
         return f"<stoker.AsyncJob {self.id}>"

@@ -21,6 +21,7 @@ from stoker._calls import (
     as_texts,
     classification_of,
     refused_error,
+    unreached,
     vector_of,
 )
 from stoker._contact import client_config, seconds_left, stream_block_ms
@@ -29,10 +30,11 @@ from stoker._link import Link
 from stoker._outstanding import Pending, Phase
 from stoker._window import Window
 from stoker.config import Config, check_name
-from stoker.errors import ResultTimeout, StokerError
+from stoker.errors import DurabilityNotReached, ResultTimeout, StokerError
 from stoker.request import Chunk, Classification, InferenceResponse
 from stoker.stats import Stats
 from stoker.store import reads
+from stoker.store.durability import MEMORY, Durability
 from stoker.store.lookups import DeadLetter
 from stoker.store.reads import Card
 from stoker.store.records import WorkerRecord
@@ -90,21 +92,31 @@ class Client:
         self,
         request: Item | None = None,
         *,
+        durability: str = MEMORY,
         block: bool = False,
         block_timeout: float | None = None,
         **fields: Unpack[RequestFields],
     ) -> Job:
         """Submit a request, given whole or by its fields.
 
-        With `block` wait for room in a full queue, at most `block_timeout` seconds. Raises `InvalidRequest`,
-        `IdempotencyConflict`, `QueueFull`.
+        With `block` wait for room in a full queue, at most `block_timeout` seconds. `durability`: `memory`, `fsync` (it
+        is on the disk of Redis) or `replicated:n` (n replicas have it too); waits for it at most
+        `config.durability_timeout_s`. Raises `InvalidRequest`, `IdempotencyConflict`, `QueueFull`, and
+        `DurabilityNotReached`, whose `job` goes on.
         """
-        return Job(self, self._drive(_flows.submit_one, as_request(request, fields), block, block_timeout))
+        wanted = Durability.parse(durability)
+        item = as_request(request, fields)
+        job = Job(self, self._drive(_flows.submit_one, item, wanted, block, block_timeout))
+        if error := unreached(job, wanted):
+            raise error
+        return job
 
-    def submit_many(self, requests: Iterable[Item]) -> list[Job | StokerError]:
+    def submit_many(self, requests: Iterable[Item], *, durability: str = MEMORY) -> list[Job | StokerError]:
         """Submit requests in groups; gives in order a job for each, or the error that its own `submit` had raised."""
-        outcomes = self._drive(_flows.submit, list(requests))
-        return [Job(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes]
+        wanted = Durability.parse(durability)
+        outcomes = self._drive(_flows.submit, list(requests), wanted)
+        jobs = [Job(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes]
+        return [(isinstance(job, Job) and unreached(job, wanted)) or job for job in jobs]
 
     def map(self, items: Iterable[Item], **fields: Unpack[RequestFields]) -> Iterator[InferenceResponse]:
         """Run any number of prompts, token id lists or requests; gives their responses in order.
@@ -172,7 +184,8 @@ class Client:
         Raises `ResultTimeout` when not all came within `timeout` seconds.
         """
         link, deadline = self._here(), None if timeout is None else time.monotonic() + timeout
-        given = list(jobs)
+        # What is not durable enough was accepted nevertheless.
+        given = [job.job if isinstance(job, DurabilityNotReached) else job for job in jobs]
         pendings = [self._own(job) for job in given if not isinstance(job, StokerError)]
         done: queue.SimpleQueue[int] = queue.SimpleQueue()
         callbacks = [functools.partial(done.put, i) for i in range(len(pendings))]
@@ -268,6 +281,11 @@ class Job:
     def nonce(self) -> str:
         """What tells this life of the id from others; empty while it is not known here."""
         return self._pending.nonce
+
+    @property
+    def durability(self) -> str | None:
+        """How durable its acceptance is, as far as was asked; None where this process did not submit it."""
+        return self._pending.durability
 
     def __repr__(self) -> str:
         return f"<stoker.Job {self.id}>"

@@ -91,6 +91,9 @@ class Config(BaseSettings):
     connect_timeout_s: float = Field(2, gt=0, description="deadline of one attempt to connect")
     socket_timeout_s: float = Field(5, gt=0, description="deadline of one reply")
     retry_timeout_s: float = Field(10, ge=0, description="how long a client repeats a call that Redis did not answer")
+    durability_timeout_s: float = Field(
+        2, gt=0, le=5, description="how long a submit waits for the durability that it asks for"
+    )
     in_flight: int = Field(4096, ge=1, description="requests that map() keeps in flight")
     flush_ms: int = Field(50, ge=1, description="the interval at which streamed tokens are published")
     load_timeout_s: float = Field(600, gt=0, description="limit of loading and warming up a model")

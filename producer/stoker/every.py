@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Awaitable, Callable
 
@@ -14,25 +15,53 @@ from stoker.errors import RedisUnavailable
 log = structlog.get_logger()
 
 
-async def every(interval_s: float, tick: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
+class Outage:
+    """Says once that Redis is lost, and once that it is back, for all parts of a process that share it. Thread-safe.
+
+    It is lost when the first part cannot reach it, and back when none is left that could not.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._without: set[str] = set()
+        self._since = 0.0
+
+    def lost(self, part: str, error: RedisUnavailable) -> None:
+        """`part` got this error."""
+        with self._lock:
+            first = not self._without
+            self._without.add(part)
+            if first:
+                self._since = time.monotonic()
+                log.warning("redis unavailable", part=part, error=str(error))
+
+    def back(self, part: str) -> None:
+        """`part` got an answer."""
+        with self._lock:
+            if part not in self._without:
+                return
+            self._without.remove(part)
+            if not self._without:
+                log.info("redis is back", part=part, after_s=round(time.monotonic() - self._since, 1))
+
+
+async def every(
+    interval_s: float, tick: Callable[[], Awaitable[object]], stop: asyncio.Event, outage: Outage | None = None
+) -> None:
     """Await `tick()` each `interval_s` seconds until `stop` is set.
 
-    While Redis is away it goes on trying: one line when it is lost, one when it is back, with the time it took.
+    While Redis is away it goes on trying; `outage` says so for several loops of a process together.
     """
-    lost_at: float | None = None
+    outage = outage or Outage()
     name = getattr(tick, "__name__", "tick").strip("_")
     while not stop.is_set():
         started = time.monotonic()
         try:
             await tick()
         except RedisUnavailable as error:
-            if lost_at is None:
-                log.warning("redis unavailable", loop=name, error=str(error))
-                lost_at = started
+            outage.lost(name, error)
         else:
-            if lost_at is not None:
-                log.info("redis is back", loop=name, after_s=round(time.monotonic() - lost_at, 1))
-                lost_at = None
+            outage.back(name)
         await pause(max(0.0, started + interval_s - time.monotonic()), stop)
 
 

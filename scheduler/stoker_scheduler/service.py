@@ -11,7 +11,7 @@ import structlog
 
 from stoker.config import Config
 from stoker.errors import ConfigError, RedisUnavailable
-from stoker.every import every, pause
+from stoker.every import Outage, every, pause
 from stoker.exporter import exporting, loop_turns, scheduler_ports
 from stoker.store import reads, scripts
 from stoker.store.codec import class_windows_us
@@ -73,6 +73,7 @@ class Scheduler:
         self._answers = AnswerLengths()
         self._expected: dict[str, int] = {}
         self._stop = asyncio.Event()
+        self._outage = Outage()
         self._known: list[WorkerRecord] = []
         self._depth = 0
         self._unanswered: Call[Dispatched] | None = None
@@ -91,7 +92,7 @@ class Scheduler:
         ports, figures = scheduler_ports(self._config), self._figures
         with exporting(self._config, ports, figures, alive=loop_turns(loop), ready=figures.ready):
             try:
-                await check_server(self._store, self._stop)
+                await check_server(self._store, self._stop, self._outage)
             except ConfigError:
                 await self._store.close()
                 raise
@@ -102,9 +103,11 @@ class Scheduler:
         stopped = asyncio.create_task(self._stop.wait())
         tasks = [
             stopped,
-            asyncio.create_task(every(self._config.heartbeat_ms / 4000, self._leadership.tick, self._stop)),
+            asyncio.create_task(
+                every(self._config.heartbeat_ms / 4000, self._leadership.tick, self._stop, self._outage)
+            ),
             asyncio.create_task(self._schedule()),
-            asyncio.create_task(every(HOUSEKEEPING_S, self._housekeeping, self._stop)),
+            asyncio.create_task(every(HOUSEKEEPING_S, self._housekeeping, self._stop, self._outage)),
         ]
         done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:

@@ -154,3 +154,12 @@ def test_an_unknown_setting_names_the_nearest_known_one(cli: Cli) -> None:
     refused = cli("stats", STOKER_HEARTBEAT_SM="5")
     assert refused.exit_code == 2
     assert "STOKER_HEARTBEAT_MS" in refused.stderr
+
+
+def test_what_is_less_durable_than_asked_goes_on_and_says_so(stack: Stack, cli: Cli) -> None:
+    # The server of the tests keeps nothing on a disk.
+    left = cli(*SUBMIT, "--no-wait", "--id", "a", "--durability", "fsync")
+    assert (left.exit_code, left.stdout) == (1, "a\n")
+    assert "accepted with durability 'memory', not 'fsync'; it goes on" in left.stderr
+    assert cli("status", "a").stdout == "queued\n"
+    assert cli(*SUBMIT, "--no-wait", "--durability", "disk").exit_code == 2

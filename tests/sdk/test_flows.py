@@ -16,7 +16,7 @@ from stoker.errors import RedisUnavailable, RequestLost
 from stoker.request import InferenceRequest
 from stoker.store.codec import Submission
 from stoker.store.connection import Read
-from stoker.store.lookups import Lives
+from stoker.store.lookups import Census, Lives
 from stoker.store.reads import QueueFacts
 from stoker.store.scripts import Accepted, Call
 
@@ -74,13 +74,22 @@ def test_what_may_have_ended_unseen_is_not_run_twice(state: State) -> None:
 
 def test_results_alone_are_asked_for_unless_something_is_doubtful(state: State) -> None:
     kept = [accepted(state)]
-    assert carry_out(sweep(state, quiet=True), ("g", [None]))[1] == ["read results"]
+    assert carry_out(sweep(state, quiet=True), Census("g", [None], 1))[1] == ["read results"]
     state.book.suspicious = True
     assert carry_out(sweep(state, quiet=True), Lives("g", [None], [True]))[1] == ["read results"]
     assert not state.book.suspicious
     kept.append(accepted(state, "old", age_s=state.config.result_ttl_s + 1))
-    carry_out(sweep(state, quiet=True), GONE, ("g", [None]))
+    carry_out(sweep(state, quiet=True), GONE, Census("g", [None], 1))
     assert [pending.response is None for pending in kept] == [True, False]
+
+
+def test_what_vanished_unnoticed_is_missed_and_submitted_again_by_the_next_sweep(state: State) -> None:
+    pending = accepted(state)
+    carry_out(sweep(state, quiet=True), Census("g", [None], 0))
+    assert state.book.suspicious
+    _, steps = carry_out(sweep(state, quiet=True), GONE, ("g", [Accepted("ACCEPTED")]))
+    assert steps == ["read results", "submit"]
+    assert (pending.response, pending.durability) == (None, "memory")
 
 
 def test_a_sweep_that_fails_is_made_again(state: State) -> None:
@@ -95,7 +104,7 @@ def test_a_sweep_that_fails_is_made_again(state: State) -> None:
 def test_under_load_a_sweep_asks_for_one_group(state: State) -> None:
     kept = [accepted(state, f"r{i}") for i in range(SWEEP_MOST + 600)]
     for quiet, calls in ((False, 1), (True, SWEEP_MOST // 512)):
-        _, steps = carry_out(sweep(state, quiet=quiet), *[("g", [None] * 512)] * calls)
+        _, steps = carry_out(sweep(state, quiet=quiet), *[Census("g", [None] * 512, 512)] * calls)
         assert len(steps) == calls
     assert all(pending.response is None for pending in kept)
 
@@ -111,7 +120,7 @@ def test_an_unanswered_retry_leaves_nothing_that_waits_for_ever(state: State) ->
 def test_what_has_its_result_already_is_fetched_with_its_group(state: State) -> None:
     state.facts, state.facts_at = QueueFacts("g", None, 0.0, 0), time.monotonic() + 60
     answers = [Accepted("DONE"), Accepted("ACCEPTED"), Accepted("DONE")]
-    jobs, steps = carry_out(submit(state, ["x", "y", "z"]), ("g", answers), ("g", [None, None]))
+    jobs, steps = carry_out(submit(state, ["x", "y", "z"]), (("g", answers), []), ("g", [None, None]))
     assert steps == ["submit", "read results"]
     assert [job.phase for job in jobs] == [Phase.FOREIGN, Phase.OWN, Phase.FOREIGN]
 
@@ -143,8 +152,8 @@ def test_what_a_full_queue_refused_is_sent_again_in_its_order(state: State) -> N
     full = Accepted("FULL", 0.0)
     flow = window.advance(state, window.take(iter("abcd")))
     first = next(flow)
-    again = flow.send(("g", [Accepted("ACCEPTED"), full, full, full]))
+    again = flow.send((("g", [Accepted("ACCEPTED"), full, full, full]), []))
     assert again.args[2::3] == first.args[5::3]
     with pytest.raises(StopIteration):
-        flow.send(("g", [Accepted("ACCEPTED")] * 3))
+        flow.send((("g", [Accepted("ACCEPTED")] * 3), []))
     assert window.pause_s is None

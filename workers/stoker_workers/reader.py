@@ -9,6 +9,7 @@ import structlog
 
 from stoker.config import Config
 from stoker.errors import InvalidRequest, RedisUnavailable
+from stoker.every import Outage
 from stoker.store import reads, scripts
 from stoker.store.codec import encode_failure
 from stoker.store.connection import Store
@@ -32,8 +33,10 @@ class Reader:
         engine: Engine,
         timed: Callable[[str, float], None],
         arrived: Callable[[Session, list[Row]], None],
+        outage: Outage,
     ) -> None:
         """Give opened attempts to `arrived`, and how long each call of Redis took to `timed`."""
+        self._outage = outage
         self._config = config
         self._engine = engine
         self._timed = timed
@@ -52,7 +55,9 @@ class Reader:
                 for bell in bells:
                     self._answer(store, session, bell)
                 own = own and bool(bells)
-            except RedisUnavailable:
+                self._outage.back("reader")
+            except RedisUnavailable as error:
+                self._outage.lost("reader", error)
                 own = True
                 time.sleep(0.1)
             except Exception as error:  # a stream that is gone (an emptied Redis) heals by a new incarnation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import random
 import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ import structlog
 
 from stoker.config import Config
 from stoker.errors import RedisUnavailable
+from stoker.every import Outage
 from stoker.store import scripts
 from stoker.store.connection import Store
 from stoker.store.scripts import Call, Published, Settlement
@@ -31,12 +31,15 @@ class Reporter:
     scripts do the same once or twice.
     """
 
-    def __init__(self, store: Store, inc: str, config: Config, moved_on: Callable[[list[Key]], None]) -> None:
+    def __init__(
+        self, store: Store, inc: str, config: Config, moved_on: Callable[[list[Key]], None], outage: Outage
+    ) -> None:
         """Report as `inc`; `moved_on` hears of the streaming attempts that Redis says to stop."""
         self._store = store
         self._inc = inc
         self._group = config.group
         self._moved_on = moved_on
+        self._outage = outage
         self._queue: queue.SimpleQueue[list[Settlement] | list[Published] | list[Key] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
@@ -107,19 +110,14 @@ class Reporter:
             self._until_answered(scripts.hand_back(self._inc, [item for item in items if isinstance(item, tuple)]))
 
     def _until_answered(self, call: Call[T]) -> T | None:
-        since = time.monotonic()
-        complained = False
         while not self._closed.is_set():
             try:
                 answer = self._store.run(call)
             except RedisUnavailable as error:
-                if not complained:
-                    log.warning("redis unavailable", inc=self._inc, error=str(error))
-                complained = True
+                self._outage.lost("reporter", error)
                 self._closed.wait(RETRY_S)
             else:
-                if complained:
-                    log.info("redis is back", inc=self._inc, after_s=round(time.monotonic() - since, 1))
+                self._outage.back("reporter")
                 return answer
         return None
 

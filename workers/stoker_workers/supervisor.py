@@ -14,7 +14,7 @@ import structlog
 
 from stoker.config import Config, check_name
 from stoker.errors import ConfigError, ModelMismatch, RedisUnavailable
-from stoker.every import every, pause
+from stoker.every import Outage, every, pause
 from stoker.exporter import exporting, loop_turns, worker_ports
 from stoker.store import scripts
 from stoker.store.codec import encode_failure
@@ -75,6 +75,7 @@ class Supervisor:
         self.figures = WorkerFigures(self.name)
         self._store.timed = self.figures.timed
         self._stop = asyncio.Event()
+        self.outage = Outage()
         self._hurry = False
         self._failures = 0
         self._sacrificed = False
@@ -102,7 +103,7 @@ class Supervisor:
         ports, figures = worker_ports(self._config, self._metrics_port), self.figures
         try:
             with exporting(self._config, ports, figures, alive=loop_turns(loop), ready=figures.ready):
-                await check_server(self._store, self._stop)
+                await check_server(self._store, self._stop, self.outage)
                 await self._children()
         finally:
             await self._store.close()
@@ -208,17 +209,17 @@ class Supervisor:
 
     async def _until_answered(self, call: Call[T], *, patient: bool = False) -> T | None:
         """Repeat the call while Redis does not answer; None when told to stop meanwhile (`patient`: 5 s later)."""
-        complained = False
         patience = 0.0
         while not self._stop.is_set() or patience < 5.0 * patient:
             try:
-                return await self._store.run(call)
+                answer = await self._store.run(call)
             except RedisUnavailable as error:
-                if not complained:
-                    log.warning("redis unavailable, waiting", error=str(error))
-                complained = True
+                self.outage.lost(call.script, error)
                 patience += RETRY_S if self._stop.is_set() else 0.0
                 await asyncio.sleep(RETRY_S)
+            else:
+                self.outage.back(call.script)
+                return answer
         return None
 
     @property
@@ -271,9 +272,10 @@ class Life:
 
     async def run(self) -> str:
         """Beat until the end; returns why the incarnation is void, empty if it is not."""
+        beat_s = self._supervisor.config.heartbeat_ms / 1000
         tasks = [
-            asyncio.create_task(every(self._supervisor.config.heartbeat_ms / 1000, self._beat, self._over)),
-            asyncio.create_task(every(self._supervisor.config.heartbeat_ms / 1000, self._watch_progress, self._over)),
+            asyncio.create_task(every(beat_s, self._beat, self._over, self._supervisor.outage)),
+            asyncio.create_task(every(beat_s, self._watch_progress, self._over)),
             asyncio.create_task(self._watch_child()),
             asyncio.create_task(self._watch_model()),
             asyncio.create_task(self._watch_stop()),

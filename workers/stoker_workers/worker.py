@@ -24,6 +24,7 @@ import structlog
 
 from stoker.config import Config
 from stoker.errors import ConfigError, InvalidRequest, UnsupportedParameter
+from stoker.every import Outage
 from stoker.garbage import spare_what_stays
 from stoker.log import configure
 from stoker.request import RequestPriority
@@ -100,7 +101,10 @@ class Worker:
         self._news = news
         self._inbox = inbox
         self._session: Session | None = None
-        self._reader = Reader(config, engine, board.tallies.timed, lambda *arrived: inbox.put(Arrived(*arrived)))
+        self._outage = Outage()
+        self._reader = Reader(
+            config, engine, board.tallies.timed, lambda *arrived: inbox.put(Arrived(*arrived)), self._outage
+        )
         self._drain_at = float("inf")
         self._flushed_at = 0.0
         self._first_tokens = False
@@ -166,7 +170,7 @@ class Worker:
                 self._engine.cancel(request_id)
         store = Store(self._config)
         store.timed = self._board.tallies.timed
-        reporter = Reporter(store, inc, self._config, self._moved_on)
+        reporter = Reporter(store, inc, self._config, self._moved_on, self._outage)
         self._session = Session(inc, reporter)
         self._session.reader = threading.Thread(
             target=self._reader.read, args=(self._session,), name="reader", daemon=True

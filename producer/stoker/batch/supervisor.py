@@ -22,6 +22,7 @@ from stoker.batch.jobs import SLOT_S
 from stoker.batch.rq_queue import RunQueue
 from stoker.config import Config, environment_of
 from stoker.errors import RedisUnavailable
+from stoker.every import Outage
 from stoker.store import batches
 from stoker.store.connection import Store, new_id
 
@@ -100,7 +101,7 @@ class Supervisor:
         self._workers = [Kept(config, log_level) for _ in range(runs)]
         self._rq: RunQueue | None = None
         self._stop = threading.Event()
-        self._lost = False
+        self._outage = Outage()
         self._due: dict[Callable[[], None], float] = {self.look: 0.0, self._clean: 0.0, self._sweep: 0.0}
         self._every = {self.look: LOOK_S, self._clean: CLEAN_S, self._sweep: float(SLOT_S)}
 
@@ -133,13 +134,9 @@ class Supervisor:
                     task()
                     self._due[task] = time.monotonic() + self._every[task]
         except RedisUnavailable as error:
-            if not self._lost:
-                log.warning("redis unavailable", error=str(error))
-            self._lost = True
+            self._outage.lost("turn", error)
         else:
-            if self._lost:
-                log.info("redis is back")
-            self._lost = False
+            self._outage.back("turn")
 
     def _connect(self) -> RunQueue:
         if self._rq is None:

@@ -35,6 +35,13 @@ MAX_TOKENS = 128
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
 @click.option("--tenant", metavar="NAME")
 @click.option("--id", "request_id", metavar="ID", help="The request's id: the same id is the same request.")
+@click.option(
+    "--durability",
+    default="memory",
+    show_default=True,
+    metavar="LEVEL",
+    help="Accepted means: in memory, on disk (fsync), or on n replicas too (replicated:n).",
+)
 @click.option("--chat", is_flag=True, help="Send the text as a user's message through the model's chat template.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the user's message; means --chat.")
 @click.option("--no-wait", is_flag=True, help="Print the id and leave; `stoker result ID` has the answer.")
@@ -58,15 +65,17 @@ def submit(config: Config, text: str | None, source: Any, **options: Any) -> Non
     from stoker.client import Client
 
     no_wait, no_stream = options.pop("no_wait"), options.pop("no_stream")
-    as_json, wait_s = options.pop("as_json"), options.pop("wait_timeout")
+    as_json, wait_s, durability = options.pop("as_json"), options.pop("wait_timeout"), options.pop("durability")
     fields = _fields(_prompt(text, source, config.payload_bytes), options)
     with Client(config=config) as client:
         if "max_tokens" not in fields and _generates(client):
             fields["max_tokens"] = MAX_TOKENS
         stream = not (no_wait or no_stream or as_json)
-        job = client.submit(stream=stream, **fields)
+        job, missed = _accepted(client, durability, fields | {"stream": stream})
         if no_wait:
             print_json({"id": job.id}) if as_json else click.echo(job.id)
+            if missed:
+                sys.exit(EXIT_FAILED)
             return
         _warn_without_workers(client)
         if stream:
@@ -167,6 +176,17 @@ def _fields(prompt: str, options: dict[str, Any]) -> dict[str, Any]:
         return fields | {"prompt": prompt}
     before = [] if system is None else [{"role": "system", "content": system}]
     return fields | {"messages": [*before, {"role": "user", "content": prompt}]}
+
+
+def _accepted(client: Client, durability: str, fields: dict[str, Any]) -> tuple[Job, bool]:
+    """Submit; gives the job, and whether it is less durable than asked, which was said."""
+    from stoker.errors import DurabilityNotReached
+
+    try:
+        return client.submit(durability=durability, **fields), False
+    except DurabilityNotReached as error:
+        click.echo(f"stoker: {error}; it goes on", err=True)
+        return error.job, True
 
 
 def _generates(client: Client) -> bool:

@@ -56,8 +56,21 @@ class Unreachable(RedisUnavailable):
 
 
 def demoted(error: Exception) -> bool:
-    """Return whether a server refuses because it is a replica: after a failover another one is the master."""
-    return isinstance(error, exceptions.ReadOnlyError) or "READONLY" in str(error)
+    """Return whether a server refuses because it is a replica: after a failover another one is the master.
+
+    UNBLOCKED is what a blocking read hears in the moment when it becomes one.
+    """
+    return isinstance(error, exceptions.ReadOnlyError) or re.search("READONLY|UNBLOCKED", str(error)) is not None
+
+
+def cut_off(error: Exception) -> bool:
+    """Return whether all connections to this server are of no use any more, not just the one that failed.
+
+    A server at its limit of clients, or one that loads its data, goes on serving the connections that it has.
+    """
+    if isinstance(error, exceptions.BusyLoadingError) or "max number of clients" in str(error):
+        return False
+    return demoted(error) or isinstance(error, exceptions.ConnectionError | OSError)
 
 
 def new_id() -> str:
@@ -149,9 +162,14 @@ class Store(_Base):
 
     def _call(self, call: Call[Any]) -> list[Any]:
         try:
-            return cast("list[Any]", self._redis.execute_command(*self._evalsha(call)))
+            return self._send(self._evalsha(call), call)
         except exceptions.NoScriptError:
-            return cast("list[Any]", self._redis.execute_command(*self._eval(call)))
+            return self._send(self._eval(call), call)
+
+    def _send(self, command: Command, call: Call[Any]) -> list[Any]:
+        if call.then is None:
+            return cast("list[Any]", self._redis.execute_command(*command))
+        return self._commands(_together(command, call))
 
     def _commands(self, read: Read[Any]) -> list[Any]:
         if len(read.commands) == 1:
@@ -165,8 +183,8 @@ class Store(_Base):
         try:
             reply = attempt()
         except (exceptions.RedisError, OSError) as error:
-            if demoted(error):
-                # Whoever is the master now is looked up when a connection is made.
+            if cut_off(error):
+                # Else each idle one would fail a later call. Who is the master is looked up when one is made.
                 self._redis.connection_pool.disconnect(inuse_connections=False)
             raise self._ours(error, what) from error
         self._since = None
@@ -220,9 +238,14 @@ class AsyncStore(_Base):
 
     async def _call(self, call: Call[Any]) -> list[Any]:
         try:
-            return cast("list[Any]", await self._redis.execute_command(*self._evalsha(call)))
+            return await self._send(self._evalsha(call), call)
         except exceptions.NoScriptError:
-            return cast("list[Any]", await self._redis.execute_command(*self._eval(call)))
+            return await self._send(self._eval(call), call)
+
+    async def _send(self, command: Command, call: Call[Any]) -> list[Any]:
+        if call.then is None:
+            return cast("list[Any]", await self._redis.execute_command(*command))
+        return await self._commands(_together(command, call))
 
     async def _commands(self, read: Read[Any]) -> list[Any]:
         if len(read.commands) == 1:
@@ -238,7 +261,7 @@ class AsyncStore(_Base):
         try:
             reply = await attempt()
         except (exceptions.RedisError, OSError) as error:
-            if demoted(error):
+            if cut_off(error):
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
             raise self._ours(error, what) from error
         # Before Python 3.12 `asyncio.wait_for`, which redis-py sends through, drops a cancel that comes with a result.
@@ -246,6 +269,11 @@ class AsyncStore(_Base):
             raise asyncio.CancelledError
         self._since = None
         return reply
+
+
+def _together(command: Command, call: Call[Any]) -> Read[Any]:
+    """A script and what is sent behind it, whose refusal is not the script's."""
+    return Read([command, *map(tuple, call.then or ())], call.parse, required=1)
 
 
 def _replies(read: Read[Any], replies: list[Any]) -> list[Any]:

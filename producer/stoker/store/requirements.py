@@ -10,18 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import structlog
-
 from stoker.errors import ConfigError, RedisUnavailable
-from stoker.every import pause
+from stoker.every import Outage, pause
 from stoker.store import inspections
 from stoker.store.connection import AsyncStore
 from stoker.store.inspections import Server
 
 OLDEST = (6, 2)
 RETRY_S = 0.2
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +60,14 @@ def refuse_unfit(server: Server) -> None:
         raise ConfigError("\n".join(lines))
 
 
-async def check_server(store: AsyncStore, stop: asyncio.Event) -> None:
+async def check_server(store: AsyncStore, stop: asyncio.Event, outage: Outage) -> None:
     """Wait until Redis answers, or `stop` is set; raises `ConfigError` where it cannot hold a queue."""
-    complained = False
     while not stop.is_set():
         try:
             server = await store.read(inspections.server())
         except RedisUnavailable as error:
-            if not complained:
-                log.warning("redis unavailable, waiting", error=str(error))
-            complained = True
+            outage.lost("start", error)
             await pause(RETRY_S, stop)
         else:
+            outage.back("start")
             return refuse_unfit(server)

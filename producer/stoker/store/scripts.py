@@ -36,6 +36,8 @@ class Call(Generic[T]):
     script: str
     args: Sequence[Arg]
     parse: Callable[[list[Any]], T]
+    then: Sequence[Sequence[Arg]] | None = None
+    """Commands sent behind it on its connection. Unless None, `parse` gets its reply and theirs, None for an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,11 @@ def submit(random: str, max_bytes: int, items: Sequence[Submission]) -> Call[tup
     for item in items:
         args += (item.id, item.header, item.body)
     return Call("submit", args, _parse_submit)
+
+
+def followed(call: Call[T], commands: Sequence[Sequence[Arg]]) -> Call[tuple[T, list[Any]]]:
+    """Return a call with commands behind it, on the same connection; gives its value and their replies."""
+    return Call(call.script, call.args, lambda replies: (call.parse(replies[0]), replies[1:]), commands)
 
 
 def _parse_submit(reply: list[Any]) -> tuple[str, list[Accepted]]:

@@ -42,7 +42,7 @@ if not generation then
   generation = ARGV[1]
   call('SET', K .. 'generation', generation)
 end
-local out, payloads, accepted = {generation}, {}, {}
+local out, payloads, accepted, there = {generation}, {}, {}, false
 
 local function accept(i)
   local at = #accepted + 1
@@ -79,7 +79,10 @@ if not twice and waiting + n <= MAX_WAITING and bytes_waiting + bytes_asked <= m
   and call('EXISTS', unpack(keys)) == 0 then
   for i = 1, n do accept(i) end
 else
-  for i = 1, n do out[i + 1] = examine(i) end
+  for i = 1, n do
+    out[i + 1] = examine(i)
+    there = there or out[i + 1] == 'SAME' or out[i + 1] == 'DONE'
+  end
 end
 
 if #accepted > 0 then
@@ -109,5 +112,9 @@ if #accepted > 0 then
   counted()
   ring()
   emit('submit', '-')
+elseif there then
+  -- WAIT and WAITAOF wait for what their connection wrote: that the request was there already must count as written too.
+  call('PEXPIRE', K .. 'mark', 60000)
+  call('PERSIST', K .. 'mark')
 end
 return out
