@@ -1,8 +1,17 @@
-"""Fixtures of all tests: a real Redis for each test process and each server program found, and short directories."""
+"""Fixtures of all tests: a real Redis for each test process and each server program found, and short directories.
+
+With `STOKER_REDIS_SERVER=/path/to/redis-server` the tests run on that server alone, and with `--redis-cluster` each
+server is the only node of a cluster (all but batch files, which RQ cannot run there).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import random
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +19,20 @@ from pathlib import Path
 import pytest
 import redis
 
-from helpers import MARK, assert_no_stray_processes
+from helpers import MARK, assert_no_stray_processes, wait_until
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, find_servers, start
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests run on a cluster."""
+    parser.addoption("--redis-cluster", action="store_true", help="make each Redis the only node of a cluster")
+
+
 def _server_params() -> list[object]:
-    """The servers that everything with a Redis is run against: the embedded one, and those on PATH."""
+    """The servers that everything with a Redis is run against: the chosen one, or the embedded one and those on PATH."""
     found: dict[str, ServerBinary] = {}
-    for server in find_servers():
+    chosen = "STOKER_REDIS_SERVER" in os.environ
+    for server in itertools.islice(find_servers(), 1 if chosen else None):
         name = server.source if server.source not in found else f"{server.source}-{server.product}"
         found.setdefault(name, server)
     # At least one, so that a machine without any server gets failures that say so, instead of silent skips.
@@ -33,11 +48,31 @@ def server_binary(request: pytest.FixtureRequest) -> ServerBinary:
 
 
 @pytest.fixture(scope="session")
-def redis_server(server_binary: ServerBinary) -> Iterator[EmbeddedRedis]:
+def redis_server(server_binary: ServerBinary, pytestconfig: pytest.Config) -> Iterator[EmbeddedRedis]:
     """A running server of this test process. Tests that stop it or change its settings start one of their own."""
     directory = tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp")
-    with start(directory, ephemeral=True, server=server_binary, extra_args=("--appendonly", "no")) as server:
+    clustered = pytestconfig.getoption("--redis-cluster")
+    options = ("--appendonly", "no", *(_cluster_options() if clustered else ()))
+    with start(directory, ephemeral=True, server=server_binary, extra_args=options) as server:
+        if clustered:
+            _take_all_slots(server.url)
         yield server
+
+
+def _cluster_options() -> tuple[str, ...]:
+    """A node of a cluster listens on two ports: that of its bus lies above the other by 10,000."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            return ("--bind", "127.0.0.1", "--port", str(port), "--cluster-enabled", "yes")
+    pytest.fail("no two free ports that lie 10,000 apart")
+
+
+def _take_all_slots(url: str) -> None:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
+        wait_until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")), 10)
 
 
 @pytest.fixture

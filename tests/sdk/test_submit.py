@@ -197,7 +197,7 @@ def test_a_server_that_is_out_of_memory_refuses_for_now(short_tmp: Path, server_
     ):
         client.submit(prompt="hi")
         admin.config_set("maxmemory", 1)
-        with pytest.raises(RedisUnavailable, match=r"submit: Redis at .* refuses for now .*OOM"):
+        with pytest.raises(RedisUnavailable, match=r"submit: Redis at .* refuses for now .*maxmemory"):
             client.submit(prompt="ho")
         admin.config_set("maxmemory", 0)
         assert client.submit(prompt="ho").status() == "queued"
