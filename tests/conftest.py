@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _server_params() -> list[object]:
-    """The servers that everything with a Redis is run against: the chosen one, or the embedded one and those on PATH."""
+    """What everything with a Redis is run against: the chosen server, or the embedded one and those on PATH."""
     found: dict[str, ServerBinary] = {}
     chosen = "STOKER_REDIS_SERVER" in os.environ
     for server in itertools.islice(find_servers(), 1 if chosen else None):

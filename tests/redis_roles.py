@@ -1,18 +1,20 @@
-"""A Redis that knows the users of ops/redis, each with a password of this test run."""
+"""A Redis that knows the users of ops/redis, switched on as docs/security.md says."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import secrets
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, start
 
-OPS_REDIS = Path(__file__).parents[1] / "ops" / "redis"
-PASSWORD = secrets.token_hex(32)
-ROOT = "root"
+ROOT = Path(__file__).parents[1]
+OPS_REDIS = ROOT / "ops" / "redis"
+SUPERUSER = "root"
 """Who may do everything: the test itself."""
 
 
@@ -21,24 +23,28 @@ def has_selectors(server: ServerBinary) -> bool:
     return server.version >= (7, 0, 0)
 
 
-def users_of(server: ServerBinary) -> str:
-    """The users for a server, switched on as docs/security.md says, and one for the test."""
-    text = (OPS_REDIS / ("users.acl" if has_selectors(server) else "users-6.2.acl")).read_text()
-    digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
-    known = text.replace(" off resetchannels", f" on #{digest} resetchannels").replace("user default on", "user default off")
-    return f"{known}user {ROOT} on #{digest} allchannels allkeys allcommands\n"
+@dataclass(frozen=True)
+class Guarded:
+    """A server, and the passwords of its users by role."""
+
+    server: EmbeddedRedis
+    passwords: dict[str, str]
+
+    def url(self, role: str) -> str:
+        """The URL by which a role connects."""
+        name = role if role == SUPERUSER else f"stoker-{role}"
+        return self.server.url.replace("unix://", f"unix://{name}:{self.passwords[role]}@", 1)
 
 
 @contextlib.contextmanager
-def start_with_roles(server: ServerBinary, directory: Path) -> Iterator[EmbeddedRedis]:
+def start_with_roles(server: ServerBinary, folder: Path) -> Iterator[Guarded]:
     """Run a server that knows the users."""
-    users = directory / "users.acl"
-    users.write_text(users_of(server))
-    options = ("--appendonly", "no", "--aclfile", str(users))
-    with start(directory / "redis", ephemeral=True, server=server, extra_args=options) as running:
-        yield running
-
-
-def role_url(server: EmbeddedRedis, user: str) -> str:
-    """The URL by which a user connects."""
-    return server.url.replace("unix://", f"unix://{user}:{PASSWORD}@", 1)
+    users = folder / "users.acl"
+    shutil.copy(OPS_REDIS / ("users.acl" if has_selectors(server) else "users-6.2.acl"), users)
+    [script] = re.findall(r"```sh\n(umask .*?)```", (ROOT / "docs" / "security.md").read_text(), re.DOTALL)
+    subprocess.run(["bash", "-euc", script], cwd=folder, check=True)
+    passwords = {file.stem: file.read_text().strip() for file in folder.glob("*.password")}
+    with users.open("a") as lines:
+        lines.write(f"user {SUPERUSER} on >{SUPERUSER} allchannels allkeys allcommands\n")
+    with start(folder / "redis", ephemeral=True, server=server, extra_args=("--aclfile", str(users))) as running:
+        yield Guarded(running, passwords | {SUPERUSER: SUPERUSER})

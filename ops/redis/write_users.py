@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PREFIX = "stoker:{*}:"
 
 ANYBODY = "ping select client|setname time"
-"""Commands without a key that every role needs."""
+"""Commands without a key that every role needs; HELLO and AUTH are open to all."""
 
 ENDING: Grants = {
     "bell": "llen pexpire rpush",
@@ -188,11 +188,18 @@ ADMIN = together(
     },
 )
 
+RQ_TRANSACTIONS = "multi exec discard unwatch script|load"
+RQ_COMMANDS = (
+    "+@read +@write -@keyspace -@dangerous +del +exists +expire +persist +pttl +ttl +type +unlink +watch +eval +evalsha"
+)
+RQ_CHANNELS = "+subscribe +unsubscribe +publish"
+"""RQ drives batch files, on keys of its own: what it sends there is its own matter, and changes with its version."""
+
 ROLES: Mapping[str, tuple[Grants, Sequence[str]]] = {
     "producer": (PRODUCER, ["info"]),
     "scheduler": (SCHEDULER, ["info"]),
     "worker": (WORKER, ["info"]),
-    "batch": (together(PRODUCER, BATCHING), ["info"]),
+    "batch": (together(PRODUCER, BATCHING), ["info", *RQ_TRANSACTIONS.split()]),
     "reader": (WATCHING, ["info"]),
     # Looks at all keys' names, and has a changed file of users loaded.
     "admin": (ADMIN, ["info", "config|get", "scan", "acl|load", "acl|log"]),
@@ -224,14 +231,17 @@ def line(role: str, pairs: Iterable[tuple[str, str]]) -> str:
         f"{' '.join(f'~{PREFIX}{key}' for key in (places.split() or ['']))})"
         for commands, places in pairs
     ]
-    return " ".join([f"user stoker-{role} off resetchannels -@all", *bare, *groups])
+    of_rq = [f"({RQ_COMMANDS} ~rq:*) ({RQ_CHANNELS} &rq:*)"] if role == "batch" else []
+    return " ".join([f"user stoker-{role} off resetchannels -@all", *bare, *groups, *of_rq])
 
 
 def plain_line(role: str) -> str:
     """Return a role's line for Redis 6.2: the same commands, but each on all keys of Stoker."""
     commands = {command for pair in selectors(role) for command in pair[0].split()}
     bare = [*ANYBODY.split(), *ROLES[role][1], *sorted(commands)]
-    return " ".join([f"user stoker-{role} off resetchannels -@all ~{PREFIX}*", *(f"+{command}" for command in bare)])
+    of_rq = [f"~rq:* &rq:* {RQ_COMMANDS} {RQ_CHANNELS}"] if role == "batch" else []
+    allowed = [f"~{PREFIX}*", *of_rq, *(f"+{command}" for command in bare)]
+    return " ".join([f"user stoker-{role} off resetchannels -@all", *allowed])
 
 
 def files() -> dict[str, str]:

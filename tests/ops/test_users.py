@@ -14,14 +14,12 @@ import redis
 
 from protocol import batches as on_batch
 from protocol.rig import CLOCK, SETTINGS, A, B, C, D, H, Queue, T, settlement
-from redis_roles import OPS_REDIS, ROOT, has_selectors, role_url, start_with_roles
+from redis_roles import OPS_REDIS, SUPERUSER, Guarded, has_selectors, start_with_roles
 from stoker.config import Config
-from stoker.errors import RedisUnavailable
 from stoker.store import backlog, batches, inspections, lookups, reads, traces
 from stoker.store import scripts as s
 from stoker.store.connection import Read, Store
-from stoker.store.records import Waiting
-from stoker_ops.embedded import EmbeddedRedis, ServerBinary
+from stoker_ops.embedded import ServerBinary
 
 V = TypeVar("V")
 Use = tuple[str, str]
@@ -40,13 +38,13 @@ ROLE_OF = {script: role for role, scripts in CALLS.items() for script in scripts
 class ByRole:
     """A store that makes each call as the role whose script it is, and says so to whoever monitors the server."""
 
-    def __init__(self, server: EmbeddedRedis, config: Config) -> None:
+    def __init__(self, server: Guarded, config: Config) -> None:
         self.stores = {
-            role: Store(config.model_copy(update={"redis_url": role_url(server, f"stoker-{role}")}), clock=CLOCK)
+            role: Store(config.model_copy(update={"redis_url": server.url(role)}), clock=CLOCK)
             for role in (*CALLS, "reader")
         }
         self.keys = self.stores["producer"].keys
-        self.root = redis.Redis.from_url(role_url(server, ROOT))
+        self.root = redis.Redis.from_url(server.url(SUPERUSER))
 
     def run(self, call: s.Call[V], role: str | None = None) -> V:
         with self._as(role or ROLE_OF[call.script]) as store:
@@ -71,8 +69,8 @@ class ByRole:
 class Roles(Queue):
     """A queue on which every role acts under its own name."""
 
-    def __init__(self, server: EmbeddedRedis, **settings: Any) -> None:
-        super().__init__(role_url(server, ROOT), **settings)
+    def __init__(self, server: Guarded, **settings: Any) -> None:
+        super().__init__(server.url(SUPERUSER), **settings)
         self.store.close()
         self.store = ByRole(server, self.config)  # type: ignore[assignment]  # it runs and reads like one
 
@@ -353,9 +351,9 @@ FLOWS: Sequence[Callable[[Roles], None]] = (
 
 
 @pytest.fixture
-def guarded(server_binary: ServerBinary, short_tmp: Path) -> Iterator[EmbeddedRedis]:
+def guarded(server_binary: ServerBinary, short_tmp: Path) -> Iterator[Guarded]:
     with start_with_roles(server_binary, short_tmp) as server:
-        with redis.Redis.from_url(role_url(server, ROOT)) as root:
+        with redis.Redis.from_url(server.url(SUPERUSER)) as root:
             for role in (*CALLS, "reader"):
                 clock = "(+get ~stoker:{*}:vclock)" if has_selectors(server_binary) else "+get"
                 root.execute_command("ACL", "SETUSER", f"stoker-{role}", clock)
@@ -391,7 +389,7 @@ def used(lines: Sequence[str]) -> dict[str, set[Use]]:
     return found
 
 
-def test_each_role_is_granted_what_it_does_and_nothing_more(guarded: EmbeddedRedis) -> None:
+def test_each_role_is_granted_what_it_does_and_nothing_more(guarded: Guarded) -> None:
     q, small = Roles(guarded), Roles(guarded, max_waiting=1)
     lines: list[str] = []
     with q.redis.monitor() as monitor:
