@@ -32,7 +32,7 @@ PAGES = (ROOT / "README.md", ROOT / "ops" / "RUNBOOK.md", *sorted((ROOT / "docs"
 SNIPPETS = [snippet for page in PAGES for snippet in find_snippets(ROOT, page) if snippet.language in ("python", "sh")]
 RUN = [snippet for snippet in SNIPPETS if snippet.reason is None]
 
-STAYS = re.compile(r"stoker (up|worker|scheduler|batch-worker|top)\b")
+STAYS = re.compile(r"stoker (up|worker|scheduler|batch-worker|top(?!.* --count))\b")
 """Commands that run until they are told to stop."""
 SERVED_BY = {
     "client.embed": "stoker up --model demo --task embed --workers 1",
