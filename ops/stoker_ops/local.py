@@ -151,7 +151,7 @@ class LocalStack:
         self.devices = await pick_devices(settings.options, settings.workers, share=settings.share_gpus)
         self.start_redis()
         store = self._store = AsyncStore(self.config)
-        refuse_unfit(await store.read_patiently(inspections.server()))
+        refuse_unfit(await store.read_patiently(inspections.info()))
         before = await _Before.read(store)
         if self._alone:
             await _forget_model(store)

@@ -17,7 +17,6 @@ import redis
 from helpers import wait_until
 from redis_in_between import rewritten
 from stoker.errors import ConfigError
-from stoker.store.inspections import Server
 from stoker.store.requirements import evicts, refuse_unfit, too_old
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, start
 
@@ -154,9 +153,9 @@ def test_a_stop_while_redis_is_down_is_heard(short_tmp: Path, command: list[str]
 
 
 def test_every_problem_has_a_line() -> None:
-    server = Server({"redis_version": "6.0.16", "maxmemory_policy": "allkeys-lfu"}, None)
+    info = {"redis_version": "6.0.16", "maxmemory_policy": "allkeys-lfu"}
     with pytest.raises(ConfigError) as caught:
-        refuse_unfit(server)
+        refuse_unfit(info)
     assert [line.partition(";")[0] for line in str(caught.value).splitlines()] == [
         "Redis 6.0.16 is too old",
         "maxmemory-policy is allkeys-lfu: a full Redis would throw requests away",
@@ -169,5 +168,5 @@ def test_what_is_new_enough_is_taken(version: str) -> None:
 
 
 def test_what_redis_does_not_tell_is_no_problem() -> None:
-    refuse_unfit(Server(None, None))
+    refuse_unfit(None)
     assert evicts({"redis_version": "7.0.15"}) is None

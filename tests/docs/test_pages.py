@@ -12,7 +12,7 @@ from stoker import Config, errors
 from stoker.config import MIB
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "ops" / "RUNBOOK.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def rows(page: str) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Every Python and shell snippet of README.md and docs/ is run, against a stack of its own.
+"""Every Python and shell snippet of README.md, docs/ and the runbook is run, against a stack of its own.
 
 A snippet is run as it stands, in a folder with the files that it names; models and addresses become those of the test.
 A page marks what cannot be run here, with the reason: `<!-- not run: needs two GPUs -->` on the line above the block.
@@ -28,11 +28,11 @@ from stoker_workers.demo import demo_model_path
 from workers.models import make_bert, make_classifier
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "ops" / "RUNBOOK.md", *sorted((ROOT / "docs").glob("*.md")))
 SNIPPETS = [snippet for page in PAGES for snippet in find_snippets(ROOT, page) if snippet.language in ("python", "sh")]
 RUN = [snippet for snippet in SNIPPETS if snippet.reason is None]
 
-STAYS = re.compile(r"stoker (up|worker|scheduler|batch-worker|top)\b")
+STAYS = re.compile(r"stoker (up|worker|scheduler|batch-worker|top(?!.* --count))\b")
 """Commands that run until they are told to stop."""
 SERVED_BY = {
     "client.embed": "stoker up --model demo --task embed --workers 1",

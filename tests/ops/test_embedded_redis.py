@@ -27,6 +27,8 @@ from stoker_ops.embedded import (
     start,
 )
 
+pytestmark = pytest.mark.servers("all")
+
 Starter = subprocess.Popen[str]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import redis
 
 from stoker_ops.embedded import start
+
+pytestmark = pytest.mark.servers("all")
 
 CONF = Path(__file__).parents[2] / "ops" / "redis" / "redis.conf"
 

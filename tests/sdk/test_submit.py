@@ -197,7 +197,7 @@ def test_a_server_that_is_out_of_memory_refuses_for_now(short_tmp: Path, server_
     ):
         client.submit(prompt="hi")
         admin.config_set("maxmemory", 1)
-        with pytest.raises(RedisUnavailable, match=r"submit: Redis at .* refuses for now .*OOM"):
+        with pytest.raises(RedisUnavailable, match=r"submit: Redis at .* refuses for now .*maxmemory"):
             client.submit(prompt="ho")
         admin.config_set("maxmemory", 0)
         assert client.submit(prompt="ho").status() == "queued"
@@ -206,7 +206,8 @@ def test_a_server_that_is_out_of_memory_refuses_for_now(short_tmp: Path, server_
 def test_half_of_the_servers_memory_is_the_most_that_may_wait(short_tmp: Path, server_binary: ServerBinary) -> None:
     limit = ("--maxmemory", "40mb")
     with start(short_tmp / "redis", server=server_binary, extra_args=limit) as server, Client(server.url) as client:
-        jobs = client.submit_many(["x" * 1_000_000] * 25)
+        # One by one: what Redis holds of a call while it runs counts too, and Redis 8 holds more of it.
+        jobs = [client.submit_many(["x" * 1_000_000])[0] for _ in range(25)]
         assert [isinstance(job, Job) for job in jobs] == [True] * 20 + [False] * 5
         assert isinstance(jobs[-1], QueueFull)
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pytest
 import redis
 
 from helpers import wait_until
+from ports import free_port
 from stack_processes import Stack
 from stoker import AsyncClient, Client, ConfigError, InferenceRequest
 from stoker_ops.embedded import ServerBinary, start
@@ -28,12 +28,6 @@ sentinel monitor {service} 127.0.0.1 {master} 1
 sentinel down-after-milliseconds {service} 500
 sentinel failover-timeout {service} 3000
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

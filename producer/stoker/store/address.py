@@ -24,6 +24,7 @@ SERVER_SCHEMES = ("redis://", "rediss://", "unix://")
 SENTINEL_SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
 SENTINEL_PORT = 26_379
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SECRETS = ("username=", "password=", "sentinel_username=", "sentinel_password=")
 
 
@@ -32,7 +33,7 @@ class SentinelAddress:
     """`redis+sentinel://[user:password@]host:port,host:port/SERVICE[/DB][?sentinel_password=...]`.
 
     User and password are those of the Redis servers; the Sentinels' own stand in the query. With `rediss+sentinel://`
-    the servers are reached by TLS.
+    the servers are reached by TLS, and the query may have `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile`.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -41,7 +42,7 @@ class SentinelAddress:
     username: str | None
     password: str | None
     sentinel: dict[str, str]
-    tls: bool
+    tls: dict[str, Any]
 
     @classmethod
     def parse(cls, url: str) -> SentinelAddress:
@@ -51,8 +52,10 @@ class SentinelAddress:
         username, _, password = user.partition(":")
         service, _, db = parts.path.removeprefix("/").partition("/")
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        encrypted = parts.scheme.startswith("rediss")
+        known = {*_SENTINEL_OPTIONS, *(_TLS_OPTIONS if encrypted else ())}
         addresses = [re.fullmatch(r"(\[[^]]+\]|[^:]+)(?::(\d+))?", host) for host in hosts.split(",")]
-        if not service or not re.fullmatch(r"\d*", db) or not all(addresses) or set(query) - set(_SENTINEL_OPTIONS):
+        if not service or not re.fullmatch(r"\d*", db) or not all(addresses) or set(query) - known:
             form = "redis+sentinel://host:port,host:port/SERVICE/DB[?sentinel_password=...]"
             raise ConfigError(f"redis_url: must have the form {form}, got {redact(url)!r}")
         return cls(
@@ -61,8 +64,8 @@ class SentinelAddress:
             db=int(db or 0),
             username=unquote(username) or None,
             password=unquote(password) or None,
-            sentinel={name.removeprefix("sentinel_"): value for name, value in query.items()},
-            tls=parts.scheme.startswith("rediss"),
+            sentinel={name.removeprefix("sentinel_"): query[name] for name in _SENTINEL_OPTIONS if name in query},
+            tls={"ssl": encrypted, **{name: query[name] for name in _TLS_OPTIONS if name in query}},
         )
 
     def options(self, config: Config, block_s: float, **changed: Any) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class SentinelAddress:
             "socket_connect_timeout": config.connect_timeout_s,
             "socket_timeout": config.connect_timeout_s,
         }
-        login = {"db": self.db, "username": self.username, "password": self.password, "ssl": self.tls}
+        login = {"db": self.db, "username": self.username, "password": self.password, **self.tls}
         return {"sentinels": list(self.hosts), "sentinel_kwargs": asking | self.sentinel, **own, **login}
 
 
@@ -89,6 +92,8 @@ def redis_options(config: Config, *, block_s: float = 0.0) -> dict[str, Any]:
         "socket_timeout": block_s + BLOCK_GRACE_S if block_s else config.socket_timeout_s,
         "max_connections": POOL,
         "timeout": config.socket_timeout_s,
+        # Nobody reads it, and a user who may not send it would fill the log of what was denied.
+        "driver_info": None,
     }
 
 

@@ -68,7 +68,9 @@ def figures(keys: Keys) -> Read[tuple[Overview, tuple[list[WorkerRecord], Backlo
 def oldest(keys: Keys, of: Backlog) -> Read[dict[str, int]]:
     """Read when the oldest request of each class was accepted, in microseconds; a class without any is left out."""
     read = inspections.accepted(keys, [request_id for ids in of.heads.values() for request_id in ids])
-    return Read(read.commands, functools.partial(_parse_oldest, read, of), what="read the backlog")
+    return Read(
+        read.commands, functools.partial(_parse_oldest, read, of), what="read the backlog", required=read.required
+    )
 
 
 def _parse_oldest(read: Read[dict[str, int]], of: Backlog, reply: list[Any]) -> dict[str, int]:

@@ -65,8 +65,14 @@ class Server:
     appendfsync: str | None
 
 
+def info() -> Read[Mapping[str, str] | None]:
+    """Read the fields of INFO; None where an ACL forbids to look."""
+    # The first command only makes the other optional.
+    return Read([("PING",), ("INFO",)], lambda reply: _info(reply[1]), what="read about the server", required=1)
+
+
 def server() -> Read[Server]:
-    """Read what Redis says about itself."""
+    """Read what Redis says about itself, and a setting of its, which few users may see."""
     # The first command only makes the others optional.
     commands: list[Command] = [("PING",), ("INFO",), ("CONFIG", "GET", "appendfsync")]
     return Read(commands, _parse_server, what="read the server's settings", required=1)
@@ -141,9 +147,17 @@ def voids(keys: Keys, incs: Iterable[str]) -> Read[dict[str, str]]:
 
 
 def accepted(keys: Keys, ids: Sequence[str]) -> Read[dict[str, int]]:
-    """Read when requests that still live were accepted, in microseconds; those that ended are left out."""
-    commands: list[Command] = [("GETRANGE", keys.payload(request_id), 0, STAMP - 1) for request_id in ids]
-    return Read(commands, lambda reply: {request_id: int(at) for request_id, at in zip(ids, reply, strict=True) if at})
+    """Read when requests that still live were accepted, in microseconds.
+
+    Those that ended are left out, and all where an ACL forbids to look at what was asked.
+    """
+    commands: list[Command] = [("PING",)]
+    commands += [("GETRANGE", keys.payload(request_id), 0, STAMP - 1) for request_id in ids]
+    return Read(commands, functools.partial(_parse_accepted, ids), required=1)
+
+
+def _parse_accepted(ids: Sequence[str], reply: list[Any]) -> dict[str, int]:
+    return {request_id: int(at) for request_id, at in zip(ids, reply[1:], strict=True) if at}
 
 
 def dead_request(keys: Keys, request_id: str) -> Read[InferenceRequest | None]:

@@ -14,7 +14,6 @@ from stoker.errors import ConfigError, RedisUnavailable
 from stoker.every import Outage, pause
 from stoker.store import inspections
 from stoker.store.connection import AsyncStore
-from stoker.store.inspections import Server
 
 OLDEST = (6, 2)
 RETRY_S = 0.2
@@ -52,9 +51,9 @@ def evicts(info: Mapping[str, str]) -> Unfit | None:
     )
 
 
-def refuse_unfit(server: Server) -> None:
+def refuse_unfit(info: Mapping[str, str] | None) -> None:
     """Raise `ConfigError`, one line a problem. What Redis does not tell (an ACL forbids INFO) is no problem."""
-    found = [check(server.info) for check in (too_old, evicts)] if server.info is not None else []
+    found = [check(info) for check in (too_old, evicts)] if info is not None else []
     lines = [f"{problem.what}; fix: {problem.fix}" for problem in found if problem]
     if lines:
         raise ConfigError("\n".join(lines))
@@ -64,10 +63,10 @@ async def check_server(store: AsyncStore, stop: asyncio.Event, outage: Outage) -
     """Wait until Redis answers, or `stop` is set; raises `ConfigError` where it cannot hold a queue."""
     while not stop.is_set():
         try:
-            server = await store.read(inspections.server())
+            info = await store.read(inspections.info())
         except RedisUnavailable as error:
             outage.lost("start", error)
             await pause(RETRY_S, stop)
         else:
             outage.back("start")
-            return refuse_unfit(server)
+            return refuse_unfit(info)
