@@ -42,6 +42,7 @@ class LoadBalancer:
 
     def __init__(self, config: Config) -> None:
         self._linger_us = config.max_queue_delay_ms * 1000
+        # In the order in which they were last asked about.
         self._blocked: dict[str, _Blocked] = {}
 
     def choose(
@@ -64,7 +65,8 @@ class LoadBalancer:
         nothing else to the worker returned, in this tick; it is asked again in the next.
         """
         self._forget(now_us)
-        blocked = self._blocked.setdefault(request.id, _Blocked(now_us, now_us))
+        blocked = self._blocked.pop(request.id, None) or _Blocked(now_us, now_us)
+        self._blocked[request.id] = blocked
         blocked.asked_us = now_us
         if now_us - blocked.since_us < self._linger_us:
             return None
@@ -75,7 +77,11 @@ class LoadBalancer:
         return kept
 
     def _forget(self, now_us: int) -> None:
-        self._blocked = {id_: b for id_, b in self._blocked.items() if abs(now_us - b.asked_us) < FORGET_US}
+        while self._blocked:
+            longest = next(iter(self._blocked))
+            if abs(now_us - self._blocked[longest].asked_us) < FORGET_US:
+                return
+            del self._blocked[longest]
 
 
 def loaded(worker: WorkerRecord, costs: Sequence[int]) -> WorkerRecord:

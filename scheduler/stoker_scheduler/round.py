@@ -57,7 +57,8 @@ class Round:
             worker = self._balancer.choose(self._fleet, self._waiting[0], self._shut)
             if worker is None:
                 self._keep_one()
-                blocked += 1
+                # Without a free row anywhere no smaller one fits either.
+                blocked = blocked + 1 if self._has_free_row() else BLOCKED_HEADS
                 continue
             batch = self._batcher.form(self._waiting, self._room(worker), now_us=self._now_us)
             if batch.requests:
@@ -80,6 +81,9 @@ class Round:
         self.linger_us = self._patience_us
         if kept:
             self._shut.add(kept.inc)
+
+    def _has_free_row(self) -> bool:
+        return any(w.held_rows < w.rows for w in self._fleet if w.available and w.inc not in self._shut)
 
     def _room(self, worker: WorkerRecord) -> Room:
         """Its room, with a share of what waits that leaves something for the other open workers."""
