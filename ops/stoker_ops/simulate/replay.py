@@ -16,9 +16,8 @@ from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tal
 from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.traces import Arrival
 from stoker_ops.simulate.waiting import Backlog
-from stoker_scheduler.balancer import loaded
 from stoker_scheduler.batcher import Batch
-from stoker_scheduler.round import DEPTH, Round
+from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
 from stoker_workers.engine import Capacity
 from stoker_workers.engines.sim import Profile
 
@@ -89,6 +88,9 @@ class Replay:
         self._config = config
         self._engines = [_engine(setup, policy) for _ in range(setup.workers)]
         self._fleet = [_record(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
+        self._held_rows = [0] * setup.workers
+        self._held_tokens = [0] * setup.workers
+        self._changed: set[int] = set()  # the workers whose records are not up to date
         self._places = {record.inc: number for number, record in enumerate(self._fleet)}
         self._backlog = Backlog()
         self._rows: dict[str, Row] = {}
@@ -157,12 +159,9 @@ class Replay:
                 timeout = self._arrivals[row.place].timeout
                 late = timeout is not None and _seconds(now_us) > self.run.fates[row.place].queued_s + timeout
                 self._settle(row.place, EXPIRED if late else COMPLETED, now_us)
-            record = self._fleet[worker]
-            self._fleet[worker] = replace(
-                record,
-                held_rows=record.held_rows - len(left),
-                held_tokens=record.held_tokens - sum(row.cost for row in left),
-            )
+                self._held_tokens[worker] -= row.cost
+            self._held_rows[worker] -= len(left)
+            self._changed.add(worker)
             self.run.ended_s = _seconds(now_us)
             self._wake(now_us + self._setup.overhead_ms * 1000)
         self._begin(worker, now_us)
@@ -189,17 +188,25 @@ class Replay:
         """Hand out all that fits."""
         for name in self._backlog.expire(now_us):
             self._settle(int(name), EXPIRED, now_us)
-        depth, more = DEPTH[self._setup.mode], True
-        while more:
+        more = True
+        while more and (depth := self._depth()):
             heads = self._backlog.heads(depth)
-            took = self._dispatch(heads, now_us) if any(heads.values()) else 0
-            more = took > 0 and any(len(head) >= depth for head in heads.values())
+            took = self._dispatch(heads, depth, now_us) if heads else 0
+            # What was cut off at the most entries that are ever read may fit as well.
+            more = took > 0 and any(len(head) == DEPTH[self._setup.mode] for head in heads.values())
         if (due_us := self._backlog.next_deadline_us()) is not None:
             self._wake(due_us)
 
-    def _dispatch(self, heads: dict[str, list[Waiting]], now_us: float) -> int:
+    def _depth(self) -> int:
+        """Return how many entries of each lane to look at: no more than could matter, none without a free row."""
+        most = DEPTH[self._setup.mode]
+        free = self._fleet[0].rows * self._setup.workers - sum(self._held_rows)
+        return min(most, free + BLOCKED_HEADS) if free and self._setup.mode == "continuous" else most * (free > 0)
+
+    def _dispatch(self, heads: dict[str, list[Waiting]], depth: int, now_us: float) -> int:
         """Decide like a scheduler's tick; returns how many requests were handed out."""
-        began, policy = time.perf_counter(), self._policy
+        self._read_records()
+        began, policy = time.process_time(), self._policy
         fleet = self._fleet if policy.refill else [replace(one, accepting=not one.held_rows) for one in self._fleet]
         hand = Round(
             policy.queue.order(heads, fleet).requests,
@@ -216,19 +223,27 @@ class Replay:
             policy.queue.dispatched(chosen[1].requests, now_us=int(now_us))
             hand.done(*chosen, more=True)
             handed.append(chosen)
-        self.run.decision_s += time.perf_counter() - began
-        self._deliver(handed, now_us)
+        self.run.decision_s += time.process_time() - began
+        self._deliver(handed, depth, now_us)
         if hand.linger_us:
             self._wake(now_us + hand.linger_us)
         return sum(len(batch.requests) for _, batch in handed)
 
-    def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], now_us: float) -> None:
+    def _read_records(self) -> None:
+        """Bring the records up to what workers hold."""
+        for worker in self._changed:
+            held_rows, held_tokens = self._held_rows[worker], self._held_tokens[worker]
+            self._fleet[worker] = replace(self._fleet[worker], held_rows=held_rows, held_tokens=held_tokens)
+        self._changed.clear()
+
+    def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], depth: int, now_us: float) -> None:
         """Give workers their rows; what runs goes on to the end of its step."""
         touched: dict[int, None] = {}
         for record, batch in handed:
             worker = self._places[record.inc]
             touched[worker] = None
-            self._fleet[worker] = loaded(self._fleet[worker], batch.costs)
+            self._held_rows[worker] += len(batch.costs)
+            self._held_tokens[worker] += sum(batch.costs)
             self.run.batches += 1
             self.run.dispatched += len(batch.requests)
             for request in batch.requests:
@@ -236,7 +251,8 @@ class Replay:
                 row.batch = str(self.run.batches)
                 self.run.fates[row.place].begun_s = _seconds(now_us)
                 self._engines[worker].give(row)
-            self._backlog.take(batch.requests, DEPTH[self._setup.mode])
+            self._backlog.take(batch.requests, depth)
+        self._changed.update(touched)
         for worker in touched:
             until_us = self._busy_until[worker]
             if until_us is None:

@@ -68,8 +68,8 @@ class Backlog:
             heapq.heappush(self._deadlines, (deadline_us, request.id))
 
     def heads(self, depth: int) -> dict[str, list[Waiting]]:
-        """Return the first entries of each lane."""
-        return {name: lane.head(depth) for name, lane in self._lanes.items()}
+        """Return the first entries of each lane that has any."""
+        return {name: lane.head(depth) for name, lane in self._lanes.items() if len(lane)}
 
     def take(self, requests: tuple[Waiting, ...], depth: int) -> None:
         """Remove what was dispatched, all of it out of `heads(depth)`."""
