@@ -136,7 +136,7 @@ class ContinuousEngine:
         return begun
 
     def _leave(self, tally: Tally) -> list[Row]:
-        left = []
+        left: list[Row] = []
         if self._to_longest and (self._prefilling or self._step < self._last_end):
             return left
         while self._ends and self._ends[0][0] <= self._step:

@@ -24,6 +24,9 @@ from stoker_workers.engines.sim import Profile
 START_US = 1_000_000_000
 """When a trace begins: late enough that no stamp is taken for the beginning of time."""
 
+H100_8B = Profile(base_ms=7.0, prefill_ms=0.032, row_ms=0.02, resident_ms=0.00005)
+"""A model of 8 billion parameters in bfloat16 on one H100, out of the card's data sheet: see docs/simulate.md."""
+
 COMPLETED, EXPIRED, REFUSED = "completed", "expired", "refused"
 
 
@@ -137,9 +140,7 @@ class Replay:
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
         deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
-        self._backlog.add(
-            Waiting(name, lane, name, now_us + term_us, arrival.prompt_tokens, answer, True), deadline_us
-        )
+        self._backlog.add(Waiting(name, lane, name, now_us + term_us, arrival.prompt_tokens, answer, True), deadline_us)
         self._wake(now_us + setup.overhead_ms * 1000)
 
     def _settle(self, number: int, outcome: str, now_us: float) -> None:

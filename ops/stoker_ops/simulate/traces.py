@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +57,26 @@ def read_trace(path: Path) -> list[Arrival]:
     if not found:
         raise ConfigError(f"trace: {path} has no requests")
     return found
+
+
+def shaped(
+    arrivals: Sequence[Arrival], *, repeat: int, rate: float | None, max_tokens: int | None, timeout: float | None
+) -> list[Arrival]:
+    """Return the trace as it is to be replayed.
+
+    `repeat`: each request so many times at once. `rate`: times as fast; None: all from the start, a microsecond
+    apart, as in one call of a client. `max_tokens` and `timeout` (s), where given, are those of every request.
+    """
+    found = []
+    for arrival in arrivals:
+        changed = replace(
+            arrival,
+            at_s=arrival.at_s / rate if rate else 0.0,
+            max_tokens=max(max_tokens, arrival.output_tokens) if max_tokens else arrival.max_tokens,
+            timeout=timeout or arrival.timeout,
+        )
+        found += [changed] * repeat
+    return [replace(one, at_s=place / 1e6) for place, one in enumerate(found)] if rate is None else found
 
 
 def _in_order(arrivals: Iterator[Arrival]) -> list[Arrival]:
