@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -147,7 +148,7 @@ class _Line:
     def tokens(self, name: str, least: int = 0) -> int:
         """Return a number of tokens."""
         limit = f"must be a whole number from {least} to {MAX_TOKENS}"
-        value = self._of(name, int, limit)
+        value = self._of(name, lambda value: int(value) if isinstance(value, str) else operator.index(value), limit)
         if not least <= value <= MAX_TOKENS:
             self.fail(name, limit)
         return value
