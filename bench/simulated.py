@@ -124,7 +124,7 @@ def scaling(arrivals: Sequence[Arrival]) -> None:
     """Print tokens/s of fleets, each with as much load for a worker."""
     one = 0.0
     for workers in FLEETS:
-        run, found = replay(saturated(arrivals[:500], workers), replace(CONTINUOUS, workers=workers))
+        run, found = replay(saturated(arrivals[:200], workers), replace(CONTINUOUS, workers=workers))
         one = one or found["tokens_per_s"]
         share = run.decision_s / found["seconds"]
         print(
