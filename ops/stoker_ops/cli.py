@@ -1,4 +1,4 @@
-"""The commands `stoker up` and `stoker demo`."""
+"""The commands `stoker up` and `stoker demo`, and all others of this package."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from stoker.command import EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, LOG_LEVELS, fail, guarded
 from stoker_ops.doctor import doctor
 from stoker_ops.explain import explain
+from stoker_ops.simulate.command import simulate
 from stoker_workers.cli import engine_options
 
 if TYPE_CHECKING:
@@ -191,4 +192,4 @@ def _ready_line(stack: LocalStack, settings: StackSettings) -> str:
     return f'ready at {url}: {names} serve {settings.options.model}. Try: {" ".join(words)} "The with statement"'
 
 
-commands: list[click.Command] = [up, demo, doctor, explain]
+commands: list[click.Command] = [up, demo, doctor, explain, simulate]

@@ -50,7 +50,9 @@ class LoadBalancer:
     ) -> WorkerRecord | None:
         """Return the worker for `request`, None where none can take it now; `excluded` are incarnations."""
         cost = charged_cost(request, largest_capacity(workers))
-        able = [worker for worker in _usable(workers, excluded) if Room.of(worker, share=worker.rows).opens_to(cost)]
+        # Rows first: of a large fleet that is busy this leaves few whose room is worth working out.
+        free = [worker for worker in _usable(workers, excluded) if worker.held_rows < worker.rows]
+        able = [worker for worker in free if Room.of(worker, share=worker.rows).opens_to(cost)]
         chosen = _first_done(able, workers, cost)
         if chosen is not None:
             self._blocked.pop(request.id, None)
@@ -99,6 +101,8 @@ def _usable(workers: Sequence[WorkerRecord], excluded: Set[str]) -> list[WorkerR
 
 
 def _first_done(able: Sequence[WorkerRecord], fleet: Sequence[WorkerRecord], cost: int) -> WorkerRecord | None:
+    if len(able) < 2:
+        return able[0] if able else None
     known = [worker.rate for worker in fleet if worker.available and worker.rate > 0]
     usual = median(known) if known else 1.0
 

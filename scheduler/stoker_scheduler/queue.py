@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from operator import attrgetter
 
 from stoker.config import Config
 from stoker.store.records import CLASSES, SUSPECT, Waiting, WorkerRecord
@@ -137,7 +138,9 @@ def charged_cost(request: Waiting, largest: int | None) -> int:
 
 
 def _split(requests: list[Waiting], largest: int | None) -> tuple[list[Waiting], list[Waiting]]:
-    unholdable = [request for request in requests if not could_hold(request, largest)]
+    # Written out: this runs for every entry of a tick, and calls of `could_hold` would cost more than all the rest.
+    most = math.inf if largest is None else largest
+    unholdable = [one for one in requests if one.prompt_tokens + one.max_tokens > most and one.exact]
     if unholdable:
         requests = [request for request in requests if could_hold(request, largest)]
     return requests, unholdable
@@ -152,5 +155,4 @@ def _suspect(lane: str) -> bool:
     return lane.partition(":")[0] == SUSPECT
 
 
-def _score(request: Waiting) -> float:
-    return request.score
+_score = attrgetter("score")

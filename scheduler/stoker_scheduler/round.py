@@ -10,6 +10,10 @@ from stoker_scheduler.balancer import LoadBalancer, loaded
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
 from stoker_scheduler.queue import largest_capacity
 
+DEPTH = {"continuous": 512, "padded": 2048}
+"""How many entries of each lane a tick reads at most: a padded batch is chosen from a window, a continuous one from
+heads, of which it reads no more than the fleet has rows."""
+
 BLOCKED_HEADS = 16
 """How many requests may find no worker before a round ends: it bounds how far smaller ones are looked for."""
 

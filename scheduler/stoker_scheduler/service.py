@@ -30,13 +30,9 @@ from stoker_scheduler.leader import Leadership
 from stoker_scheduler.metrics import MetricsCollector
 from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
-from stoker_scheduler.round import BLOCKED_HEADS, Round
+from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
 
 log = structlog.get_logger()
-
-DEPTH = {"continuous": 512, "padded": 2048}
-"""How many entries of each lane a tick reads at most: a padded batch is chosen from a window, a continuous one from
-heads, of which it reads no more than the fleet has rows."""
 
 RETRY_S = 0.2
 HOUSEKEEPING_S = 5.0

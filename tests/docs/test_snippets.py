@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,7 @@ class Desk:
             written.unlink()
         lines = [json.dumps({"prompt": f"The {word} statement", "max_tokens": 4}) for word in ("with", "import")]
         (self.folder / "requests.jsonl").write_text("\n".join(lines))
+        shutil.copy(ROOT / "bench" / "data" / "trace.csv", self.folder)
         (self.folder / "prompts.txt").write_text("The with statement\nThe import statement\n")
 
     def environment(self, queue: str = "default") -> dict[str, str]:

@@ -64,6 +64,10 @@ class Profile:
         if problems:
             raise ConfigError("\n".join(problems))
 
+    def step_ms(self, prefilled: int, rows: int, resident: int) -> float:
+        """Return the milliseconds of a step with so many prefilled tokens, rows and tokens in the cache before it."""
+        return self.base_ms + self.prefill_ms * prefilled + self.row_ms * rows + self.resident_ms * resident
+
 
 def load_profile(source: str | Path | None) -> Profile:
     """Return the profile in the JSON file `source`, all zeros for "zero", a small GPU's for None.
@@ -279,11 +283,10 @@ class SimEngine:
     def _sleep(self, prefilled: int, rows: int) -> None:
         if self._free:
             return
-        profile = self._profile
-        cost = profile.base_ms + profile.prefill_ms * prefilled + profile.row_ms * rows
-        if profile.resident_ms:
-            cost += profile.resident_ms * sum(row.tokens for row in chain(self._decoding, self._prefilling))
-        time.sleep(cost / 1000)
+        resident = 0
+        if self._profile.resident_ms:
+            resident = sum(row.tokens for row in chain(self._decoding, self._prefilling))
+        time.sleep(self._profile.step_ms(prefilled, rows, resident) / 1000)
 
     def _next_tokens(self) -> list[Event]:
         events: list[Event] = []

@@ -1,0 +1,189 @@
+"""What the scheduler's policy is worth, by the simulator: batches, scaling, and what deciding costs.
+
+    python bench/simulated.py --trace bench/data/trace.csv
+    python bench/simulated.py --trace azure_conv.csv --parts padded,reordering,continuous,scaling,speed
+
+Times of requests are virtual and the same in every run; those of the parts `speed` are processor time of this machine,
+the median of `--rounds`. Each line ends with its bar.
+
+- padded: all requests wait; useful tokens over the budget, and over the padded tokens, at 32,768 tokens a batch; at
+  8,192 the fill over that of a packer that sees a whole window of the same size at once and has no order to keep.
+- reordering: tokens/s over those of batches in order of arrival; and at a rate that both can serve, how much longer
+  than in order of arrival requests wait.
+- continuous: tokens/s over those of closed batches, whose rows leave when they are done or with the longest.
+- scaling: tokens/s of N workers with N times the load over N times those of one.
+- speed: simulated requests a second, and what deciding costs a request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stoker.config import Config
+from stoker_ops.simulate.figures import Objective, figures
+from stoker_ops.simulate.policies import policies
+from stoker_ops.simulate.replay import H100_8B, Replay, Run, Setup
+from stoker_ops.simulate.traces import Arrival, read_trace, shaped
+from stoker_scheduler.batcher import WINDOW_BUDGETS
+
+CONFIG = Config()
+CONTINUOUS = Setup(
+    mode="continuous",
+    workers=1,
+    profile=H100_8B,
+    max_model_len=131_072,
+    max_num_seqs=64,
+    max_num_batched_tokens=8192,
+    kv_cache_tokens=524_288,
+)
+PADDED = replace(CONTINUOUS, mode="padded", max_num_seqs=512)
+BUDGETS = (32_768, 8192)
+FLEETS = (1, 2, 4, 16, 64, 256)
+
+
+def replay(arrivals: Sequence[Arrival], setup: Setup, policy: str = "stoker") -> tuple[Run, dict[str, Any]]:
+    """Run a trace; returns what happened, and its figures."""
+    run = Replay(arrivals, setup, policies(CONFIG, setup.mode)[policy], CONFIG).to_end()
+    return run, figures(run, arrivals, setup, Objective(2000, 100))
+
+
+def saturated(arrivals: Sequence[Arrival], repeat: int = 1) -> list[Arrival]:
+    """Return the trace with all requests waiting from the start."""
+    return shaped(arrivals, repeat=repeat, rate=None, max_tokens=None, timeout=None)
+
+
+def verdict(name: str, ratio: float, bar: float, *, most: bool = False) -> None:
+    """Print a figure with its bar."""
+    fine = ratio <= bar if most else ratio >= bar
+    print(f"{name}: {ratio:.3f} (bar {bar:g}) {'ok' if fine else 'short'}", flush=True)
+
+
+def offline_fill(lengths: Sequence[int], budget: int, rows: int) -> float:
+    """Return the fill of the fewest batches for windows of these lengths: each time, as many of the longest as fit."""
+    batches = tokens = 0
+    window: list[int] = []
+    for length in (length for length in lengths if length <= budget):
+        window.append(length)
+        if sum(window) < WINDOW_BUDGETS * budget:
+            continue
+        window.sort(reverse=True)
+        tokens += sum(window)
+        while window:
+            del window[: min(rows, budget // window[0])]
+            batches += 1
+    return tokens / (batches * budget) if batches else float("nan")
+
+
+def padded(arrivals: Sequence[Arrival]) -> None:
+    """Print fill and efficiency of padded batches."""
+    for budget in BUDGETS:
+        setup = replace(PADDED, max_num_batched_tokens=budget)
+        _, found = replay(saturated(arrivals), setup)
+        if budget == BUDGETS[0]:
+            verdict(f"fill at {budget}", found["batch_fill"], 0.88)
+            verdict(f"padding efficiency at {budget}", found["padding_efficiency"], 0.97)
+        else:
+            best = offline_fill([one.prompt_tokens for one in arrivals], budget, setup.max_num_seqs // 2)
+            print(f"fill at {budget}: {found['batch_fill']:.3f}, offline {best:.3f}")
+            verdict(f"fill at {budget} of offline", found["batch_fill"] / best, 0.95)
+
+
+def reordering(arrivals: Sequence[Arrival]) -> None:
+    """Print what choosing by length gains, and what it delays."""
+    setup = replace(PADDED, max_num_batched_tokens=BUDGETS[0])
+    fast, slow = (replay(saturated(arrivals), setup, name)[1] for name in ("stoker", "fifo"))
+    print(f"padded tokens/s over FIFO: {fast['tokens_per_s'] / slow['tokens_per_s']:.2f}")
+    # Half of what FIFO can do, so that neither queue grows.
+    rate = arrivals[-1].at_s / slow["seconds"] / 2
+    calm = shaped(arrivals, repeat=1, rate=rate, max_tokens=None, timeout=None)
+    ours, fifo = (replay(calm, setup, name) for name in ("stoker", "fifo"))
+    pairs = zip(ours[0].fates, fifo[0].fates, strict=True)
+    later = sorted((one.begun_s - other.begun_s) * 1000 for one, other in pairs)
+    p50, p99 = statistics.median(later), later[-len(later) // 100]
+    print(f"a request begins later than with FIFO: p50 {p50:.1f} ms, p99 {p99:.1f}")
+    waits = [found["queue_ms"]["p99"] for _, found in (ours, fifo)]
+    print(f"p99 of the wait: {waits[0]:.1f} ms, with FIFO {waits[1]:.1f}")
+    verdict("p99 of the wait over FIFO's, ms", waits[0] - waits[1], CONFIG.max_queue_delay_ms, most=True)
+
+
+def continuous(arrivals: Sequence[Arrival]) -> None:
+    """Print what continuous batching gains."""
+    found = {
+        name: replay(saturated(arrivals), CONTINUOUS, name)[1]["tokens_per_s"]
+        for name in ("stoker", "static", "longest")
+    }
+    print(f"continuous over static batches to the longest: {found['stoker'] / found['longest']:.2f}")
+    verdict("continuous over static batches", found["stoker"] / found["static"], 1.3)
+
+
+def scaling(arrivals: Sequence[Arrival]) -> None:
+    """Print tokens/s of fleets while requests wait, each with as much load for a worker."""
+    one = 0.0
+    for workers in FLEETS:
+        load = saturated(arrivals[:200], workers)
+        run, found = replay(load, replace(CONTINUOUS, workers=workers))
+        rate = tokens_per_s(load, run)
+        one = one or rate
+        share = run.decision_s / found["seconds"]
+        print(
+            f"{workers} workers: deciding {found['decision_us_per_request']:.0f} us a request, {share:.0%} of the time"
+        )
+        verdict(f"scaling to {workers}", rate / one / workers, 0.97)
+
+
+def tokens_per_s(load: Sequence[Arrival], run: Run) -> float:
+    """Return the tokens/s until nothing waited any more; how evenly a fleet then ends is the trace's doing."""
+    dry_s = max(fate.begun_s for fate in run.fates)
+    done = (one for one, fate in zip(load, run.fates, strict=True) if fate.ended_s <= dry_s)
+    return sum(one.prompt_tokens + one.output_tokens for one in done) / dry_s
+
+
+def speed(arrivals: Sequence[Arrival], rounds: int) -> None:
+    """Print how fast the simulator is, and what deciding costs, idle and with 1,000 waiting."""
+    calm = shaped(arrivals[:5000], repeat=1, rate=1.0, max_tokens=None, timeout=None)
+    loads = {"calm": calm, "1,000 waiting": saturated(arrivals[:1000])}
+    rates: dict[str, list[float]] = {name: [] for name in loads}
+    costs: dict[str, list[float]] = {name: [] for name in loads}
+    for _ in range(rounds):
+        for name, load in loads.items():
+            began = time.process_time()
+            run = Replay(load, CONTINUOUS, policies(CONFIG, "continuous")["stoker"], CONFIG).to_end()
+            rates[name].append(len(load) / (time.process_time() - began))
+            costs[name].append(run.decision_s * 1e6 / run.dispatched)
+    for name in loads:
+        verdict(f"us to decide a request, {name}", statistics.median(costs[name]), 20, most=True)
+    for name in loads:
+        verdict(f"simulated requests/s, {name}", statistics.median(rates[name]), 20_000)
+
+
+PARTS: dict[str, Callable[[Sequence[Arrival]], None]] = {
+    "padded": padded,
+    "reordering": reordering,
+    "continuous": continuous,
+    "scaling": scaling,
+}
+
+
+def main() -> None:
+    """Print the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--parts", default=",".join([*PARTS, "speed"]))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    arrivals = read_trace(options.trace)
+    for part in options.parts.split(","):
+        if part == "speed":
+            speed(arrivals, options.rounds)
+        else:
+            PARTS[part](arrivals)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The policy of a queue, made of the objects that a scheduler runs, and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stoker.config import Config
+from stoker.store.records import Waiting
+from stoker_scheduler.balancer import LoadBalancer
+from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
+from stoker_scheduler.queue import RequestQueue, charged_cost
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Who decides. `classes`: whether priorities and deadlines count, or the order of arrival alone.
+
+    `refill`: whether a worker gets more while it runs something (continuous batching), or only once it is empty;
+    `to_longest`: whether rows that are done wait for the longest of their batch.
+    """
+
+    name: str
+    queue: RequestQueue
+    batcher: DynamicBatcher
+    balancer: LoadBalancer
+    classes: bool = True
+    refill: bool = True
+    to_longest: bool = False
+
+
+class FifoBatcher(DynamicBatcher):
+    """The baseline for padded batches: whoever comes next, as long as rows x longest is within the budget."""
+
+    def form(self, waiting: Sequence[Waiting], room: Room, *, now_us: int) -> Batch:
+        """Return the requests at the front that fit together."""
+        if room.mode != "padded":
+            return super().form(waiting, room, now_us=now_us)
+        costs: list[int] = []
+        if not waiting or not room.opens_to(charged_cost(waiting[0], room.largest)):
+            return Batch()
+        for request in waiting[: room.share]:
+            cost = charged_cost(request, room.largest)
+            longest = max(cost, *costs) if costs else cost
+            full = (len(costs) + 1) * longest > room.budget
+            if costs and (full or not room.admits(len(costs) + 1, sum(costs) + cost, longest)):
+                break
+            costs.append(cost)
+        padded = len(costs) * max(costs)
+        return Batch(tuple(waiting[: len(costs)]), tuple(costs), min(1.0, padded / room.budget), sum(costs) / padded)
+
+
+def policies(config: Config, mode: str) -> dict[str, Policy]:
+    """Return the policy of a scheduler with these settings under `stoker`, and the baselines that say something."""
+    found = {"stoker": _policy("stoker", config, DynamicBatcher(config))}
+    found["fifo"] = _policy("fifo", config, FifoBatcher(config), classes=False)
+    if mode == "continuous":
+        # Batches that are closed: rows that are done leave, or stay until the longest is done.
+        found["static"] = _policy("static", config, DynamicBatcher(config), refill=False)
+        found["longest"] = _policy("longest", config, DynamicBatcher(config), refill=False, to_longest=True)
+    return found
+
+
+def _policy(name: str, config: Config, batcher: DynamicBatcher, **options: bool) -> Policy:
+    return Policy(name, RequestQueue(config), batcher, LoadBalancer(config), **options)

@@ -1,0 +1,288 @@
+"""Replays a trace: arrivals, the scheduler's ticks and the workers' steps, in the order of a virtual clock."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from stoker.config import Config
+from stoker.store.codec import class_term_us
+from stoker.store.records import Waiting, WorkerRecord
+from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tally, VirtualEngine
+from stoker_ops.simulate.policies import Policy
+from stoker_ops.simulate.traces import Arrival
+from stoker_ops.simulate.waiting import Backlog
+from stoker_scheduler.batcher import Batch
+from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
+from stoker_workers.engine import Capacity
+from stoker_workers.engines.sim import Profile
+
+START_US = 1_000_000_000
+"""When a trace begins: late enough that no stamp is taken for the beginning of time."""
+
+H100_8B = Profile(base_ms=7.0, prefill_ms=0.032, row_ms=0.02, resident_ms=0.00005)
+"""A model of 8 billion parameters in bfloat16 on one H100, out of the card's data sheet: see docs/simulate.md."""
+
+COMPLETED, EXPIRED, REFUSED = "completed", "expired", "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """The fleet, and what a submit is held to. `overhead_ms` is from a submit or a settle to the tick that sees it.
+
+    `max_waiting`: requests that may wait, None for no cap.
+    """
+
+    mode: str
+    workers: int
+    profile: Profile
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_tokens: int
+    overhead_ms: float = 1.0
+    max_waiting: int | None = None
+
+
+@dataclass(slots=True)
+class Fate:
+    """What became of one request; times in seconds after the beginning, NaN where it never came so far."""
+
+    outcome: str = ""
+    queued_s: float = math.nan
+    begun_s: float = math.nan
+    first_s: float = math.nan
+    ended_s: float = math.nan
+
+
+@dataclass(slots=True)
+class Run:
+    """All that a replay found. `decision_s` is real time, everything else virtual."""
+
+    policy: str
+    fates: list[Fate]
+    tally: Tally
+    began_s: float = 0.0
+    ended_s: float = 0.0
+    batches: int = 0
+    dispatched: int = 0
+    decision_s: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
+class Replay:
+    """One trace through one policy.
+
+    1. A submit that the model card would refuse, or for which there is no room, is refused.
+    2. A tick orders what waits, and hands it out batch by batch, with the objects of a scheduler. It comes
+       `overhead_ms` after what calls for it: a submit, rows that left, a linger that is over, a deadline.
+    3. A worker begins what it got at its next step, or with its next batch.
+    4. A request is past its deadline where it waits, or when its answer comes too late.
+    """
+
+    def __init__(self, arrivals: Sequence[Arrival], setup: Setup, policy: Policy, config: Config) -> None:
+        self._arrivals = arrivals
+        self._setup = setup
+        self._policy = policy
+        self._config = config
+        self._engines = [_engine(setup, policy) for _ in range(setup.workers)]
+        self._fleet = [_record(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
+        self._held_rows = [0] * setup.workers
+        self._held_tokens = [0] * setup.workers
+        self._changed: set[int] = set()  # the workers whose records are not up to date
+        self._places = {record.inc: number for number, record in enumerate(self._fleet)}
+        self._backlog = Backlog()
+        self._rows: dict[str, Row] = {}
+        self._events: list[tuple[float, int, int]] = []  # when, the worker or -1 for a tick, the number of its run
+        self._runs = [0] * setup.workers
+        self._busy_until: list[float | None] = [None] * setup.workers
+        self._tick_at = math.inf
+        self.run = Run(policy.name, [Fate() for _ in arrivals], Tally())
+
+    def to_end(self) -> Run:
+        """Run until every request has ended."""
+        number, arrivals = 0, self._arrivals
+        self.run.began_s = arrivals[0].at_s
+        while number < len(arrivals) or self._events:
+            next_us = self._events[0][0] if self._events else math.inf
+            if number < len(arrivals) and (at_us := START_US + arrivals[number].at_s * 1e6) <= next_us:
+                self._submit(number, at_us)
+                number += 1
+                continue
+            at_us, worker, turn = heapq.heappop(self._events)
+            if worker < 0:
+                if at_us == self._tick_at:
+                    self._tick_at = math.inf
+                    self._tick(at_us)
+            elif turn == self._runs[worker]:
+                self._end_run(worker, at_us)
+        return self.run
+
+    # --- what comes and goes --------------------------------------------------------------------------------------
+
+    def _submit(self, number: int, now_us: float) -> None:
+        arrival, setup = self._arrivals[number], self._setup
+        fate = self.run.fates[number]
+        fate.queued_s = _seconds(now_us)
+        padded = setup.mode == "padded"
+        answer = 0 if padded else max(1, arrival.max_tokens)
+        cost = arrival.prompt_tokens + answer
+        full = setup.max_waiting is not None and len(self._backlog) >= setup.max_waiting
+        if full or cost > min(setup.max_model_len, self._fleet[0].capacity):
+            self._settle(number, REFUSED, now_us)
+            return
+        lane = str(arrival.priority) if self._policy.classes else "high"
+        term_us = class_term_us(arrival.priority, arrival.timeout, self._config) if self._policy.classes else 0
+        name = str(number)
+        self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
+        deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
+        self._backlog.add(Waiting(name, lane, name, now_us + term_us, arrival.prompt_tokens, answer, True), deadline_us)
+        self._wake(now_us + setup.overhead_ms * 1000)
+
+    def _settle(self, number: int, outcome: str, now_us: float) -> None:
+        fate = self.run.fates[number]
+        fate.outcome, fate.ended_s = outcome, _seconds(now_us)
+        self.run.outcomes[outcome] += 1
+        if outcome != REFUSED:
+            del self._rows[str(number)]
+
+    def _end_run(self, worker: int, now_us: float) -> None:
+        """Settle what ended at a worker, and let it go on."""
+        begun, left = self._engines[worker].end(self.run.tally)
+        for row in begun:
+            self.run.fates[row.place].first_s = _seconds(now_us)
+        if left:
+            for row in left:
+                timeout = self._arrivals[row.place].timeout
+                late = timeout is not None and _seconds(now_us) > self.run.fates[row.place].queued_s + timeout
+                self._settle(row.place, EXPIRED if late else COMPLETED, now_us)
+                self._held_tokens[worker] -= row.cost
+            self._held_rows[worker] -= len(left)
+            self._changed.add(worker)
+            self.run.ended_s = _seconds(now_us)
+            self._wake(now_us + self._setup.overhead_ms * 1000)
+        self._begin(worker, now_us)
+
+    def _begin(self, worker: int, now_us: float) -> None:
+        ends_ms = self._engines[worker].begin(now_us / 1000)
+        self._busy_until[worker] = None
+        if ends_ms is not None:
+            self._end_at(worker, ends_ms * 1000)
+
+    def _end_at(self, worker: int, at_us: float) -> None:
+        self._busy_until[worker] = at_us
+        self._runs[worker] += 1
+        heapq.heappush(self._events, (at_us, worker, self._runs[worker]))
+
+    # --- the scheduler --------------------------------------------------------------------------------------------
+
+    def _wake(self, at_us: float) -> None:
+        if at_us < self._tick_at:
+            self._tick_at = at_us
+            heapq.heappush(self._events, (at_us, -1, 0))
+
+    def _tick(self, now_us: float) -> None:
+        """Hand out all that fits."""
+        for name in self._backlog.expire(now_us):
+            self._settle(int(name), EXPIRED, now_us)
+        more = True
+        while more and (depth := self._depth()):
+            heads = self._backlog.heads(depth)
+            took = self._dispatch(heads, depth, now_us) if heads else 0
+            # What was cut off at the most entries that are ever read may fit as well.
+            more = took > 0 and any(len(head) == DEPTH[self._setup.mode] for head in heads.values())
+        if (due_us := self._backlog.next_deadline_us()) is not None:
+            self._wake(due_us)
+
+    def _depth(self) -> int:
+        """Return how many entries of each lane to look at: no more than could matter, none without a free row."""
+        most = DEPTH[self._setup.mode]
+        free = self._fleet[0].rows * self._setup.workers - sum(self._held_rows)
+        return min(most, free + BLOCKED_HEADS) if free and self._setup.mode == "continuous" else most * (free > 0)
+
+    def _dispatch(self, heads: dict[str, list[Waiting]], depth: int, now_us: float) -> int:
+        """Decide like a scheduler's tick; returns how many requests were handed out."""
+        self._read_records()
+        began, policy = time.process_time(), self._policy
+        fleet = self._fleet if policy.refill else [replace(one, accepting=not one.held_rows) for one in self._fleet]
+        hand = Round(
+            policy.queue.order(heads, fleet).requests,
+            fleet,
+            balancer=policy.balancer,
+            batcher=policy.batcher,
+            shut=frozenset(),
+            probing=frozenset(),
+            linger_us=self._config.max_queue_delay_ms * 1000,
+            now_us=int(now_us),
+        )
+        handed: list[tuple[WorkerRecord, Batch]] = []
+        while chosen := hand.next():
+            policy.queue.dispatched(chosen[1].requests, now_us=int(now_us))
+            hand.done(*chosen, more=True)
+            handed.append(chosen)
+        self.run.decision_s += time.process_time() - began
+        self._deliver(handed, depth, now_us)
+        if hand.linger_us:
+            self._wake(now_us + hand.linger_us)
+        return sum(len(batch.requests) for _, batch in handed)
+
+    def _read_records(self) -> None:
+        """Bring the records up to what workers hold."""
+        for worker in self._changed:
+            held_rows, held_tokens = self._held_rows[worker], self._held_tokens[worker]
+            self._fleet[worker] = replace(self._fleet[worker], held_rows=held_rows, held_tokens=held_tokens)
+        self._changed.clear()
+
+    def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], depth: int, now_us: float) -> None:
+        """Give workers their rows; what runs goes on to the end of its step."""
+        touched: dict[int, None] = {}
+        for record, batch in handed:
+            worker = self._places[record.inc]
+            touched[worker] = None
+            self._held_rows[worker] += len(batch.costs)
+            self._held_tokens[worker] += sum(batch.costs)
+            self.run.batches += 1
+            self.run.dispatched += len(batch.requests)
+            for request in batch.requests:
+                row = self._rows[request.id]
+                row.batch = str(self.run.batches)
+                self.run.fates[row.place].begun_s = _seconds(now_us)
+                self._engines[worker].give(row)
+            self._backlog.take(batch.requests, depth)
+        self._changed.update(touched)
+        for worker in touched:
+            until_us = self._busy_until[worker]
+            if until_us is None:
+                self._begin(worker, now_us)
+            elif (ends_us := self._engines[worker].cut(now_us / 1000) * 1000) < until_us:
+                self._end_at(worker, ends_us)
+
+
+def _engine(setup: Setup, policy: Policy) -> VirtualEngine:
+    if setup.mode == "padded":
+        longest = min(setup.max_model_len, setup.kv_cache_tokens)
+        return PaddedEngine(setup.profile, setup.max_num_seqs, setup.max_num_batched_tokens, longest)
+    capacity = Capacity(rows=setup.max_num_seqs, tokens=setup.kv_cache_tokens, budget=setup.max_num_batched_tokens)
+    return ContinuousEngine(setup.profile, capacity, to_longest=policy.to_longest)
+
+
+def _record(number: int, capacity: Capacity, mode: str) -> WorkerRecord:
+    """Return the worker as a scheduler would read it."""
+    name = f"w{number:03}"
+    return WorkerRecord(
+        inc=f"{name}:1-{number}",
+        worker=name,
+        rows=capacity.rows,
+        capacity=capacity.tokens,
+        budget=capacity.budget,
+        mode=mode,
+        cache=capacity.cache,
+    )
+
+
+def _seconds(at_us: float) -> float:
+    return (at_us - START_US) / 1e6

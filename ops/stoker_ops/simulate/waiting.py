@@ -1,0 +1,104 @@
+"""What waits, on a virtual clock: lanes that give their heads, as the sorted sets in Redis do."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Set
+
+from stoker.store.records import Waiting
+
+COMPACT = 4096
+"""Entries before a lane's first one that are kept until it is compacted."""
+
+
+class Lane:
+    """The waiting requests of one class, ascending by score, with its head at `_start`."""
+
+    def __init__(self) -> None:
+        self._requests: list[Waiting] = []
+        self._start = 0
+
+    def add(self, request: Waiting) -> None:
+        """Put a request into its place, behind those of the same score."""
+        if not self._requests or self._requests[-1].score <= request.score:
+            self._requests.append(request)
+        else:
+            insort(self._requests, request, lo=self._start, key=_score)
+
+    def head(self, depth: int) -> list[Waiting]:
+        """Return the first entries."""
+        return self._requests[self._start : self._start + depth]
+
+    def take(self, ids: Set[str], depth: int) -> None:
+        """Remove entries that are among the first `depth`."""
+        head = self.head(depth)
+        kept = [request for request in head if request.id not in ids]
+        taken = len(head) - len(kept)
+        self._requests[self._start + taken : self._start + len(head)] = kept
+        self._start += taken
+        if self._start > COMPACT and 2 * self._start > len(self._requests):
+            del self._requests[: self._start]
+            self._start = 0
+
+    def remove(self, request: Waiting) -> None:
+        """Remove an entry from wherever it is."""
+        place = bisect_left(self._requests, request.score, lo=self._start, key=_score)
+        while self._requests[place].id != request.id:
+            place += 1
+        del self._requests[place]
+
+    def __len__(self) -> int:
+        return len(self._requests) - self._start
+
+
+class Backlog:
+    """All lanes, and the deadlines of what waits in them."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, Lane] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        self._waiting: dict[str, Waiting] = {}
+
+    def add(self, request: Waiting, deadline_us: float | None) -> None:
+        """Let a request wait."""
+        self._lanes.setdefault(request.lane, Lane()).add(request)
+        if deadline_us is not None:
+            self._waiting[request.id] = request
+            heapq.heappush(self._deadlines, (deadline_us, request.id))
+
+    def heads(self, depth: int) -> dict[str, list[Waiting]]:
+        """Return the first entries of each lane that has any."""
+        return {name: lane.head(depth) for name, lane in self._lanes.items() if len(lane)}
+
+    def take(self, requests: tuple[Waiting, ...], depth: int) -> None:
+        """Remove what was dispatched, all of it out of `heads(depth)`."""
+        by_lane: dict[str, set[str]] = {}
+        for request in requests:
+            by_lane.setdefault(request.lane, set()).add(request.id)
+            self._waiting.pop(request.id, None)
+        for name, ids in by_lane.items():
+            self._lanes[name].take(ids, depth)
+
+    def expire(self, now_us: float) -> list[str]:
+        """Remove what is past its deadline; returns the ids."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now_us:
+            _, name = heapq.heappop(self._deadlines)
+            if request := self._waiting.pop(name, None):
+                self._lanes[request.lane].remove(request)
+                expired.append(name)
+        return expired
+
+    def next_deadline_us(self) -> float | None:
+        """Return when the next one that waits is due."""
+        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lanes.values()))
+
+
+def _score(request: Waiting) -> float:
+    return request.score
