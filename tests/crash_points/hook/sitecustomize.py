@@ -1,8 +1,9 @@
 """Puts crash points into every Python process started with this folder on its path; no production code knows.
 
-A point is `<role> <what> <before or after>`. CRASH_POINT_FOLDER switches them on. CRASH_POINT names one, and
-CRASH_POINT_END what happens the CRASH_POINT_NTH time that a process passes it: exit (os._exit) or stop (SIGSTOP). It
-happens once; `fired` in the folder then holds the process id. Without a name, each point that is passed is noted there.
+A point is `<role> <what> <before or after>`. CRASH_POINT_FOLDER switches them on. The link `armed` in that folder says
+`<round>|<point>|<end>|<nth>`: the nth time that a process passes the point it ends there (exit: by os._exit) or stands
+still (stop: by SIGSTOP), once a round; `fired-<round>` then holds its process id. Without the link each point that is
+passed is noted by a file of its name.
 
 The sim engine gets two faults: a request `flaky...` fails once, and one whose id begins with `poison` kills its
 process.
@@ -14,6 +15,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,35 +41,44 @@ class Points:
     def __init__(self, folder: Path) -> None:
         self.role = role()
         self.folder = folder
-        self.wanted = os.environ.get("CRASH_POINT", "")
-        self.end = os.environ.get("CRASH_POINT_END", "")
-        self.left = int(os.environ.get("CRASH_POINT_NTH", "1"))
+        self.armed = ""
+        self.left = 0
         self.noted: set[str] = set()
 
     def passed(self, what: str, when: str) -> None:
         """Be at a point."""
         name = f"{self.role} {what} {when}"
-        if name == self.wanted:
-            self.left -= 1
-            if self.left <= 0 and self.claim("fired"):
-                self.fire()
-        elif not self.wanted and name not in self.noted:
+        try:
+            armed = str((self.folder / "armed").readlink())
+        except FileNotFoundError:
+            self.note(name)
+            return
+        count, wanted, end, nth = armed.split("|")
+        if armed != self.armed:
+            self.armed, self.left = armed, int(nth)
+        if name != wanted:
+            return
+        self.left -= 1
+        if self.left <= 0 and self.claim(f"fired-{count}"):
+            if end == "exit":
+                os._exit(EXIT)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def note(self, name: str) -> None:
+        if name not in self.noted:
             self.noted.add(name)
             self.claim(name)
 
-    def fire(self) -> None:
-        if self.end == "exit":
-            os._exit(EXIT)
-        os.kill(os.getpid(), signal.SIGSTOP)
-
     def claim(self, name: str) -> bool:
         """Make a file of the folder with this process's id; gives whether nobody else had."""
-        made = self.folder / f".{os.getpid()}-{name}"
+        made = self.folder / f".{os.getpid()}-{threading.get_ident()}"
         made.write_text(str(os.getpid()))
         try:
             os.link(made, self.folder / name)
         except FileExistsError:
             return False
+        finally:
+            made.unlink()
         return True
 
     def around(self, owner: Any, method: str, name: Callable[..., str]) -> None:
