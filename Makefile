@@ -14,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint types bench-engine bench-floor bench-throughput clean
+.PHONY: help venv demo test fuzz mutations crash-points lint types bench-engine bench-floor bench-throughput clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -45,6 +45,14 @@ fuzz: SEED := $(SEED)
 fuzz: $(STAMP) ## try 30,000 wrong requests, payloads, script arguments and settings
 	@echo "SEED=$(SEED)"
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) $(ARGS)
+
+# Each of its own checks must find its bug; the random state machine may. More options: make mutations ARGS='--seconds 60'
+mutations: $(STAMP) ## plant bugs in scripts and services, and see that each is found
+	@PYTHONPATH=tests $(BIN)/python -m mutations.by_machine $(ARGS)
+
+# Two lives of a small stack for each call of Redis and each side effect. More options: make crash-points ARGS='--only begin'
+crash-points: $(STAMP) ## end or stop a process at every point of every role, and see that nothing is lost
+	@PYTHONPATH=tests $(BIN)/python -m crash_points.every_point --jobs $(JOBS) $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

@@ -99,7 +99,14 @@ class Stack:
             process.wait(10)
         self.redis.close()
 
+    def python(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start another Python program in the stack's environment."""
+        return self._spawn(name, [sys.executable, *arguments])
+
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        return self._spawn(name, [sys.executable, "-c", "from stoker.cli import main; main()", *arguments])
+
+    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         environment = (
             os.environ
             | {
@@ -114,6 +121,5 @@ class Stack:
             | self.environment
         )
         with (self._logs / f"{name}.log").open("ab") as log:
-            command = [sys.executable, "-c", "from stoker.cli import main; main()", *arguments]
             self._processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         return self._processes[name]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any, Generic, Literal, TypeVar
 
 from stoker.config import Config
@@ -54,7 +55,7 @@ class Script:
 
 def script_names() -> list[str]:
     """Return the names of all transitions, as their files say."""
-    return sorted(file.name.removesuffix(".lua") for file in _lua().iterdir() if file.name.endswith(".lua"))
+    return sorted(file.name.removesuffix(".lua") for file in lua_folder().iterdir() if file.name.endswith(".lua"))
 
 
 @functools.lru_cache(maxsize=64)
@@ -63,16 +64,18 @@ def load_scripts(config: Config, clock: str | None = None) -> Mapping[str, Scrip
     return {name: _build(name, config, clock) for name in script_names()}
 
 
-def _lua() -> Any:
+def lua_folder() -> Traversable:
+    """Return where the scripts lie, and in `pieces` what they share."""
     return resources.files("stoker.store") / "lua"
 
 
 def _build(name: str, config: Config, clock: str | None) -> Script:
-    body = (_lua() / f"{name}.lua").read_text()
+    body = (lua_folder() / f"{name}.lua").read_text()
     used = re.match(r"-- use: ([a-z ]+)\n", body)
     pieces = [*IMPLICIT_PIECES, *(used[1].split() if used else [])]
     texts = [
-        clock if piece == "clock" and clock else (_lua() / "pieces" / f"{piece}.lua").read_text() for piece in pieces
+        clock if piece == "clock" and clock else (lua_folder() / "pieces" / f"{piece}.lua").read_text()
+        for piece in pieces
     ]
     source = "\n".join([_limits(config), *texts, body])
     # Redis names scripts by their SHA-1; nothing is protected by it.
