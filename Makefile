@@ -6,15 +6,18 @@ TORCH ?= torch==2.13.0
 # Test processes (most tests wait for processes of their own, so there may be more than cores), and options for pytest: make test JOBS=2 ARGS='-k lanes'
 JOBS ?= 4
 ARGS ?=
-# What a fuzzing run starts from: the same number gives the same cases. It is printed.
+# What a run of fuzz or chaos starts from: the same number gives the same cases. It is printed.
 SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
+# How much `make chaos` breaks, and how many requests it sends meanwhile.
+FAULTS ?= 100
+REQUESTS ?= 50000
 
 BIN := .venv/bin
 # One stamp for each TORCH, so that asking for another one installs it.
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint types bench-engine clean
+.PHONY: help venv demo test fuzz chaos lint types bench-engine clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -45,6 +48,11 @@ fuzz: SEED := $(SEED)
 fuzz: $(STAMP) ## try 30,000 wrong requests, payloads, script arguments and settings
 	@echo "SEED=$(SEED)"
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) $(ARGS)
+
+# More options, for instance: make chaos SEED=1 FAULTS=20 REQUESTS=5000 ARGS='--kinds zombie poison --keep'
+chaos: SEED := $(SEED)
+chaos: $(STAMP) ## break a running stack 100 times under 50,000 requests, and look for what was lost
+	@PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --faults $(FAULTS) --requests $(REQUESTS) $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .
