@@ -31,7 +31,7 @@ def judge(
     asked: Iterable[str],
     planted: Iterable[str],
     ledgers: Mapping[str, str],
-    left: Sequence[str],
+    left: Sequence[str] = (),
 ) -> Verdict:
     """Return what is wrong.
 
