@@ -22,6 +22,8 @@ TRICKLE = 8
 """... and after it, lest a fault wait for work that nobody sends."""
 ABSENT_S = 3.0
 """A worker whose child died often waits longer and longer: after so long it is started again, as an operator would."""
+TICKS = 20
+"""A scheduler that had so many answers since it was started has begun to claim the lease, again and again."""
 RETURN_MS = 2000.0
 """Within this everything goes on after Redis, or the way to it, came back."""
 
@@ -134,9 +136,11 @@ class Arena:
         return self.until(find, f"a worker runs {least} requests")
 
     def leader(self) -> Machine:
-        """The scheduler that leads."""
+        """The scheduler that leads, once another one stands by."""
 
         def find() -> Machine | None:
+            if not all(scheduler.alive and scheduler.link.answered > TICKS for scheduler in self.fleet.schedulers):
+                return None
             node = self.record.checker.token.split(":")[1] if self.record.checker.token else ""
             return next((s for s in self.fleet.schedulers if s.alive and node.endswith(f"-{s.pid}")), None)
 

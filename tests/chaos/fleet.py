@@ -43,6 +43,7 @@ class Machine:
                 self._command, env=self._environment, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0
             )
         self.wanted = True
+        self.link.answered = 0
 
     @property
     def pid(self) -> int:

@@ -21,6 +21,8 @@ class Link:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, redis_socket: Path, rng: random.Random) -> None:
         self.port = 0
+        self.answered = 0
+        """How many replies went through, about."""
         self._loop = loop
         self._redis_socket = redis_socket
         self._rng = rng
@@ -92,6 +94,7 @@ class Link:
                 await self._open.wait()
                 if replies and self._loss and self._rng.random() < self._loss:
                     return
+                self.answered += replies
                 sink.write(data)
                 await sink.drain()
 
