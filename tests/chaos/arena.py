@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -56,6 +57,7 @@ class Arena:
         self.allowed = self._share_ends = 0
         self._requests = requests
         self._paced_at = 0.0
+        self._pressed = False
         self._absent_since: dict[str, float] = {}
 
     # --- load ---------------------------------------------------------------------------------------------------------
@@ -71,8 +73,20 @@ class Arena:
             return
         self._paced_at = time.monotonic()
         live = self.allowed + len(self.planted) - self.record.ended
-        wanted = LIVE if self.allowed < self._share_ends else TRICKLE
-        self.allow(min(self._requests, self.allowed + max(0, wanted - live)))
+        wanted = LIVE if self.allowed < self._share_ends or self._pressed else TRICKLE
+        left = self._requests - self.allowed
+        # Beyond a fault's share less and less, so that some is left for the next one whatever this one takes.
+        most = left if self.allowed < self._share_ends else -(-left // 16)
+        self.allow(self.allowed + max(0, min(wanted - live, most)))
+
+    @contextlib.contextmanager
+    def pressed(self) -> Iterator[None]:
+        """Keep all workers busy meanwhile, even beyond the fault's share."""
+        self._pressed = True
+        try:
+            yield
+        finally:
+            self._pressed = False
 
     def allow(self, total: int) -> None:
         """Let the clients submit up to so many requests in all."""
@@ -133,7 +147,8 @@ class Arena:
                     return machine, inc
             return None
 
-        return self.until(find, f"a worker runs {least} requests")
+        with self.pressed():
+            return self.until(find, f"a worker runs {least} requests")
 
     def leader(self) -> Machine:
         """The scheduler that leads, once another one stands by."""
@@ -175,7 +190,8 @@ class Arena:
         def wanted(line: Line) -> bool:
             return line.word == word and line.by.startswith(f"{worker}:" if worker else "")
 
-        return self.recovery(since_us, self.happened(since_us, f"{word} {worker}", wanted), bound_ms)
+        with self.pressed():
+            return self.recovery(since_us, self.happened(since_us, f"{word} {worker}", wanted), bound_ms)
 
     def happened(self, since_us: int, what: str, wanted: Callable[[Line], bool]) -> int:
         """Wait for a line of the history; gives its time."""
