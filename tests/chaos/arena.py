@@ -123,6 +123,12 @@ class Arena:
 
     # --- targets ------------------------------------------------------------------------------------------------------
 
+    def start(self, machine: Machine) -> None:
+        """Start a machine again."""
+        # Until it registers it has no child to lose: a start takes as long as it takes.
+        self.record.registered.pop(machine.name, None)
+        machine.start()
+
     def revive(self) -> None:
         """Start workers again that wait too long to try again themselves."""
         for machine in self.fleet.workers:
@@ -131,7 +137,7 @@ class Arena:
             elif time.monotonic() - self._absent_since.setdefault(machine.name, time.monotonic()) > ABSENT_S:
                 self._absent_since.pop(machine.name)
                 machine.kill()
-                machine.start()
+                self.start(machine)
 
     def _waits_to_retry(self, machine: Machine) -> bool:
         """Whether a worker has no child, after it had one: it counts the deaths that it is here to die."""

@@ -44,7 +44,7 @@ def machine_lost(arena: Arena) -> Recovery:
     since = arena.now_us()
     machine.kill()
     recovery = arena.freed(inc, since, 4 * arena.beat_ms)
-    machine.start()
+    arena.start(machine)
     return recovery
 
 
@@ -56,8 +56,8 @@ def machine_and_leader_lost(arena: Arena) -> Recovery:
     machine.kill()
     leader.kill()
     recovery = arena.freed(inc, since, 4.5 * arena.beat_ms + arena.leader_ms)
-    machine.start()
-    leader.start()
+    arena.start(machine)
+    arena.start(leader)
     return recovery
 
 
@@ -112,7 +112,7 @@ def worker_told_to_end(arena: Arena) -> Recovery:
     machine.terminate()
     recovery = arena.freed(inc, since, 1000 * DRAIN_S + arena.beat_ms)
     code = machine.wait()
-    machine.start()
+    arena.start(machine)
     return Recovery(recovery.ms, recovery.bound_ms, "" if code == 0 else f"it ended with {code}")
 
 
@@ -167,7 +167,7 @@ def leader_killed(arena: Arena) -> Recovery:
     since = arena.now_us()
     leader.kill()
     recovery = arena.taken_over(since, arena.leader_ms + arena.beat_ms / 2)
-    leader.start()
+    arena.start(leader)
     return recovery
 
 
@@ -191,7 +191,7 @@ def leader_told_to_end(arena: Arena) -> Recovery:
     leader.terminate()
     recovery = arena.taken_over(since, 500)
     code = leader.wait()
-    leader.start()
+    arena.start(leader)
     return Recovery(recovery.ms, recovery.bound_ms, "" if code == 0 else f"it ended with {code}")
 
 
@@ -203,7 +203,7 @@ def schedulers_down(arena: Arena) -> Recovery:
     arena.sleep(DOWN_MS)
     since = arena.now_us()
     for scheduler in arena.fleet.schedulers:
-        scheduler.start()
+        arena.start(scheduler)
     # How long a process takes to start is the machine's business: from the new leader on it is ours.
     return arena.resumed(arena.happened(since, "a leader", lambda line: line.word == "leader"))
 
@@ -348,7 +348,7 @@ def client_killed(arena: Arena) -> Recovery:
     left = {name for name in arena.record.live if name.startswith(f"{client.name}-")}
     arena.until(lambda: not left & arena.record.live.keys(), "its requests end without it")
     ends = [line.time_us for line in arena.record.since(since) if line.id in left and line.word == "end"]
-    client.start()
+    arena.start(client)
     return Recovery((max(ends, default=since) - since) / 1000)
 
 
