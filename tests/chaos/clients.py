@@ -34,7 +34,9 @@ class Submitter:
 
     def __init__(self, client: Client, name: str, ledger: Path) -> None:
         self._client, self._name = client, name
-        self._known = {line.split(" ")[0] for line in ledger.read_text().splitlines()} if ledger.exists() else set()
+        lines = ledger.read_text().splitlines() if ledger.exists() else []
+        # A cancel is no outcome: the client may have been killed between the two.
+        self._known = {line.split(" ")[0] for line in lines if " cancel-ok " not in line}
         self._ledger = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def run(self, numbers: range) -> None:

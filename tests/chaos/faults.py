@@ -121,10 +121,9 @@ def doorbell_lost(arena: Arena) -> Recovery:
     """doorbell lost"""
     keys, client = "stoker:{default}:", arena.fleet.redis
     machine, inc = arena.busy_worker()
-    machine.link.lose_replies(1.0)
-    machine.link.reset()
+    # Whoever reads the stream loses the connection over it, until nothing is there to be read; all else goes on.
+    machine.link.lose_replies(1.0, b"delivery")
     try:
-        # Or until the worker, which hears nothing at all meanwhile, is taken for lost.
         closed = arena.record.checker.closed
         with arena.pressed():
             arena.until(lambda: arena.record.held(inc, "dispatched") or inc in closed, "something is handed over")

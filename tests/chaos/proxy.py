@@ -29,7 +29,7 @@ class Link:
         self._open = asyncio.Event()
         self._open.set()
         self._delay_s = 0.0
-        self._loss = 0.0
+        self._loss, self._word = 0.0, b""
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
@@ -45,9 +45,12 @@ class Link:
         """Let every reply come `LATENCY_S` later."""
         self._delay_s = LATENCY_S
 
-    def lose_replies(self, share: float) -> None:
-        """Break connections instead of passing on this share of the replies; what was asked is done all the same."""
-        self._loss = share
+    def lose_replies(self, share: float, word: bytes = b"") -> None:
+        """Break connections instead of passing on this share of the replies, or of those with this word in them.
+
+        What was asked is done all the same.
+        """
+        self._loss, self._word = share, word
 
     def heal(self) -> None:
         """Pass everything on again."""
@@ -92,7 +95,7 @@ class Link:
                 if replies and self._delay_s:
                     await asyncio.sleep(self._delay_s)
                 await self._open.wait()
-                if replies and self._loss and self._rng.random() < self._loss:
+                if replies and self._word in data and self._rng.random() < self._loss:
                     return
                 self.answered += replies
                 sink.write(data)
