@@ -6,15 +6,18 @@ TORCH ?= torch==2.13.0
 # Test processes (most tests wait for processes of their own, so there may be more than cores), and options for pytest: make test JOBS=2 ARGS='-k lanes'
 JOBS ?= 6
 ARGS ?=
-# What a fuzzing run starts from: the same number gives the same cases. It is printed.
+# What a run of fuzz or chaos starts from: the same number gives the same cases. It is printed.
 SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
+# How much `make chaos` breaks, and how many requests it sends meanwhile.
+FAULTS ?= 100
+REQUESTS ?= 50000
 
 BIN := .venv/bin
 # One stamp for each TORCH, so that asking for another one installs it.
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz mutations crash-points lint types bench-engine bench-floor bench-throughput clean
+.PHONY: help venv demo test fuzz chaos mutations crash-points lint types bench-engine bench-floor bench-throughput clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -53,6 +56,11 @@ mutations: $(STAMP) ## plant bugs in scripts and services, and see that each is 
 # Two lives of a small stack for each call of Redis and each side effect. More options: make crash-points ARGS='--only begin'
 crash-points: $(STAMP) ## end or stop a process at every point of every role, and see that nothing is lost
 	@PYTHONPATH=tests $(BIN)/python -m crash_points.every_point --jobs $(JOBS) $(ARGS)
+
+# More options, for instance: make chaos SEED=1 FAULTS=20 REQUESTS=5000 ARGS='--kinds zombie poison --keep'
+chaos: SEED := $(SEED)
+chaos: $(STAMP) ## break a running stack 100 times under 50,000 requests, and look for what was lost
+	@PYTHONPATH=tests $(BIN)/python -m chaos --seed $(SEED) --faults $(FAULTS) --requests $(REQUESTS) $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .
