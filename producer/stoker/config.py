@@ -86,6 +86,7 @@ class Config(BaseSettings):
     breaker_window_s: float = Field(60, gt=0, description="the window in which worker faults are counted")
     breaker_open_s: float = Field(30, gt=0, description="how long a circuit stays open at first; doubles each time")
     breaker_successes: int = Field(2, ge=1, description="successes of a half-open circuit that close it")
+    slow_factor: float = Field(2, gt=1, description="how many times as slow as its peers a worker is left out")
 
     block_ms: int = Field(1000, ge=10, le=2000, description="the longest a blocking read waits in Redis")
     connect_timeout_s: float = Field(2, gt=0, description="deadline of one attempt to connect")

@@ -64,7 +64,7 @@ def worker_table(title: str, figures: Stats, busy: Mapping[str, float] | None = 
         rows.append(
             (
                 worker["worker"],
-                Text(worker["state"], STATE_STYLES.get(worker["state"], "bold red")),
+                _state(worker),
                 figures["model"]["name"] if figures["model"] else "-",
                 worker["mode"],
                 f"{worker['held_rows']}/{worker['rows']}",
@@ -82,6 +82,12 @@ def worker_table(title: str, figures: Stats, busy: Mapping[str, float] | None = 
         columns = (*columns[:at], *columns[at + 1 :])
         rows = [(*row[:at], *row[at + 1 :]) for row in rows]
     return FittedTable(title, columns, rows)
+
+
+def _state(worker: Mapping[str, Any]) -> Text:
+    if worker["circuit"] != "closed":
+        return Text(f"{worker['state']}, circuit {worker['circuit']}", "bold red")
+    return Text(worker["state"], STATE_STYLES.get(worker["state"], "bold red"))
 
 
 def waiting_table(figures: Stats) -> FittedTable:

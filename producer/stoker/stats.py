@@ -138,7 +138,7 @@ def assemble(queue: str, view: Overview, workers: Sequence[WorkerRecord], lease_
             requests_per_second=requests_per_second(view.rates, view.now_us),
             tokens_per_second=sum(record.rate for record in workers if record.state == "live"),
         ),
-        workers=[_worker(record, lease_s) for record in workers],
+        workers=[_worker(record, lease_s, view.circuits) for record in workers],
         leader=view.leader if view.leader_until_us > view.now_us else None,
         model={"identity": view.card.identity, **view.card.fields} if view.card else None,
         generation=view.generation,
@@ -170,7 +170,8 @@ def worker_state(record: WorkerRecord, lease_s: float) -> str:
     return "live" if record.accepting else "stopping"
 
 
-def _worker(record: WorkerRecord, lease_s: float) -> dict[str, Any]:
+def _worker(record: WorkerRecord, lease_s: float, circuits: Mapping[str, str]) -> dict[str, Any]:
     figures = dataclasses.asdict(record)
     figures |= {"beat_age_s": figures.pop("beat_age_us") / 1e6, "available": record.available}
-    return figures | {"state": worker_state(record, lease_s)}
+    circuit = circuits.get(record.worker, "closed") if record.state == "live" else "closed"
+    return figures | {"state": worker_state(record, lease_s), "circuit": circuit}

@@ -82,7 +82,7 @@ class SchedulerFigures(Collector):
     def _circuits(self, reading: Reading) -> Metric:
         family = GaugeMetricFamily(
             "stoker_worker_circuit_open",
-            "1 while a worker gets nothing but probes: it failed too often.",
+            "1 while a worker gets nothing but probes: it failed too often, or is slow beside its peers.",
             labels=("worker",),
         )
         for name in sorted({record.worker for record in reading.workers}):

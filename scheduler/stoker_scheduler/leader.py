@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -26,7 +27,9 @@ class Leadership:
     3. After it was fenced, or found another Redis history, claims under a new nonce: no delivery id is ever made twice.
     """
 
-    def __init__(self, store: AsyncStore, config: Config) -> None:
+    def __init__(self, store: AsyncStore, config: Config, circuits: Callable[[], Mapping[str, str]] = dict) -> None:
+        """Lead the queue of `config`; `circuits` gives those that are not closed, for who looks at the queue."""
+        self._circuits = circuits
         self._store = store
         self._config = config
         self._node = f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
@@ -39,7 +42,7 @@ class Leadership:
     async def tick(self) -> None:
         """Take or renew the lease; raises `ConfigError` when the queue runs with another H."""
         me = f"{self._node}:{self._nonce}"
-        answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config))
+        answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config, self._circuits()))
         match answer.word:
             case "LEADER":
                 self._generation = answer.generation

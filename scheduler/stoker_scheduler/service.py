@@ -57,11 +57,11 @@ class Scheduler:
         self._config = config
         self._store = AsyncStore(config)
         self._bell = AsyncStore(config, block_s=config.block_ms / 1000)
-        self._leadership = Leadership(self._store, config)
+        self._health = HealthMonitor(config)
+        self._leadership = Leadership(self._store, config, self._health.not_closed)
         self._queue = RequestQueue(config)
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
-        self._health = HealthMonitor(config)
         self._metrics = MetricsCollector(config)
         self._instruments = Instruments()
         self._store.timed = self._instruments.timed

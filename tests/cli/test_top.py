@@ -233,6 +233,7 @@ def look(at_s: float, succeeded: int, histograms: dict[str, int], busy_us: int =
         rates={},
         leader=None,
         leader_until_us=0,
+        circuits={},
         card=None,
     )
     figures = {"busy_us": busy_us, "generation_tokens": 10 * succeeded, "prompt_tokens": succeeded}

@@ -175,7 +175,10 @@ def dead_letter(request_id: str, data: bytes) -> DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """A queue at one moment: the sizes of its sets, its running totals, its histograms, its leader and its model."""
+    """A queue at one moment: the sizes of its sets, its running totals, its histograms, its leader and its model.
+
+    `circuits`: what the leader holds not closed, by worker.
+    """
 
     now_us: int
     generation: str | None
@@ -187,6 +190,7 @@ class Overview:
     rates: Mapping[str, float]
     leader: str | None
     leader_until_us: int
+    circuits: Mapping[str, str]
     card: Card | None
 
 
@@ -200,7 +204,7 @@ def overview(keys: Keys) -> Read[Overview]:
         ("HGETALL", keys.counts),
         ("HGETALL", keys.histograms),
         ("HGETALL", keys.rates),
-        ("HMGET", keys.leader, "token", "until"),
+        ("HMGET", keys.leader, "token", "until", "circuits"),
         ("GET", keys.card),
         *(("ZCARD", keys.lane(lane)) for lane in LANES),
     ]
@@ -208,7 +212,8 @@ def overview(keys: Keys) -> Read[Overview]:
 
 
 def _parse_overview(reply: list[Any]) -> Overview:
-    (seconds, micros), generation, delayed, dead, counts, histograms, rates, (leader, until), card, *lanes = reply
+    (seconds, micros), generation, delayed, dead, counts, histograms, rates, leads, card, *lanes = reply
+    leader, until, circuits = leads
     return Overview(
         now_us=int(seconds) * 1_000_000 + int(micros),
         generation=generation.decode() if generation else None,
@@ -220,6 +225,7 @@ def _parse_overview(reply: list[Any]) -> Overview:
         rates={name.decode(): float(number) for name, number in pairs(rates).items()},
         leader=leader.decode() if leader else None,
         leader_until_us=int(until or 0),
+        circuits=dict(pair.split("=", 1) for pair in circuits.decode().split("|")) if circuits else {},
         card=model_card(card),
     )
 

@@ -191,9 +191,12 @@ class Lead:
     detail: str = ""
 
 
-def lead(me: str, generation: str, random: str, config: Config) -> Call[Lead]:
-    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`."""
-    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000), _parse_lead)
+def lead(
+    me: str, generation: str, random: str, config: Config, circuits: Mapping[str, str] | None = None
+) -> Call[Lead]:
+    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`, `circuits` those that are not closed."""
+    told = "|".join(f"{worker}={state}" for worker, state in (circuits or {}).items())
+    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, told), _parse_lead)
 
 
 def _parse_lead(reply: list[Any]) -> Lead:

@@ -2,7 +2,8 @@
 -- Take a lapsed lease with the next epoch, or renew one's own. Every scheduler, standby too, calls this each H/4, so that
 -- there is a tick to compare with. Makes `generation` and `h` where there are none.
 -- KEYS[1] prefix
--- ARGV    node:nonce, the generation known (or empty), random, H in microseconds
+-- ARGV    node:nonce, the generation known (or empty), random, H in microseconds, the circuits that are not closed
+--         (name=state pairs between |), which a leader leaves here for those who look
 -- Returns LEADER token generation | STANDBY the leader's token, generation | VOID generation (another Redis history)
 --         | OTHER_H h
 local me = ARGV[1]
@@ -31,6 +32,10 @@ else
   call('HSET', K .. 'leader', 'token', token, 'until', int(now + L), 'n', '0')
   ev('-', 'leader', token)
   out = {'LEADER', token, generation}
+end
+if out[1] == 'LEADER' then
+  call('HDEL', K .. 'leader', 'circuits')
+  if ARGV[5] ~= '' then call('HSET', K .. 'leader', 'circuits', ARGV[5]) end
 end
 emit('lead', me)
 return out
