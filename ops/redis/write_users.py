@@ -102,6 +102,7 @@ PRODUCER = together(
         "counts": "hmget",
         "flight:*": "getrange",
         "generation": "get mget set",
+        "mark": "persist pexpire",
         "payload:*": "exists mset",
         "rates": "hmget",
         "reply:*": "blpop lpop",
@@ -131,7 +132,7 @@ SCHEDULER = together(
         "histograms": "hgetall",
         "inc": "hgetall hset",
         "lane:*": "zcard zmscore zrandmember zrange zscore",
-        "leader": "hget hmget hset",
+        "leader": "hdel hget hmget hset",
         "obituary:*": "get",
         "quarantine": "set",
         "rates": "hgetall",
@@ -170,6 +171,8 @@ WORKER = together(
 BATCHING: Grants = {
     "batch:*": "hdel hget hgetall hincrby hmget hset pexpire",
     "batches": "pexpire pttl zadd zcount zrange zremrangebyscore",
+    "file:*": "getrange pexpire set setrange unlink",
+    "files:*": "hdel hgetall hset pexpire",
     "lapses": "zadd zrange zrem",
 }
 ADMIN = together(
@@ -196,10 +199,10 @@ RQ_CHANNELS = "+subscribe +unsubscribe +publish"
 """RQ drives batch files, on keys of its own: what it sends there is its own matter, and changes with its version."""
 
 ROLES: Mapping[str, tuple[Grants, Sequence[str]]] = {
-    "producer": (PRODUCER, ["info"]),
+    "producer": (PRODUCER, ["info", "wait"]),
     "scheduler": (SCHEDULER, ["info"]),
     "worker": (WORKER, ["info"]),
-    "batch": (together(PRODUCER, BATCHING), ["info", *RQ_TRANSACTIONS.split()]),
+    "batch": (together(PRODUCER, BATCHING), ["info", "wait", *RQ_TRANSACTIONS.split()]),
     "reader": (WATCHING, ["info"]),
     # Looks at all keys' names, and has a changed file of users loaded.
     "admin": (ADMIN, ["info", "config|get", "scan", "acl|load", "acl|log"]),

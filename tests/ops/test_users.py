@@ -31,7 +31,7 @@ CALLS = {
     "producer": "submit cancel",
     "scheduler": "lead resign dispatch reclaim promote expire refuse",
     "worker": "begin settle hand_back flush incarnate register beat report deregister",
-    "batch": "create_batch lease_batch end_batch steer_batch enqueue_batch",
+    "batch": "create_batch lease_batch end_batch steer_batch enqueue_batch write_batch_file remove_batch_file",
     "admin": "drain retry_dead purge_dead set_model",
 }
 ROLE_OF = {script: role for role, scripts in CALLS.items() for script in scripts.split()}
@@ -125,6 +125,7 @@ def clients(q: Roles) -> None:
         reads.card(q.keys),
         reads.outcomes(q.keys, ["a"]),
         lookups.lives(q.keys, ["a"]),
+        lookups.census(q.keys, ["a"]),
         lookups.nonce(q.keys, "a"),
         reads.status(q.keys, "a"),
         reads.wakeups(q.keys, "c", 0.01),
@@ -325,6 +326,11 @@ def batch_files(q: Roles) -> None:
     on_batch.lease(q, epoch=epoch, progress="{}")
     for word in ("pause", "resume", "cancel"):
         on_batch.steer(q, word)
+    on_batch.write(q, b"x", name="input")
+    on_batch.write(q, b"x", offset=None)
+    q.store.read(batches.file_sizes(q.keys, "b"), "batch")
+    q.store.read(batches.file_piece(q.keys, "b", "input", 0, 1), "batch")
+    q.store.run(batches.remove_batch_file("b", "input"))
     on_batch.end(q, state="cancelled")
     on_batch.steer(q, "retry", 0)
     on_batch.enqueue(q, 1)
