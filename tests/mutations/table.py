@@ -67,8 +67,8 @@ MUTATIONS = [
     Mutation(
         "a second end overwrites the first",
         "pieces/finish.lua",
-        "head .. body, 'NX', 'PX', RESULT_TTL)",
-        "head .. body, 'PX', RESULT_TTL)",
+        "whole, 'NX', 'PX', RESULT_TTL)",
+        "whole, 'PX', RESULT_TTL)",
         "protocol.test_settle:test_a_result_that_is_there_already_stays",
     ),
     Mutation(
@@ -89,7 +89,7 @@ MUTATIONS = [
     Mutation(
         "only the current attempt may succeed",
         "settle.lua",
-        "if not current and f[STREAM] == '1' and attempt < tonumber(f[ATTEMPTS]) then",
+        "if not current and f[STREAM] == '1' and figures[1] < tonumber(f[ATTEMPTS]) then",
         "if not current then",
         "protocol.test_settle:test_a_success_that_is_not_streamed_wins_over_a_later_attempt",
     ),
@@ -110,8 +110,8 @@ MUTATIONS = [
     Mutation(
         "a success overtakes a cancel",
         "pieces/finish.lua",
-        "gone[#gone + 1] = K .. 'flight:' .. id\n",
-        "",
+        "gone[n + 1], gone[n + 2] = K .. 'payload:' .. id, K .. 'flight:' .. id",
+        "gone[n + 1] = K .. 'payload:' .. id",
         "protocol.test_cancel:test_no_success_comes_after_a_cancel",
     ),
     Mutation(
@@ -176,29 +176,29 @@ MUTATIONS = [
     Mutation(
         "begin takes an attempt that moved on",
         "begin.lua",
-        "if not (mine and f and f[DELIVERY] == delivery) then",
-        "if not (mine and f) then",
+        "if m_delivery ~= delivery or f_delivery ~= delivery then",
+        "if m_delivery ~= delivery or not f_delivery then",
         "mutations.test_histories:test_a_doorbell_of_an_attempt_that_moved_on_begins_nothing",
     ),
     Mutation(
         "begin leaves the member of a cancelled request",
         "begin.lua",
-        "if mine and m.state ~= 'R' then drop(id, m) end",
+        "if m_delivery == delivery and state ~= 'R' then drop(id, tonumber(cost)) end",
         "",
         "protocol.test_begin:test_a_cancelled_request_is_gone_and_its_member_dropped",
     ),
     Mutation(
         "begin drops a row that runs",
         "begin.lua",
-        "if mine and m.state ~= 'R' then",
-        "if mine then",
+        "if m_delivery == delivery and state ~= 'R' then",
+        "if m_delivery == delivery then",
         "protocol.test_begin:test_a_running_row_of_a_cancelled_request_stays_a_member",
     ),
     Mutation(
         "a doorbell that rings twice counts two attempts",
         "begin.lua",
-        "if m.state ~= 'R' then\n    m.state",
-        "if true then\n    m.state",
+        "if state == 'R' then return give(id, attempts) end\n  if deadline ~= '0' and",
+        "if state ~= 'R' and deadline ~= '0' and",
         "protocol.test_begin:test_beginning_again_counts_no_attempt_and_gives_the_payload_again",
     ),
     Mutation(
@@ -356,8 +356,8 @@ MUTATIONS = [
     Mutation(
         "begin starts what is late",
         "begin.lua",
-        "if deadline > 0 and now >= deadline and",
-        "if deadline < 0 and",
+        "if deadline ~= '0' and now >= tonumber(deadline) then",
+        "if false then",
         "mutations.test_histories:test_nothing_begins_after_its_deadline",
     ),
     Mutation(
@@ -378,8 +378,8 @@ MUTATIONS = [
     Mutation(
         "a report without an answer is given up",
         "stoker_workers.reporter:Reporter._until_answered",
-        "            if not complained:",
-        "            return None\n            if not complained:",
+        "self._closed.wait(RETRY_S)",
+        "return None",
         "mutations.test_services:test_a_hand_back_is_repeated_until_it_is_answered",
     ),
     Mutation(

@@ -17,6 +17,7 @@ from redis import exceptions
 from helpers import wait_until
 from mutations.conftest import INC
 from stoker import Config
+from stoker.every import Outage
 from stoker.store import reads, scripts
 from stoker.store.connection import AsyncStore, Store
 from stoker.store.keys import Keys
@@ -47,8 +48,10 @@ def test_a_doorbell_whose_reply_was_lost_is_read_again(store: Store, config: Con
     dispatch(store, config)
     assert store.read(reads.doorbells(store.keys, INC, own=False, block_ms=20, count=16))
     taken: list[Row] = []
-    session = Session(INC, Reporter(store, INC, config, lambda keys: None))
-    reader = Reader(config, SimEngine(load_profile("zero")), lambda *_: None, lambda _, rows: taken.extend(rows))
+    outage = Outage()
+    session = Session(INC, Reporter(store, INC, config, lambda keys: None, outage))
+    engine = SimEngine(load_profile("zero"))
+    reader = Reader(config, engine, lambda *_: None, lambda _, rows: taken.extend(rows), outage)
     thread = threading.Thread(target=reader.read, args=(session,))
     thread.start()
     with contextlib.suppress(pytest.fail.Exception):
@@ -64,6 +67,7 @@ class Deaf:
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        self.connection_pool = client.connection_pool
         self.refuses = True
 
     def execute_command(self, *command: Any) -> Any:
@@ -79,7 +83,7 @@ class Deaf:
 def test_a_hand_back_is_repeated_until_it_is_answered(store: Store, config: Config, redis_url: str) -> None:
     delivery = dispatch(store, config)
     client = redis.Redis.from_url(redis_url, protocol=3)
-    reporter = Reporter(Store(config, client=Deaf(client)), INC, config, lambda keys: None)
+    reporter = Reporter(Store(config, client=Deaf(client)), INC, config, lambda keys: None, Outage())
     reporter.hand_back([("r", delivery)])
     reporter.finish()
     assert lane(redis_url, store.keys) == [b"r:3:4:x"]
