@@ -18,6 +18,7 @@ import rq
 from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
+from structlog.testing import capture_logs
 
 from batch.conftest import Bench, framed
 from helpers import process_is_gone, wait_until
@@ -382,9 +383,10 @@ def test_what_a_killed_worker_left_in_rqs_registry_is_cleaned(
 
 def test_a_redis_that_is_away_is_waited_for(config: Config) -> None:
     supervisor = Supervisor(config.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}), runs=0, log_level="error")
-    supervisor.turn()
-    supervisor.turn()
-    assert supervisor._lost
+    with capture_logs() as logs:
+        supervisor.turn()
+        supervisor.turn()
+    assert [line["event"] for line in logs] == ["redis unavailable"]
     supervisor._end()
 
 

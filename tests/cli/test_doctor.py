@@ -380,7 +380,14 @@ def test_sizes_are_in_units_that_people_read() -> None:
 def test_ours_are_the_keys_in_the_protocols_table_and_no_others() -> None:
     text = (Path(stoker_scheduler.__file__).parent / "PROTOCOL.md").read_text()
     table = text.partition("## Keys")[2].partition("## ")[0]
-    parts = {"<id>": "a-1", "<inc>": "gpu0:12-ab3f", "<class>": "normal", "<nonce>": "ab3f", "<client>": "ab3f"}
+    parts = {
+        "<id>": "a-1",
+        "<inc>": "gpu0:12-ab3f",
+        "<class>": "normal",
+        "<nonce>": "ab3f",
+        "<client>": "ab3f",
+        "<name>": "out-1",
+    }
     names = re.findall(r"^\| `([^`]+)` \| (\w+)", table, re.MULTILINE)
     assert len(names) > 25
     for name, kind in names:

@@ -29,9 +29,9 @@ PLAIN_KEYS = frozenset([key.removeprefix(_QUEUE.prefix) for key in vars(_QUEUE).
 _INC = rf"{NAME.pattern}:\d+-{NAME.pattern}"
 
 KEY_FAMILIES: Mapping[str, str] = {
-    **dict.fromkeys(("payload", "flight", "result", "dead", "reply", "batch"), NAME.pattern),
+    **dict.fromkeys(("payload", "flight", "result", "dead", "reply", "batch", "files"), NAME.pattern),
     **dict.fromkeys(("work", "stream", "void", "obituary"), _INC),
-    "tokens": f"{NAME.pattern}:{NAME.pattern}",
+    **dict.fromkeys(("tokens", "file"), f"{NAME.pattern}:{NAME.pattern}"),
     "lane": "|".join(LANES),
 }
 """The keys of a queue that are there many times: what stands before their first colon, and what may stand behind."""
