@@ -24,7 +24,7 @@ from stoker_ops.embedded import start
 
 ENDS = ("exit", "stop")
 OPERATORS = {"drain", "set_model", "retry_dead", "purge_dead"}
-SCRIPTS = [name for name in script_names() if name not in OPERATORS and not name.endswith("_batch")]
+SCRIPTS = [name for name in script_names() if name not in OPERATORS and "_batch" not in name]
 """What clients, schedulers and workers call: all of it must be a point."""
 
 

@@ -144,7 +144,7 @@ def test_every_key_begins_with_the_one_that_is_declared(name: str) -> None:
     assert "KEYS[2]" not in text
     assert ("KEYS[1]" in code(text)) is (name == "pieces/base")
     # Variables that hold keys are all made of the prefix.
-    holders = {"key", "work", "delayed", "lane(f", "keys[2 * i - 1]", "keys[2 * i]"}
+    holders = {"key", "sizes", "work", "delayed", "lane(f", "keys[2 * i - 1]", "keys[2 * i]"}
     holders |= {f"unpack({name}" for name in ("keys", "gone", "wanted", "sets", "payloads", "flight_keys")}
     for argument in calls(text):
         assert argument.startswith("K .. '") or argument in holders, argument
