@@ -31,11 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Choose the servers of a test: all for the scripts and what says so, the newest for what says so, else one."""
+    """Choose the servers of a test: all or the newest, where its mark `servers` says so, else one."""
     if "server_binary" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("servers")
-    which = marker.args[0] if marker else "all" if metafunc.definition.path.parent.name == "protocol" else "embedded"
+    which = marker.args[0] if marker else "embedded"
     found = list(_servers())
     if which == "newest":
         found = sorted(found, key=lambda server: server.version)[-1:]

@@ -11,8 +11,6 @@ from crash_points.scenario import Point, Scenario
 POINTS = [
     Point("child settle before", "exit"),
     Point("scheduler dispatch after", "exit"),
-    Point("supervisor beat after", "stop"),
-    Point("client submit after", "exit"),
 ]
 
 
