@@ -17,7 +17,7 @@ BIN := .venv/bin
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz chaos mutations crash-points lint types bench-engine bench-floor bench-throughput clean
+.PHONY: help venv demo test test-long fuzz chaos mutations crash-points lint types bench-engine bench-floor bench-throughput clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -37,11 +37,14 @@ demo: $(STAMP) ## start a whole stack on this machine and watch it serve
 # Ends with pytest's own summary line, after the coverage report. Fails if the tests or the coverage gate failed.
 test: $(STAMP) ## run the tests under coverage, with its gate
 	@$(BIN)/coverage erase; log=$$(mktemp); \
-	{ $(BIN)/coverage run -m pytest -n $(JOBS) --dist loadgroup $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
+	{ $(BIN)/coverage run -m pytest -n $(JOBS) --dist loadgroup -m "not long" $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
 	tests=$$(cat $$log.rc); \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; gate=$$?; \
 	grep -E '(passed|failed|error|skipped|deselected|no tests ran).* in [0-9.]+s' $$log | tail -n 1; \
 	rm -f $$log $$log.rc; test "$$tests" -eq 0 && test "$$gate" -eq 0
+
+test-long: $(STAMP) ## run the tests that take minutes: short forms of chaos and of crash points
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 # The same tests as in `make test`, with 1,000 cases for each 20, on one process, which counts them.
 fuzz: SEED := $(SEED)

@@ -38,7 +38,7 @@ def chaos(*options: str, path: str = "") -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.chaos
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("no_stray_processes")
 def test_a_short_run_loses_doubles_and_convicts_nothing_that_it_should_not() -> None:
     done = chaos("--seed", "1", "--faults", "8", "--requests", "1000", "--workers", "3", "--kinds", *KINDS)
@@ -48,7 +48,7 @@ def test_a_short_run_loses_doubles_and_convicts_nothing_that_it_should_not() -> 
 
 
 @pytest.mark.chaos
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_does_not_pass_on_a_stoker_that_cancels_nothing(short_tmp: Path) -> None:
     shutil.copytree(ROOT / "producer" / "stoker", short_tmp / "stoker")
     (short_tmp / "stoker" / "store" / "lua" / "cancel.lua").write_text("return {'OK'}\n")

@@ -14,7 +14,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_request_ends_once_whatever_happens_at_a_point(redis_url: str, short_tmp: Path) -> None:
     scenario = Scenario(redis_url, short_tmp)
     try:
