@@ -4,7 +4,7 @@ PYTHON ?= python3
 # For instance: make demo TORCH='torch==2.8.0'
 TORCH ?= torch==2.13.0
 # Test processes (most tests wait for processes of their own, so there may be more than cores), and options for pytest: make test JOBS=2 ARGS='-k lanes'
-JOBS ?= 6
+JOBS ?= 4
 ARGS ?=
 # What a run of fuzz or chaos starts from: the same number gives the same cases. It is printed.
 SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
@@ -37,7 +37,7 @@ demo: $(STAMP) ## start a whole stack on this machine and watch it serve
 # Ends with pytest's own summary line, after the coverage report. Fails if the tests or the coverage gate failed.
 test: $(STAMP) ## run the tests under coverage, with its gate
 	@$(BIN)/coverage erase; log=$$(mktemp); \
-	{ $(BIN)/coverage run -m pytest -n $(JOBS) --dist loadgroup -m "not long" $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
+	{ $(BIN)/coverage run -m pytest -n $(JOBS) -m "not long" $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
 	tests=$$(cat $$log.rc); \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; gate=$$?; \
 	grep -E '(passed|failed|error|skipped|deselected|no tests ran).* in [0-9.]+s' $$log | tail -n 1; \

@@ -28,10 +28,7 @@ def stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def shared_stack(server_binary: ServerBinary) -> Iterator[Stack]:
-    """One for all tests of a module, with a Redis of its own; nothing runs yet. Loading a model takes seconds.
-
-    The module is to be marked as an `xdist_group`, or each test process starts one.
-    """
+    """One for all tests of a module, with a Redis of its own; nothing runs yet. Loading a model takes seconds."""
     directory = Path(tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp"))
     with (
         pytest.MonkeyPatch.context() as patch,

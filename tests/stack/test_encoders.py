@@ -20,7 +20,7 @@ from stoker_workers.engine import Finished, Work
 from stoker_workers.engines import make_engine
 from workers.models import LABELS, make_bert, make_classifier
 
-pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("encoders")]
+pytestmark = pytest.mark.torch
 
 TEXTS = [f"text {number} {'of some length ' * (number % 4)}"[:60] for number in range(150)]
 

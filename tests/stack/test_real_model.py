@@ -16,7 +16,7 @@ from stoker import Client, InferenceRequest, Restarted
 
 PROMPTS = ["The with statement", "A class definition", "Lambda expressions", "If an exception", "héllo ✓", "The"]
 
-pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("real_model")]
+pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(scope="module")
