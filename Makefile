@@ -43,7 +43,7 @@ test: $(STAMP) ## run the tests under coverage, with its gate
 	grep -E '(passed|failed|error|skipped|deselected|no tests ran).* in [0-9.]+s' $$log | tail -n 1; \
 	rm -f $$log $$log.rc; test "$$tests" -eq 0 && test "$$gate" -eq 0
 
-test-long: $(STAMP) ## run the tests that take minutes: short forms of chaos and of crash points
+test-long: $(STAMP) ## run the tests that take minutes: chaos, crash points, a group of ranks that loses one
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 # The same tests as in `make test`, with 1,000 cases for each 20, on one process, which counts them.

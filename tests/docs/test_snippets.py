@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +101,9 @@ class Desk:
             written.unlink()
         lines = [json.dumps({"prompt": f"The {word} statement", "max_tokens": 4}) for word in ("with", "import")]
         (self.folder / "requests.jsonl").write_text("\n".join(lines))
-        shutil.copy(ROOT / "bench" / "data" / "trace.csv", self.folder)
+        # Its beginning: what the commands do is the same, and they simulate it a dozen times.
+        trace = (ROOT / "bench" / "data" / "trace.csv").read_text().splitlines(keepends=True)
+        (self.folder / "trace.csv").write_text("".join(trace[:300]))
         (self.folder / "prompts.txt").write_text("The with statement\nThe import statement\n")
 
     def environment(self, queue: str = "default") -> dict[str, str]:

@@ -25,6 +25,7 @@ def ranks_of(child: int) -> list[int]:
     return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
 
+@pytest.mark.long
 def test_a_group_that_loses_a_rank_is_restarted_and_answers_everything_once(stack: Stack, client: Client) -> None:
     stack.scheduler()
     process = stack.worker("group", *SPLIT, *SIZES, model="demo")
