@@ -62,6 +62,37 @@ def test_a_doorbell_whose_reply_was_lost_is_read_again(store: Store, config: Con
     assert [row.payload.id for row in taken] == ["r"]
 
 
+def test_a_begin_whose_reply_was_lost_is_repeated(
+    store: Store, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatch(store, config)
+    call, begins = Store._call, []
+
+    def lose_the_first(self: Store, made: scripts.Call[Any]) -> list[Any]:
+        reply = call(self, made)
+        if made.script == "begin":
+            begins.append(made)
+            if len(begins) == 1:
+                raise exceptions.TimeoutError("the reply was lost")
+        return reply
+
+    monkeypatch.setattr(Store, "_call", lose_the_first)
+    taken: list[Row] = []
+    outage = Outage()
+    session = Session(INC, Reporter(store, INC, config, lambda keys: None, outage))
+    engine = SimEngine(load_profile("zero"))
+    reader = Reader(config, engine, lambda *_: None, lambda _, rows: taken.extend(rows), outage)
+    thread = threading.Thread(target=reader.read, args=(session,))
+    thread.start()
+    with contextlib.suppress(pytest.fail.Exception):
+        wait_until(lambda: taken, 2)
+    session.open = session.reading = False
+    thread.join()
+    session.reporter.finish()
+    assert [row.payload.id for row in taken] == ["r"]
+    assert len(begins) == 2
+
+
 class Deaf:
     """A client of Redis whose first call never arrives."""
 

@@ -69,7 +69,7 @@ class Reader:
     def _answer(self, store: Store, session: Session, bell: reads.Doorbell) -> None:
         """Begin what a doorbell names, and pass it on."""
         ids = [i for i in bell.ids if (i, bell.delivery) not in session.begun]
-        begun = [item for item in store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids)) if item.payload]
+        begun = [item for item in self._begin(store, session, bell, ids) if item.payload]
         session.begun.update((item.id, bell.delivery) for item in begun)
         log.debug("begun", inc=session.inc, delivery=bell.delivery, ids=[item.id for item in begun])
         given = self._given(store, session, begun)
@@ -80,6 +80,16 @@ class Reader:
         rows = [row for row in opened if row]
         if rows:
             self._arrived(session, rows)
+
+    def _begin(self, store: Store, session: Session, bell: reads.Doorbell, ids: list[str]) -> list[Begun]:
+        """Begin until Redis answers: the doorbell goes with the first call, so that nothing rings for these again."""
+        while session.open:
+            try:
+                return store.run(scripts.begin(session.inc, bell.entry, bell.delivery, ids))
+            except RedisUnavailable as error:
+                self._outage.lost("reader", error)
+                time.sleep(0.1)
+        return []
 
     def _given(self, store: Store, session: Session, begun: list[Begun]) -> dict[str, list[TokenRecord]]:
         """Read what earlier attempts published. They are begun now: nothing rings for them again, so it is tried on."""
