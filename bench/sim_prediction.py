@@ -6,7 +6,9 @@ Starts a whole stack with the demo model on one torch thread. Each round takes t
 the load of `bench/engine.py`, and takes the samples again, so that a machine that becomes slower does so for both. The
 profile fitted to them goes to a stack with `--engine sim --profile FILE`, which answers the same load. `--clients`
 requests run at a time, every answer is streamed, and the times are those that Redis notes: accepted to first token, and
-first token to settled over the tokens after the first.
+first token to settled over the tokens after the first. A client pauses between two requests, up to some steps: else
+every request would arrive as long after a step's end as the way from one answer to the next request takes, and a
+millisecond of difference there could cost it a whole step more.
 
 What counts is the sim's median over the model's, in the median of the rounds; of the two figures the one that is
 further from 1. The last line says how far.
@@ -18,6 +20,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import random
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +39,7 @@ from stoker_workers.profiling import Profiler
 
 BAR = 0.15
 FIGURES = ("TTFT", "TPOT")
+PAUSE_S = 0.05
 
 
 def samples(config: Config) -> list[Sample]:
@@ -47,9 +51,11 @@ def samples(config: Config) -> list[Sample]:
 def medians(config: Config, load: list[Work], clients: int) -> dict[str, float]:
     """Run the load, so many requests at a time; gives the median TTFT and TPOT in ms."""
     ttft, tpot = [], []
+    numbers = random.Random(1)
 
     async def one(client: AsyncClient, works: Iterator[Work]) -> None:
         for work in works:
+            await asyncio.sleep(numbers.uniform(0, PAUSE_S))
             ids, response = await streamed(client, work)
             assert len(ids) == work.max_tokens
             times = response.timings

@@ -14,7 +14,7 @@ __all__ = ["cli"]
 
 def test_a_profile_of_a_running_worker_is_near_its_own_and_can_be_used(stack: Stack, cli: Cli, short_tmp: Path) -> None:
     costs = short_tmp / "costs.json"
-    costs.write_text(json.dumps({"base_ms": 20, "prefill_ms": 0.1, "row_ms": 2, "resident_ms": 0.01}))
+    costs.write_text(json.dumps({"base_ms": 4, "prefill_ms": 0.02, "row_ms": 0.5, "resident_ms": 0.003}))
     stack.scheduler()
     stack.worker("one", "--profile", str(costs))
     found = short_tmp / "found.json"
@@ -23,7 +23,7 @@ def test_a_profile_of_a_running_worker_is_near_its_own_and_can_be_used(stack: St
     assert "one: 18 samples, off by" in shown.stderr
     profile = load_profile(found)
     # Within a factor of two: a loaded machine sleeps longer than it is told to.
-    for price, true in {"base_ms": 20, "prefill_ms": 0.1, "row_ms": 2, "resident_ms": 0.01}.items():
+    for price, true in {"base_ms": 4, "prefill_ms": 0.02, "row_ms": 0.5, "resident_ms": 0.003}.items():
         assert 0.5 < getattr(profile, price) / true < 2, profile
 
 

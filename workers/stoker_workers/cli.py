@@ -116,8 +116,8 @@ def worker(config: Config, name: str | None, log_level: str, metrics_port: int |
 @click.command()
 @click.argument("worker_name", metavar="[WORKER]", required=False, shell_complete=completion.workers)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, not to stdout.")
-@click.option("--load/--no-load", default=True, show_default=True, help="Submit bursts, or watch what runs anyway.")
-@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="How often each burst is run.")
+@click.option("--load/--no-load", default=True, show_default=True, help="Submit loads, or watch what runs anyway.")
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="How often each load is run.")
 @click.option("--seconds", type=click.FloatRange(1), default=60, show_default=True, help="How long to watch.")
 @queue_options
 def profile(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from stoker.client import Client, Job
+from stoker.client import Client
 from stoker.errors import ConfigError, StokerError
 from stoker.request import InferenceRequest
 from stoker.store.records import WorkerRecord
@@ -17,8 +17,10 @@ from stoker_workers.cost_fit import LEAST, Sample, difference
 ROWS = (1, 4, 16)
 PROMPTS = (16, 128, 512)
 ANSWERS = (8, 64)
-BURST_S = 600.0
-"""How long a burst may take, of at most 16 requests."""
+TURNS = 2
+"""How many requests a load has for each row."""
+TIMEOUT_S = 600.0
+"""How long a request of a load may take."""
 BEATS = 50
 """Heartbeats that a worker may keep its counters for itself."""
 
@@ -28,8 +30,12 @@ _TOKENS = 1000  # prompts are of ids below it, where the model has no bound
 
 
 @dataclass(frozen=True, slots=True)
-class Burst:
-    """Requests that are submitted together, of one size in tokens."""
+class Load:
+    """So many requests at a time, each of half to all of a size in tokens.
+
+    Their sizes differ, so that one is prefilled beside others that decode, as it is in traffic: prompts that are
+    prefilled together cost a model less each.
+    """
 
     rows: int
     prompt: int
@@ -57,21 +63,21 @@ class Profiler:
         return self._first.worker
 
     def under_load(self, rounds: int, progress: Callable[[int, int], None]) -> list[Sample]:
-        """Submit bursts of several sizes; a sample is what one added to the counters. `progress` hears done and all.
+        """Run loads of several sizes; a sample is what one added to the counters. `progress` hears done and all.
 
         Raises the error of a request that failed.
         """
         card = self._client.queue_card()
         if card is None or card.padded or card.task != "generate":
             raise ConfigError(f"worker: {self.name!r} generates no tokens; only engines that do can be profiled")
-        bursts = self._bursts(card.context)
+        loads = self._loads(card.context)
         vocabulary = min(card.vocabulary or _TOKENS, _TOKENS)
-        before, samples = self._run(bursts[-1], vocabulary), []  # the first burst may cost extra
-        for number in range(rounds * len(bursts)):
-            after = self._run(bursts[number % len(bursts)], vocabulary)
+        before, samples = self._run(loads[-1], vocabulary), []  # the first load may cost extra
+        for number in range(rounds * len(loads)):
+            after = self._run(loads[number % len(loads)], vocabulary)
             samples.append(difference(before.figures, after.figures))
             before = after
-            progress(number + 1, rounds * len(bursts))
+            progress(number + 1, rounds * len(loads))
         return samples
 
     def watching(self, seconds: float, progress: Callable[[int, int], None]) -> list[Sample]:
@@ -88,27 +94,32 @@ class Profiler:
             raise StokerError(f"profile: {self.name!r} did too little in {seconds:g} s; leave out --no-load")
         return samples
 
-    def _bursts(self, context: int) -> list[Burst]:
-        """Return the bursts that the worker has room for."""
+    def _loads(self, context: int) -> list[Load]:
+        """Return the loads that the worker has room for."""
         most = self._first
-        bursts = [Burst(*sizes) for sizes in product(ROWS, PROMPTS, ANSWERS)]
+        loads = [Load(*sizes) for sizes in product(ROWS, PROMPTS, ANSWERS)]
         room = min(context or most.capacity, most.capacity)
-        return [burst for burst in bursts if burst.rows <= most.rows and burst.prompt + burst.answer <= room]
+        return [load for load in loads if load.rows <= most.rows and load.prompt + load.answer <= room]
 
-    def _run(self, burst: Burst, vocabulary: int) -> WorkerRecord:
-        """Run a burst and return the record that has all of it."""
+    def _run(self, load: Load, vocabulary: int) -> WorkerRecord:
+        """Run a load and return the record that has all of it."""
         finished = self._look().figures["finished"]
-        for response in self._client.as_completed(self._submit(burst, vocabulary), BURST_S):
-            if response.error:
-                raise response.error
-            finished += response.worker == self.name
+        with Client(config=self._client.config.model_copy(update={"in_flight": load.rows})) as client:
+            for response in client.map(self._requests(load, vocabulary)):
+                if response.error:
+                    raise response.error
+                finished += response.worker == self.name
         return self._until(lambda record: record.figures["finished"] >= finished)
 
-    def _submit(self, burst: Burst, vocabulary: int) -> list[Job | StokerError]:
-        prompts = [[self._numbers.randrange(vocabulary) for _ in range(burst.prompt)] for _ in range(burst.rows)]
-        return self._client.submit_many(
-            InferenceRequest(prompt_tokens=prompt, max_tokens=burst.answer, ignore_eos=True) for prompt in prompts
-        )
+    def _requests(self, load: Load, vocabulary: int) -> Iterator[InferenceRequest]:
+        for _ in range(TURNS * load.rows):
+            prompt, answer = (self._numbers.randint(size // 2, size) for size in (load.prompt, load.answer))
+            yield InferenceRequest(
+                prompt_tokens=[self._numbers.randrange(vocabulary) for _ in range(prompt)],
+                max_tokens=answer,
+                ignore_eos=True,
+                timeout=TIMEOUT_S,
+            )
 
     def _until(self, holds: Callable[[WorkerRecord], bool]) -> WorkerRecord:
         """Return the first record for which `holds`, of those that heartbeats bring."""
