@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -27,32 +28,50 @@ def alternating(contestants: Mapping[str, Callable[[], float]], rounds: int) -> 
     return found
 
 
-def table(rounds: Rounds) -> None:
-    """Print the median, slowest and fastest rate of each contestant."""
-    print(f"{'requests a second':28}{'median':>10}{'slowest':>10}{'fastest':>10}")
+def table(rounds: Rounds, unit: str = "requests a second") -> None:
+    """Print the median, smallest and largest figure of each contestant."""
+    print(f"{unit:28}{'median':>10}{'least':>10}{'most':>10}")
     for name in rounds[0]:
-        rates = [one[name] for one in rounds]
-        print(f"{name:28}{statistics.median(rates):10,.0f}{min(rates):10,.0f}{max(rates):10,.0f}")
+        found = [one[name] for one in rounds]
+        shown = "".join(f"{value:10,.{0 if value >= 100 else 2}f}" for value in (median(found), min(found), max(found)))
+        print(f"{name:28}{shown}")
 
 
 def ratio(rounds: Rounds, one: str, other: str) -> float:
-    """Return the median over the rounds of one rate over another's of the same round."""
-    return statistics.median(found[one] / found[other] for found in rounds)
+    """Return the median over the rounds of one figure over another of the same round."""
+    return median(found[one] / found[other] for found in rounds)
 
 
-def verdicts(bars: Sequence[tuple[str, float, float]]) -> None:
-    """Print a line for each (name, ratio, bar)."""
-    for name, found, bar in bars:
-        print(f"{name}: {found:.2f} (bar {bar:.2f}) {'ok' if found >= bar else 'short'}")
+class Bar(NamedTuple):
+    """What was found, and what it should be at least, or at most."""
+
+    name: str
+    found: float
+    limit: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it holds."""
+        return self.found <= self.limit if self.at_most else self.found >= self.limit
 
 
-def save(name: str, rounds: Rounds, bars: Sequence[tuple[str, float, float]]) -> None:
+def verdicts(bars: Sequence[Bar]) -> None:
+    """Print a line for each."""
+    for bar in bars:
+        print(f"{bar.name}: {bar.found:.2f} (bar {bar.limit:.2f}) {'ok' if bar.met else 'short'}")
+
+
+def save(name: str, rounds: Rounds, bars: Sequence[Bar], unit: str = "requests_per_s") -> None:
     """Write all rounds and ratios to `results/<name>.json`, with the date and the machine."""
     found = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "requests_per_s": rounds,
-        "ratios": {bar: {"ratio": round(value, 3), "bar": limit} for bar, value, limit in bars},
+        unit: rounds,
+        "ratios": {
+            bar.name: {"ratio": round(bar.found, 3), "bar": bar.limit, "ok": bar.met, "at_most": bar.at_most}
+            for bar in bars
+        },
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")

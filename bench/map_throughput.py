@@ -10,42 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import redis
+from fleet import MAX_TOKENS, PROMPT_TOKENS, fleet
 
 from stoker import Client, InferenceRequest
-from stoker_ops.embedded import start
-
-PROMPT_TOKENS = 128
-MAX_TOKENS = 16
-
-
-@contextmanager
-def stack(workers: int, *limits: str) -> Iterator[str]:
-    """Run a stack for the time of a block, its workers with `limits`; gives the URL of its Redis."""
-    with tempfile.TemporaryDirectory(prefix="sb", dir="/tmp") as folder, start(folder) as server:
-        environment = os.environ | {"STOKER_REDIS_URL": server.url}
-        command = [sys.executable, "-c", "from stoker.cli import main; main()"]
-        options = ["--model", "sim", "--profile", "zero", "--log-level", "error", *limits]
-        processes = [subprocess.Popen([*command, "scheduler", "--log-level", "error"], env=environment)]
-        for index in range(workers):
-            processes.append(subprocess.Popen([*command, "worker", "--name", f"w{index}", *options], env=environment))
-        try:
-            yield server.url
-        finally:
-            for process in reversed(processes):
-                process.send_signal(signal.SIGTERM)
-            for process in processes:
-                process.wait(30)
 
 
 def requests(n: int) -> Iterator[InferenceRequest]:
@@ -82,10 +54,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with stack(options.workers) as url, Client(url) as client:
+    with fleet(options.workers) as found, Client(found.url) as client:
         client.submit(prompt_tokens=[1]).result(timeout=60)
         rates = [one_round(client, options.requests) for _ in range(options.rounds)]
-        left = keys_without_ttl(url)
+        left = keys_without_ttl(found.url)
     if options.json:
         print(json.dumps({"requests_per_s": rates, "median": statistics.median(rates), "keys_without_ttl": left}))
         return

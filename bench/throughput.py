@@ -17,9 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from figures import alternating, ratio, save, table, verdicts
+from figures import Bar, alternating, ratio, save, table, verdicts
+from fleet import MAX_TOKENS, PROMPT_TOKENS, fleet
 from floor import floor
-from map_throughput import MAX_TOKENS, PROMPT_TOKENS, stack
 
 from stoker import AsyncClient, Client, Config, InferenceResponse, StokerError
 from stoker_ops.embedded import start
@@ -93,7 +93,7 @@ def contestants(stay: contextlib.ExitStack, prompts: list[list[int]]) -> dict[st
     n = len(prompts)
     for workers in (1, 2):
         producer = stay.enter_context(floor(workers))
-        url = stay.enter_context(stack(workers, *LIMITS))
+        url = stay.enter_context(fleet(workers, *LIMITS)).url
         client = stay.enter_context(Client(url))
         check(client.submit(prompts[0]).result(timeout=60))
         found[f"floor, {workers}w"] = lambda producer=producer: producer.run(n)
@@ -121,10 +121,10 @@ def main() -> None:
     table(rounds)
     submit_rate = ratio([one | {"bar": SUBMIT_BAR} for one in rounds], "submit", "bar")
     bars = [
-        ("floor-1w", ratio(rounds, "bulk, 1w", "floor, 1w"), FLOOR_BAR),
-        ("floor-2w", ratio(rounds, "bulk, 2w", "floor, 2w"), FLOOR_BAR),
-        ("async-one-by-one", ratio(rounds, "async one by one, 1w", "async bulk, 1w"), 0.7),
-        ("submit", submit_rate, 1.0),
+        Bar("floor-1w", ratio(rounds, "bulk, 1w", "floor, 1w"), FLOOR_BAR),
+        Bar("floor-2w", ratio(rounds, "bulk, 2w", "floor, 2w"), FLOOR_BAR),
+        Bar("async-one-by-one", ratio(rounds, "async one by one, 1w", "async bulk, 1w"), 0.7),
+        Bar("submit", submit_rate, 1.0),
     ]
     save("throughput", rounds, bars)
     verdicts(bars)

@@ -39,6 +39,8 @@ CUSTOM = "custom"
 SWEEP_MOST = 4096
 FETCH_GROUP = 64
 """Results too large for a wake-up that are fetched at once."""
+ONLY_LIFE = "0"
+"""The nonce of a generated id: nobody else can submit under it, so there is no other life to be told from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def _encoded(
         return encode(
             request,
             request_id=request.request_id or unique(),
-            nonce=unique(),
+            nonce=unique() if request.request_id else ONLY_LIFE,
             reply=state.book.channel,
             config=state.config,
             bytes_per_token=facts.bytes_per_token or BYTES_PER_TOKEN,

@@ -142,7 +142,7 @@ def encode(
     fields = (
         VERSION,
         nonce,
-        hashlib.blake2b(core, digest_size=12).hexdigest(),
+        hashlib.blake2b(core, digest_size=8).hexdigest(),
         request.priority.value,
         request.tenant or "",
         str(max(1, int(request.timeout * 1e6)) if request.timeout else 0),
