@@ -14,7 +14,8 @@ import structlog
 from stoker.config import Config
 from stoker.errors import ConfigError
 from stoker_workers.board import Board
-from stoker_workers.messages import Away, Drained, EngineOptions, Loaded, Message, Refused, from_line, to_line
+from stoker_workers.engine_faults import EXIT_DEVICE
+from stoker_workers.messages import Away, Drained, EngineOptions, Holds, Loaded, Message, Refused, from_line, to_line
 
 log = structlog.get_logger()
 
@@ -38,8 +39,10 @@ class Child:
         self._drained = asyncio.Event()
         self.away = ""
         """Why its model cannot take requests now, where that runs elsewhere; empty if it can."""
+        self.holds: int | None = None
+        """The tokens that it can hold now, None before it said so."""
         self.turned = asyncio.Event()
-        """Set when `away` changed."""
+        """Set when `away` or `holds` changed."""
         self._reader: asyncio.Task[None] | None = None
         self._hung = False
         self._errors: asyncio.Task[None] | None = None
@@ -128,6 +131,11 @@ class Child:
         cause = "hung" if self._hung else "killed" if self.code == -signal.SIGKILL else "crash"
         return cause, self.board.crash_set()
 
+    @property
+    def fault(self) -> str:
+        """The class of fault that ended it, for people: its cause of death, or device where that was lost."""
+        return "device" if self.code == EXIT_DEVICE else self.cause_of_death()[0]
+
     async def obituary(self) -> str:
         """Return how the process ended, and its last words."""
         if self._errors:
@@ -135,6 +143,8 @@ class Child:
             await asyncio.wait([self._errors], timeout=1)
         lines = self._last_words.decode(errors="replace").splitlines()[-LAST_LINES:]
         how = "stood still and was killed" if self._hung else f"ended by {_ending(self.code)}"
+        if self.fault == "device":
+            how = f"lost its device ({_ending(self.code)})"
         return "\n".join([f"the engine {how} while this request ran; its last words:", *(lines or ["(none)"])])
 
     async def end(self) -> None:
@@ -176,6 +186,10 @@ class Child:
                 self._drained.set()
             if isinstance(message, Away):
                 self.away = message.reason
+                self.turned.set()
+                continue
+            if isinstance(message, Holds):
+                self.holds = message.tokens
                 self.turned.set()
                 continue
             self._news.put_nowait(message)

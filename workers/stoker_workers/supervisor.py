@@ -20,6 +20,7 @@ from stoker.store import scripts
 from stoker.store.codec import encode_failure
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.pack import pack, unpack
+from stoker.store.records import FULL_CAPACITY
 from stoker.store.requirements import check_server
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
 from stoker_workers.child import Child
@@ -171,8 +172,8 @@ class Supervisor:
         if child.alive:
             return
         cause, crash_set = child.cause_of_death()
-        self.figures.died(cause)
-        log.warning("child died", inc=child.inc, cause=cause, code=child.code, in_step=len(crash_set))
+        self.figures.died(child.fault)
+        log.warning("child died", inc=child.inc, cause=child.fault, code=child.code, in_step=len(crash_set))
         obituary = encode_failure(await child.obituary())
         reported = await self._until_answered(scripts.report(child.inc, cause, crash_set, obituary), patient=True)
         self._sacrificed = bool(reported and reported.quarantined)
@@ -296,12 +297,12 @@ class Life:
             inc=self._child.inc,
             generation=self._generation,
             accepting=not self._supervisor.stopping.is_set() and not self._child.away,
-            capacity=self._capacity,
+            capacity=self._capacity if self._child.holds is None else self._child.holds,
             progress=counters["progress"],
             rate=self._measured_rate(counters),
             faults=counters["faults"],
             successes=counters["successes"],
-            figures={name: counters[name] for name in FIGURES},
+            figures={name: counters[name] for name in FIGURES} | {FULL_CAPACITY: self._capacity},
             costs=costs,
         )
         answer = await self._supervisor.store.run(scripts.beat(beat, self._supervisor.config))
@@ -344,7 +345,9 @@ class Life:
             self._over.set()
 
     async def _watch_model(self) -> None:
-        """Say at once that a model elsewhere went away or came back: a beat later its requests would have come."""
+        """Say at once that a model elsewhere went away or came back, or that the child holds less or more than before:
+        a beat later its requests would have come.
+        """
         while True:
             await self._child.turned.wait()
             self._child.turned.clear()
