@@ -40,6 +40,9 @@ from stoker_workers.progress import Progress
 log = structlog.get_logger()
 
 RETRY_S = 0.2
+LOOK_S = 0.2
+HAND_BACK_S = 5.0
+"""How long a child may take to hand back what is left after its grace, before it is killed."""
 CALM_S = 60.0
 BACKOFF_MAX_S = 60.0
 FIGURES = ("steps", "row_steps", "token_steps", "busy_us", "prompt_tokens", "generation_tokens", "finished")
@@ -157,7 +160,7 @@ class Supervisor:
             generation = await self._register(child.inc, number, loaded)
             if generation is None:
                 return
-            await child.tell(Serve(child.inc))
+            child.tell(Serve(child.inc))
             self.figures.serve(loaded.card["name"])
             log.info("serving", inc=child.inc, model=loaded.card["name"], dtype=loaded.card["dtype"])
             life = Life(self, child, generation, loaded)
@@ -314,7 +317,7 @@ class Life:
     async def _heed(self, answer: Beaten) -> None:
         if answer.word == "OK":
             if answer.named:
-                await self._child.tell(Stop([list(key) for key in answer.named]))
+                self._child.tell(Stop([list(key) for key in answer.named]))
             return
         if answer.detail == "superseded":
             self._supervisor.give_up(ConfigError(superseded(self._supervisor.name)))
@@ -337,7 +340,7 @@ class Life:
             log.error("child hung, killing it", inc=self._child.inc, in_step=len(self._child.board.crash_set()))
             self._child.kill_hung()
         else:
-            await self._child.tell(Nudge())
+            self._child.tell(Nudge())
 
     async def _watch_child(self) -> None:
         await self._child.wait()
@@ -359,12 +362,18 @@ class Life:
         await supervisor.stopping.wait()
         supervisor.figures.enter(DRAINING)
         await self._beat_quietly()
-        await child.tell(Drain(0.0 if supervisor.hurry else supervisor.config.drain_timeout_s))
+        child.tell(Drain(0.0 if supervisor.hurry else supervisor.config.drain_timeout_s))
         drained = asyncio.create_task(child.until_drained())
+        patience_s = supervisor.config.drain_timeout_s + HAND_BACK_S
         while not drained.done() and child.alive:
             if supervisor.hurry:
-                await child.tell(Drain(0.0))
-            await asyncio.wait([drained], timeout=0.2)
+                child.tell(Drain(0.0))
+                patience_s = min(patience_s, HAND_BACK_S)
+            if patience_s <= 0:
+                log.error("child does not end, killing it", inc=child.inc)
+                child.kill()
+            await asyncio.wait([drained], timeout=LOOK_S)
+            patience_s -= LOOK_S
         # It ends as soon as it said so: its last word may still be in the pipe.
         await asyncio.wait([drained], timeout=1.0)
         if drained.done():
