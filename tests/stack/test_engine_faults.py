@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,33 @@ def test_a_device_that_is_lost_ends_the_process_and_a_fresh_one_serves(
     assert (died["cause"], died["code"]) == ("device", 4)
     assert "an illegal memory access was encountered" in stack.log("gpu")
     assert not [line for line in words(stack) if line[1] == "failure"]
+
+
+def test_a_model_that_cannot_be_loaded_again_is_tried_again_more_and_more_rarely_until_its_folder_is_mended(
+    stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    weights.write_text("fine")
+    stack.environment["MODEL_FOLDER"] = str(tmp_path)
+    stack.scheduler()
+    worker = stack.worker("worker", model="stack_models:FromFolder")
+    weights.rename(tmp_path / "away")
+    os.kill(stack.child_of(worker), signal.SIGKILL)
+    tries = wait_until(lambda: len(found := failed_loads(stack)) >= 3 and found, 60, what="it is tried again")
+    assert stack.incarnation("worker") is None
+    job = client.submit(inputs=1)
+    # Half of 1 s and of 2 s at least, beside the time of a start.
+    assert tries[1] - tries[0] >= 0.5
+    assert tries[2] - tries[1] >= 1.0
+    (tmp_path / "away").rename(weights)
+    assert job.result(timeout=60).output == "fine"
+    assert len(failed_loads(stack)) <= 5
+
+
+def failed_loads(stack: Stack) -> list[float]:
+    """When the worker gave up a load, in seconds."""
+    said = events(stack, "worker", "model not loaded, trying again")
+    return [datetime.fromisoformat(line["timestamp"]).timestamp() for line in said]
 
 
 def test_a_worker_whose_child_hears_nothing_ends_all_the_same_and_gives_its_work_back(

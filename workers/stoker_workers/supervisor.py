@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -23,6 +24,7 @@ from stoker.store.pack import pack, unpack
 from stoker.store.records import FULL_CAPACITY
 from stoker.store.requirements import check_server
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
+from stoker_workers.backoff import Backoff
 from stoker_workers.child import Child
 from stoker_workers.engines import CALLABLE, kind_of
 from stoker_workers.figures import DRAINING, LOADING, RESTARTING, STARTING, WorkerFigures
@@ -43,8 +45,6 @@ RETRY_S = 0.2
 LOOK_S = 0.2
 HAND_BACK_S = 5.0
 """How long a child may take to hand back what is left after its grace, before it is killed."""
-CALM_S = 60.0
-BACKOFF_MAX_S = 60.0
 FIGURES = ("steps", "row_steps", "token_steps", "busy_us", "prompt_tokens", "generation_tokens", "finished")
 
 
@@ -81,7 +81,8 @@ class Supervisor:
         self._stop = asyncio.Event()
         self.outage = Outage()
         self._hurry = False
-        self._failures = 0
+        self._backoff = Backoff()
+        self._loaded_once = False
         self._sacrificed = False
         self._error: ConfigError | None = None
 
@@ -98,7 +99,8 @@ class Supervisor:
     async def run(self) -> None:
         """Work until stopped.
 
-        Raises `ConfigError` when the model can never be loaded, another has the name, or Redis cannot hold a queue.
+        Raises `ConfigError` when the model cannot be loaded the first time, another has the name, or Redis cannot hold
+        a queue.
         """
         structlog.contextvars.bind_contextvars(worker=self.name)
         loop = asyncio.get_running_loop()
@@ -116,43 +118,46 @@ class Supervisor:
 
     async def _children(self) -> None:
         while not self._stop.is_set():
-            started = time.monotonic()
-            await self._one_child()
+            served_s = await self._one_child()
+            sacrificed, self._sacrificed = self._sacrificed, False
             if not self._stop.is_set():
                 self.figures.enter(RESTARTING)
-                await pause(self._restart_delay(time.monotonic() - started), self._stop)
+                wait_s = self._backoff.next_s(served_s, blameless=sacrificed, jitter=random.random())  # noqa: S311
+                await pause(wait_s, self._stop)
 
-    def _restart_delay(self, lived_s: float) -> float:
-        """None after a calm life; else 1, 2, 4 .. 60 s: a model that cannot be loaded must not cause a storm.
-
-        A child that crash suspects killed counts for nothing: it was given them to find out.
-        """
-        sacrificed, self._sacrificed = self._sacrificed, False
-        if lived_s >= CALM_S:
-            self._failures = 0
-        if lived_s >= CALM_S or sacrificed:
-            return 0.0
-        self._failures += 1
-        return 0.0 if self._failures == 1 else min(BACKOFF_MAX_S, 2.0 ** (self._failures - 2))
-
-    async def _one_child(self) -> None:
+    async def _one_child(self) -> float:
+        """See a child through its life; returns for how many seconds it served."""
         self.figures.enter(STARTING)
         number = await self._until_answered(scripts.incarnate())
         if number is None:
-            return
+            return 0.0
         child = Child(self._config, self._options, f"{self.name}:{number}-{new_id()[:8]}", self._log_level)
         await child.start()
         self.figures.begin(child.board)
         self.figures.enter(LOADING)
         try:
-            loaded = await child.loaded(self._config.load_timeout_s, self._stop)
-            if loaded:
+            if loaded := await self._load(child):
+                started_s = time.monotonic()
                 await self._serve(child, number, loaded)
-            elif not self._stop.is_set():
+                return time.monotonic() - started_s
+            if not self._stop.is_set():
                 self.figures.died("load")
         finally:
             self.figures.end()
             await child.end()
+        return 0.0
+
+    async def _load(self, child: Child) -> Loaded | None:
+        """Wait for the model. One that was loaded before may come back: its folder is replaced, a disk returns."""
+        try:
+            loaded = await child.loaded(self._config.load_timeout_s, self._stop)
+        except ConfigError as error:
+            if not self._loaded_once:
+                raise
+            log.error("model not loaded, trying again", inc=child.inc, error=str(error))
+            return None
+        self._loaded_once |= loaded is not None
+        return loaded
 
     async def _serve(self, child: Child, number: int, loaded: Loaded) -> None:
         """Register, and again under a new incarnation whenever the old one is void, until the child or we end."""

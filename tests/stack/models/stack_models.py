@@ -129,3 +129,13 @@ class Gripping:
                 ctypes.PyDLL(None).sleep(3600)
         time.sleep(0.02)
         return batch
+
+
+class FromFolder:
+    """Answers with what is in its folder."""
+
+    def load(self, device: str) -> None:
+        self.weights = (Path(os.environ["MODEL_FOLDER"]) / "weights").read_text()
+
+    def predict(self, batch: list[object]) -> list[object]:
+        return [self.weights for _ in batch]
