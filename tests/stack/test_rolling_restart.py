@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, deque
+from collections import Counter
 
 import pytest
 
 from helpers import wait_until
+from stack.steady_load import SteadyLoad
 from stack_processes import Stack
-from stoker import Client, InferenceResponse, Job
+from stoker import Client
 
 WORKERS = ("w0", "w1", "w2")
 SCHEDULERS = ("s0", "s1")
@@ -20,34 +20,6 @@ LIVE = 24
 """Requests in flight: twice as many as there are rows."""
 
 
-class Load:
-    """Keeps so many requests in flight: as soon as the oldest is answered comes a new one."""
-
-    def __init__(self, client: Client) -> None:
-        self.responses: list[InferenceResponse] = []
-        self._client = client
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        jobs = deque(self._submit(i) for i in range(LIVE))
-        while jobs:
-            self.responses.append(jobs.popleft().response(timeout=120))
-            if not self._over.is_set():
-                jobs.append(self._submit(len(self.responses)))
-
-    def _submit(self, number: int) -> Job:
-        return self._client.submit(prompt_tokens=[number + 1], max_tokens=TOKENS)
-
-
 @pytest.mark.long
 def test_replacing_every_process_under_load_loses_and_fails_nothing_and_charges_nobody(
     stack: Stack, client: Client
@@ -55,7 +27,7 @@ def test_replacing_every_process_under_load_loses_and_fails_nothing_and_charges_
     stack.environment["STOKER_DRAIN_TIMEOUT_S"] = "0.1"  # less than a request takes, so that some are handed back
     running = {name: stack.scheduler(name) for name in SCHEDULERS}
     running |= {name: stack.worker(name, *ROWS) for name in WORKERS}
-    with Load(client) as load:
+    with SteadyLoad(client, live=LIVE, max_tokens=TOKENS) as load:
         wait_until(lambda: all(stack.running(name) for name in WORKERS), 30, what="all are busy")
         for name in WORKERS:
             before = stack.incarnation(name)
