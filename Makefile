@@ -11,13 +11,15 @@ SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 # How much `make chaos` breaks, and how many requests it sends meanwhile.
 FAULTS ?= 100
 REQUESTS ?= 50000
+# How long `make soak` runs.
+MINUTES ?= 20
 
 BIN := .venv/bin
 # One stamp for each TORCH, so that asking for another one installs it.
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long fuzz chaos mutations crash-points lint types bench-engine bench-floor bench-throughput clean
+.PHONY: help venv demo test test-long fuzz chaos soak mutations crash-points lint types bench-engine bench-floor bench-throughput clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -59,6 +61,11 @@ mutations: $(STAMP) ## plant bugs in scripts and services, and see that each is 
 # Two lives of a small stack for each call of Redis and each side effect. More options: make crash-points ARGS='--only begin'
 crash-points: $(STAMP) ## end or stop a process at every point of every role, and see that nothing is lost
 	@PYTHONPATH=tests $(BIN)/python -m crash_points.every_point --jobs $(JOBS) $(ARGS)
+
+# MINUTES: how long it runs; the same SEED gives the same small faults. Ends with 0 if nothing grew and nothing is left.
+soak: SEED := $(SEED)
+soak: $(STAMP) ## run a stack for 20 minutes, and see that no process and no key of Redis grows
+	@PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 # More options, for instance: make chaos SEED=1 FAULTS=20 REQUESTS=5000 ARGS='--kinds zombie poison --keep'
 chaos: SEED := $(SEED)

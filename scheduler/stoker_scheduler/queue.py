@@ -119,8 +119,11 @@ class RequestQueue:
 
 
 def largest_capacity(workers: Iterable[WorkerRecord]) -> int | None:
-    """Return the most tokens that a registered worker can hold, None where no live worker is registered."""
-    return max((worker.capacity for worker in workers if worker.state == "live"), default=None)
+    """Return the most tokens that a registered worker can hold, None where no live worker is registered.
+
+    What a worker lacks only for a while, because it ran out of memory, rules nothing out.
+    """
+    return max((worker.full_capacity for worker in workers if worker.state == "live"), default=None)
 
 
 def could_hold(request: Waiting, largest: int | None) -> bool:

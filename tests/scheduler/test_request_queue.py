@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoker.config import Config
-from stoker.store.records import CLASSES, LANES, Waiting, WorkerRecord
+from stoker.store.records import CLASSES, FULL_CAPACITY, LANES, Waiting, WorkerRecord
 from stoker_scheduler.queue import RequestQueue, charged_cost, class_rank, largest_capacity
 
 S = 1_000_000
@@ -197,6 +198,11 @@ def test_a_dead_worker_holds_nothing() -> None:
     heads = {"normal": [waiting("n", "normal", 1, 500)]}
     order = RequestQueue(CONFIG).order(heads, [worker(1000, state="dead"), worker(100)])
     assert names(order.unholdable) == ["n"]
+
+
+def test_a_worker_that_lacks_memory_for_a_while_makes_nothing_unholdable() -> None:
+    lacking = dataclasses.replace(worker(300), figures={FULL_CAPACITY: 1000})
+    assert largest_capacity([lacking, worker(800)]) == 1000
 
 
 def test_an_estimate_is_never_unholdable_but_clamped_to_the_largest_worker() -> None:

@@ -18,7 +18,7 @@ from stoker_workers.engines.sim import SimEngine, load_profile
 from stoker_workers.intake import open_row
 from stoker_workers.messages import Away, from_line
 from stoker_workers.session import Session
-from stoker_workers.worker import Inbox, Worker
+from stoker_workers.worker import LAST_REPORTS_S, Inbox, Worker
 
 CONFIG = Config(redis_url="redis://127.0.0.1:1/0")
 
@@ -45,12 +45,16 @@ class Reports:
     def __init__(self) -> None:
         self.settled: list[Settlement] = []
         self.back: list[tuple[str, str]] = []
+        self.finished_within_s: float | None = None
 
     def settle(self, items: list[Settlement]) -> None:
         self.settled += items
 
     def hand_back(self, keys: list[tuple[str, str]]) -> None:
         self.back += keys
+
+    def finish(self, most_s: float | None = None) -> None:
+        self.finished_within_s = most_s
 
 
 class Loop:
@@ -97,6 +101,24 @@ def test_a_request_that_the_model_refuses_is_invalid_and_counts_against_nobody(l
     (settled,) = loop.reports.settled
     assert (settled.outcome, settled.reason, loop.board.read()["faults"]) == ("bad", "invalid", 0)
     assert b"too long, got 'HTTP 400'" in settled.body
+
+
+def test_what_is_finished_is_reported_before_a_failed_engine_ends_the_process(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    loop.engine.answer = Admitted(1)
+    monkeypatch.setattr(loop.engine, "step", fail)
+    monkeypatch.setattr(loop.engine, "resident", lambda: ["r"])
+    monkeypatch.setattr(loop.engine, "scheduled", lambda: ["r"])
+    loop.worker._session = loop.session
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        loop.worker.run()
+    assert loop.reports.finished_within_s == LAST_REPORTS_S
+    assert not loop.session.reading, "nothing more is begun"
+    assert loop.board.crash_set() == ["r"], "and the step is still to blame"
 
 
 def test_that_a_model_went_away_is_passed_on_to_the_supervisor(loop: Loop) -> None:

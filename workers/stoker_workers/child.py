@@ -14,11 +14,25 @@ import structlog
 from stoker.config import Config
 from stoker.errors import ConfigError
 from stoker_workers.board import Board
-from stoker_workers.messages import Away, Drained, EngineOptions, Loaded, Message, Refused, from_line, to_line
+from stoker_workers.engine_faults import EXIT_DEVICE
+from stoker_workers.messages import (
+    Away,
+    Drained,
+    EngineOptions,
+    Holds,
+    Loaded,
+    Message,
+    Nudge,
+    Refused,
+    Stop,
+    from_line,
+    to_line,
+)
 
 log = structlog.get_logger()
 
 LAST_LINES = 20
+UNHEARD_BYTES = 1 << 20
 LAST_BYTES = 1600  # so that they fit a failure's message
 
 
@@ -38,8 +52,10 @@ class Child:
         self._drained = asyncio.Event()
         self.away = ""
         """Why its model cannot take requests now, where that runs elsewhere; empty if it can."""
+        self.holds: int | None = None
+        """The tokens that it can hold now, None before it said so."""
         self.turned = asyncio.Event()
-        """Set when `away` changed."""
+        """Set when `away` or `holds` changed."""
         self._reader: asyncio.Task[None] | None = None
         self._hung = False
         self._errors: asyncio.Task[None] | None = None
@@ -76,7 +92,7 @@ class Child:
         self._errors = asyncio.create_task(self._pass_on(self._process.stderr))
         await self._send(self._config.model_dump_json().encode() + b"\n")
         await self._send(f"{self._log_level} {'pretty' if sys.stderr.isatty() else 'json'}\n".encode())
-        await self.tell(self._options)
+        self.tell(self._options)
 
     async def loaded(self, timeout_s: float, stop: asyncio.Event) -> Loaded | None:
         """Wait for the model; None if the child died or we stop. Raises `ConfigError` where it never can load."""
@@ -97,9 +113,17 @@ class Child:
             raise ConfigError(message.message)
         return message if isinstance(message, Loaded) else None
 
-    async def tell(self, message: Message) -> None:
-        """Give an order."""
-        await self._send(to_line(message))
+    def tell(self, message: Message) -> None:
+        """Give an order, and never wait for the child to hear it: who did would hang with one that hangs.
+
+        What is told again at the next beat is left out while much is unheard.
+        """
+        stdin = self._process.stdin if self._process else None
+        if stdin is None or stdin.transport.is_closing():
+            return
+        if isinstance(message, Nudge | Stop) and stdin.transport.get_write_buffer_size() > UNHEARD_BYTES:
+            return
+        stdin.write(to_line(message))
 
     def news(self) -> list[Message]:
         """Take what the child said since the last time."""
@@ -117,16 +141,26 @@ class Child:
         """Wait until everything is settled or handed back."""
         return await self._drained.wait()
 
+    def kill(self) -> None:
+        """Kill the process."""
+        if self._process and self.alive:
+            self._process.kill()
+
     def kill_hung(self) -> None:
         """Kill the process because it stands still."""
-        if self._process and self.alive:
+        if self.alive:
             self._hung = True
-            self._process.kill()
+            self.kill()
 
     def cause_of_death(self) -> tuple[str, list[str]]:
         """Return hung, killed (a SIGKILL from outside is nobody's fault) or crash, and which requests its step ran."""
         cause = "hung" if self._hung else "killed" if self.code == -signal.SIGKILL else "crash"
         return cause, self.board.crash_set()
+
+    @property
+    def fault(self) -> str:
+        """The class of fault that ended it, for people: its cause of death, or device where that was lost."""
+        return "device" if self.code == EXIT_DEVICE else self.cause_of_death()[0]
 
     async def obituary(self) -> str:
         """Return how the process ended, and its last words."""
@@ -135,13 +169,14 @@ class Child:
             await asyncio.wait([self._errors], timeout=1)
         lines = self._last_words.decode(errors="replace").splitlines()[-LAST_LINES:]
         how = "stood still and was killed" if self._hung else f"ended by {_ending(self.code)}"
+        if self.fault == "device":
+            how = f"lost its device ({_ending(self.code)})"
         return "\n".join([f"the engine {how} while this request ran; its last words:", *(lines or ["(none)"])])
 
     async def end(self) -> None:
         """Kill what still runs, and close all ways to it."""
         if self._process:
-            if self.alive:
-                self._process.kill()
+            self.kill()
             await self._process.wait()
         if self._reader:
             await self._reader
@@ -176,6 +211,10 @@ class Child:
                 self._drained.set()
             if isinstance(message, Away):
                 self.away = message.reason
+                self.turned.set()
+                continue
+            if isinstance(message, Holds):
+                self.holds = message.tokens
                 self.turned.set()
                 continue
             self._news.put_nowait(message)

@@ -2,7 +2,7 @@
 
 A worker drives an engine from one thread: `load`, `warm_up`, then `admit` and `step` in turn. Only `encode` and
 `encode_chat` are called from another thread, beside `step`. Errors of a request are events; an exception out of
-`step` is an error of the engine and ends the worker's child.
+`step` is an error of the engine and ends the worker's child, `OutOfMemory` excepted.
 """
 
 from __future__ import annotations
@@ -188,7 +188,10 @@ class Engine(Protocol):
         """Take a request in; it is prefilled by one of the next steps."""
 
     def step(self) -> list[Event]:
-        """Advance every resident row by at most one token; returns within about 50 ms even without events."""
+        """Advance every resident row by at most one token; returns within about 50 ms even without events.
+
+        Raises `OutOfMemory` where fewer rows could have been advanced.
+        """
 
     def scheduled(self) -> Sequence[str]:
         """Return the ids that the next `step` will touch: who is blamed when it crashes."""
@@ -204,6 +207,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device."""
+
+
+class OutOfMemory(Exception):
+    """A step found no memory. Its rows are resident still, and once they are cancelled the engine is as good as new.
+
+    A user's model may raise it as well. The worker tries again with half of the rows, gives the others back, and takes
+    less for a while.
+    """
 
 
 @runtime_checkable

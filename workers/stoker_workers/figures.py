@@ -63,7 +63,7 @@ class WorkerFigures(Collector):
         self._state = STARTING
         self._model: str | None = None
         self._beat_s: float | None = None
-        self._deaths: Counter[str] = Counter(dict.fromkeys(("killed", "crash", "hung", "load"), 0))
+        self._deaths: Counter[str] = Counter(dict.fromkeys(("killed", "crash", "hung", "device", "load"), 0))
         self._own = Tallies(bytearray(SIZE))
         self._board: Board | None = None
         self._counts: Counter[str] = Counter()

@@ -32,6 +32,8 @@ class Row:
     last_token_s: float = 0.0
     published: int = 0
     unpublished_text: list[str] = field(default_factory=list)
+    cost: int = 1
+    """The tokens of the engine's room that it takes: as the scheduler reserved them, then as the engine counts."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -98,6 +100,7 @@ def open_row(
         texts=[text],
         tokens=len(given),
         published=len(given),
+        cost=cost or 1,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from stoker_workers.engine import Capacity, ModelCard
 
@@ -97,10 +97,15 @@ class Away:
     reason: str
 
 
-Message = Serve | Stop | Drain | Nudge | Loaded | Refused | Costs | Drained | Away | EngineOptions
-_KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Serve, Stop, Drain, Nudge, Loaded, Refused, Costs, Drained, Away, EngineOptions)
-}
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """From the child: so many tokens it can hold now; less than it was loaded with after it ran out of memory."""
+
+    tokens: int
+
+
+Message = Serve | Stop | Drain | Nudge | Loaded | Refused | Costs | Drained | Away | Holds | EngineOptions
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def to_line(message: Message) -> bytes:

@@ -62,10 +62,10 @@ class Reporter:
         self._closed.set()
         self._queue.put(None)
 
-    def finish(self) -> None:
-        """Report all that is queued, then end."""
+    def finish(self, most_s: float | None = None) -> None:
+        """Report all that is queued, then end; wait for it `most_s` at most."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(most_s)
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None and not self._closed.is_set():

@@ -61,6 +61,12 @@ def answer_of(row: Row, event: Finished, most_bytes: int) -> Settlement:
     )
 
 
+def too_large(row: Row, lack: str) -> str:
+    """Return what to say of a request for which an engine has too little memory even when it runs alone."""
+    size = f"prompt of {len(row.work.prompt)} tokens, max_tokens {row.work.max_tokens}, cost {row.cost}"
+    return f"too large for this worker's memory even alone ({size}): {lack}"
+
+
 def failure(row: Row, outcome: Outcome, reason: str, message: str, error: InvalidRequest | None = None) -> Settlement:
     """Return how an attempt without an answer is reported."""
     body = encode_failure(message, error)

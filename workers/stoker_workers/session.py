@@ -49,6 +49,11 @@ class Session:
         self.begun.difference_update((item.id, item.delivery) for item in items)
         self.reporter.settle(items)
 
+    def take(self, row: Row) -> None:
+        """Note an attempt that the engine holds now; one that it holds again brings tokens along."""
+        self.rows[row.payload.id] = row
+        self.resident_tokens += row.resident_tokens
+
     def drop(self, row: Row) -> None:
         """Forget an attempt that the engine does not hold any more."""
         del self.rows[row.payload.id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -20,8 +21,10 @@ from stoker.store import scripts
 from stoker.store.codec import encode_failure
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.pack import pack, unpack
+from stoker.store.records import FULL_CAPACITY
 from stoker.store.requirements import check_server
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
+from stoker_workers.backoff import Backoff
 from stoker_workers.child import Child
 from stoker_workers.engines import CALLABLE, kind_of
 from stoker_workers.figures import DRAINING, LOADING, RESTARTING, STARTING, WorkerFigures
@@ -39,8 +42,9 @@ from stoker_workers.progress import Progress
 log = structlog.get_logger()
 
 RETRY_S = 0.2
-CALM_S = 60.0
-BACKOFF_MAX_S = 60.0
+LOOK_S = 0.2
+HAND_BACK_S = 5.0
+"""How long a child may take to hand back what is left after its grace, before it is killed."""
 FIGURES = ("steps", "row_steps", "token_steps", "busy_us", "prompt_tokens", "generation_tokens", "finished")
 
 
@@ -77,7 +81,8 @@ class Supervisor:
         self._stop = asyncio.Event()
         self.outage = Outage()
         self._hurry = False
-        self._failures = 0
+        self._backoff = Backoff()
+        self._loaded_once = False
         self._sacrificed = False
         self._error: ConfigError | None = None
 
@@ -94,7 +99,8 @@ class Supervisor:
     async def run(self) -> None:
         """Work until stopped.
 
-        Raises `ConfigError` when the model can never be loaded, another has the name, or Redis cannot hold a queue.
+        Raises `ConfigError` when the model cannot be loaded the first time, another has the name, or Redis cannot hold
+        a queue.
         """
         structlog.contextvars.bind_contextvars(worker=self.name)
         loop = asyncio.get_running_loop()
@@ -112,43 +118,46 @@ class Supervisor:
 
     async def _children(self) -> None:
         while not self._stop.is_set():
-            started = time.monotonic()
-            await self._one_child()
+            served_s = await self._one_child()
+            sacrificed, self._sacrificed = self._sacrificed, False
             if not self._stop.is_set():
                 self.figures.enter(RESTARTING)
-                await pause(self._restart_delay(time.monotonic() - started), self._stop)
+                wait_s = self._backoff.next_s(served_s, blameless=sacrificed, jitter=random.random())  # noqa: S311
+                await pause(wait_s, self._stop)
 
-    def _restart_delay(self, lived_s: float) -> float:
-        """None after a calm life; else 1, 2, 4 .. 60 s: a model that cannot be loaded must not cause a storm.
-
-        A child that crash suspects killed counts for nothing: it was given them to find out.
-        """
-        sacrificed, self._sacrificed = self._sacrificed, False
-        if lived_s >= CALM_S:
-            self._failures = 0
-        if lived_s >= CALM_S or sacrificed:
-            return 0.0
-        self._failures += 1
-        return 0.0 if self._failures == 1 else min(BACKOFF_MAX_S, 2.0 ** (self._failures - 2))
-
-    async def _one_child(self) -> None:
+    async def _one_child(self) -> float:
+        """See a child through its life; returns for how many seconds it served."""
         self.figures.enter(STARTING)
         number = await self._until_answered(scripts.incarnate())
         if number is None:
-            return
+            return 0.0
         child = Child(self._config, self._options, f"{self.name}:{number}-{new_id()[:8]}", self._log_level)
         await child.start()
         self.figures.begin(child.board)
         self.figures.enter(LOADING)
         try:
-            loaded = await child.loaded(self._config.load_timeout_s, self._stop)
-            if loaded:
+            if loaded := await self._load(child):
+                started_s = time.monotonic()
                 await self._serve(child, number, loaded)
-            elif not self._stop.is_set():
+                return time.monotonic() - started_s
+            if not self._stop.is_set():
                 self.figures.died("load")
         finally:
             self.figures.end()
             await child.end()
+        return 0.0
+
+    async def _load(self, child: Child) -> Loaded | None:
+        """Wait for the model. One that was loaded before may come back: its folder is replaced, a disk returns."""
+        try:
+            loaded = await child.loaded(self._config.load_timeout_s, self._stop)
+        except ConfigError as error:
+            if not self._loaded_once:
+                raise
+            log.error("model not loaded, trying again", inc=child.inc, error=str(error))
+            return None
+        self._loaded_once |= loaded is not None
+        return loaded
 
     async def _serve(self, child: Child, number: int, loaded: Loaded) -> None:
         """Register, and again under a new incarnation whenever the old one is void, until the child or we end."""
@@ -156,7 +165,7 @@ class Supervisor:
             generation = await self._register(child.inc, number, loaded)
             if generation is None:
                 return
-            await child.tell(Serve(child.inc))
+            child.tell(Serve(child.inc))
             self.figures.serve(loaded.card["name"])
             log.info("serving", inc=child.inc, model=loaded.card["name"], dtype=loaded.card["dtype"])
             life = Life(self, child, generation, loaded)
@@ -171,8 +180,8 @@ class Supervisor:
         if child.alive:
             return
         cause, crash_set = child.cause_of_death()
-        self.figures.died(cause)
-        log.warning("child died", inc=child.inc, cause=cause, code=child.code, in_step=len(crash_set))
+        self.figures.died(child.fault)
+        log.warning("child died", inc=child.inc, cause=child.fault, code=child.code, in_step=len(crash_set))
         obituary = encode_failure(await child.obituary())
         reported = await self._until_answered(scripts.report(child.inc, cause, crash_set, obituary), patient=True)
         self._sacrificed = bool(reported and reported.quarantined)
@@ -296,12 +305,12 @@ class Life:
             inc=self._child.inc,
             generation=self._generation,
             accepting=not self._supervisor.stopping.is_set() and not self._child.away,
-            capacity=self._capacity,
+            capacity=self._capacity if self._child.holds is None else self._child.holds,
             progress=counters["progress"],
             rate=self._measured_rate(counters),
             faults=counters["faults"],
             successes=counters["successes"],
-            figures={name: counters[name] for name in FIGURES},
+            figures={name: counters[name] for name in FIGURES} | {FULL_CAPACITY: self._capacity},
             costs=costs,
         )
         answer = await self._supervisor.store.run(scripts.beat(beat, self._supervisor.config))
@@ -313,7 +322,7 @@ class Life:
     async def _heed(self, answer: Beaten) -> None:
         if answer.word == "OK":
             if answer.named:
-                await self._child.tell(Stop([list(key) for key in answer.named]))
+                self._child.tell(Stop([list(key) for key in answer.named]))
             return
         if answer.detail == "superseded":
             self._supervisor.give_up(ConfigError(superseded(self._supervisor.name)))
@@ -336,7 +345,7 @@ class Life:
             log.error("child hung, killing it", inc=self._child.inc, in_step=len(self._child.board.crash_set()))
             self._child.kill_hung()
         else:
-            await self._child.tell(Nudge())
+            self._child.tell(Nudge())
 
     async def _watch_child(self) -> None:
         await self._child.wait()
@@ -344,7 +353,9 @@ class Life:
             self._over.set()
 
     async def _watch_model(self) -> None:
-        """Say at once that a model elsewhere went away or came back: a beat later its requests would have come."""
+        """Say at once that a model elsewhere went away or came back, or that the child holds less or more than before:
+        a beat later its requests would have come.
+        """
         while True:
             await self._child.turned.wait()
             self._child.turned.clear()
@@ -356,12 +367,18 @@ class Life:
         await supervisor.stopping.wait()
         supervisor.figures.enter(DRAINING)
         await self._beat_quietly()
-        await child.tell(Drain(0.0 if supervisor.hurry else supervisor.config.drain_timeout_s))
+        child.tell(Drain(0.0 if supervisor.hurry else supervisor.config.drain_timeout_s))
         drained = asyncio.create_task(child.until_drained())
+        patience_s = supervisor.config.drain_timeout_s + HAND_BACK_S
         while not drained.done() and child.alive:
             if supervisor.hurry:
-                await child.tell(Drain(0.0))
-            await asyncio.wait([drained], timeout=0.2)
+                child.tell(Drain(0.0))
+                patience_s = min(patience_s, HAND_BACK_S)
+            if patience_s <= 0:
+                log.error("child does not end, killing it", inc=child.inc)
+                child.kill()
+            await asyncio.wait([drained], timeout=LOOK_S)
+            patience_s -= LOOK_S
         # It ends as soon as it said so: its last word may still be in the pipe.
         await asyncio.wait([drained], timeout=1.0)
         if drained.done():

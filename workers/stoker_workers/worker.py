@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
@@ -39,10 +40,12 @@ from stoker_workers.engine import (
     Finished,
     Full,
     Invalid,
+    OutOfMemory,
     Remote,
     Tokens,
     Unavailable,
 )
+from stoker_workers.engine_faults import EXIT_DEVICE, free_memory, is_sticky
 from stoker_workers.engines import make_engine
 from stoker_workers.intake import Row
 from stoker_workers.messages import (
@@ -51,6 +54,7 @@ from stoker_workers.messages import (
     Drain,
     Drained,
     EngineOptions,
+    Holds,
     Loaded,
     Message,
     Nudge,
@@ -62,7 +66,8 @@ from stoker_workers.messages import (
 )
 from stoker_workers.reader import Reader
 from stoker_workers.reporter import Reporter
-from stoker_workers.reports import OUTCOMES, answer_of, failure, published
+from stoker_workers.reports import OUTCOMES, answer_of, failure, published, too_large
+from stoker_workers.room import Room, part
 from stoker_workers.session import Key, Session
 from stoker_workers.tallies import INTER_TOKEN, OUTPUT_TOKEN, STEP, STEP_ROWS
 
@@ -71,6 +76,8 @@ log = structlog.get_logger()
 PR_SET_PDEATHSIG = 1
 EXIT_ENGINE = 1
 EXIT_REFUSED = 3
+LAST_REPORTS_S = 5.0
+"""How long a process whose engine failed waits for Redis to take the results it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +112,23 @@ class Worker:
         self._reader = Reader(
             config, engine, board.tallies.timed, lambda *arrived: inbox.put(Arrived(*arrived)), self._outage
         )
+        capacity = engine.capacity()
+        self._room = Room(capacity.tokens, capacity.cache)
         self._drain_at = float("inf")
         self._flushed_at = 0.0
         self._first_tokens = False
 
     def run(self) -> None:
-        """Serve until a drain is done."""
+        """Serve until a drain is done. When the engine fails, hand over first what it finished before."""
+        try:
+            self._serve_on()
+        except BaseException:
+            if session := self._session:
+                session.reading = False
+                session.reporter.finish(LAST_REPORTS_S)
+            raise
+
+    def _serve_on(self) -> None:
         if isinstance(self._engine, Remote):
             self._engine.watch(lambda reason: self._inbox.put(Away(reason)))
         while True:
@@ -120,6 +138,8 @@ class Worker:
                 continue
             if session.draining and self._finish_drain(session):
                 return
+            if self._room.grow(time.monotonic()):
+                self._tell(Holds(self._room.tokens))
             self._admit(session)
             if self._engine.resident():
                 self._step(session)
@@ -218,14 +238,16 @@ class Worker:
         waiting, session.waiting = session.waiting, []
         costs = []
         for place, row in enumerate(waiting):
-            answer = self._engine.admit(row.work)
+            fits = not self._room.reduced or self._room.takes([held.cost for held in session.rows.values()], row.cost)
+            answer = self._engine.admit(row.work) if fits else Full()
             if isinstance(answer, Full) and session.rows:
                 session.waiting = waiting[place:]
                 break
             if isinstance(answer, Admitted):
                 if before := session.rows.get(row.payload.id):
                     session.drop(before)
-                session.rows[row.payload.id] = row
+                row.cost = answer.cost
+                session.take(row)
                 if row.estimated:
                     costs.append([*row.key, answer.cost])
             elif isinstance(answer, Unavailable):
@@ -245,9 +267,13 @@ class Worker:
 
     def _step(self, session: Session) -> None:
         started = time.monotonic_ns()
-        self._board.begin_step(self._engine.scheduled(), started // 1000)
+        scheduled, lack = self._engine.scheduled(), ""
+        self._board.begin_step(scheduled, started // 1000)
         rows, tokens = len(session.rows), session.resident_tokens
-        events = self._engine.step()
+        try:
+            events = self._engine.step()
+        except OutOfMemory as error:
+            events, lack = [], str(error)
         took_us = (time.monotonic_ns() - started) // 1000
         self._board.add("steps")
         self._board.add("row_steps", rows)
@@ -257,8 +283,29 @@ class Worker:
         self._board.tallies.observe(STEP, "", took_us)
         self._board.tallies.observe(STEP_ROWS, "", rows)
         self._sort(session, events)
+        if lack:
+            self._take_less(session, scheduled, lack)
         # There may be no next step for a while, and what this one brought counts now.
         self._board.publish()
+
+    def _take_less(self, session: Session, in_step: Sequence[str], lack: str) -> None:
+        """Go on with half of the rows of a step that found no memory, and give the others back, charged to nobody."""
+        rows = list(session.rows.values())
+        for row in rows:
+            self._engine.cancel(row.payload.id)
+            session.drop(row)
+        free_memory()
+        parted = part(rows, in_step, resumes=self._engine.resumes)
+        log.warning("out of memory", inc=session.inc, in_step=len(parted.ran), kept=len(parted.kept), error=lack)
+        if parted.alone:
+            self._board.add("faults")
+            session.settle([failure(row, "retry", "out_of_memory", too_large(row, lack)) for row in parted.ran])
+        else:
+            self._room.shrink([row.cost for row in parted.ran], time.monotonic())
+            self._tell(Holds(self._room.tokens))
+        session.waiting = [*parted.kept, *session.waiting]
+        if parted.back:
+            session.give_back([row.key for row in parted.back])
 
     def _sort(self, session: Session, events: list[Event]) -> None:
         """Take in what a step brought. All its tokens came now; what ended is reported together."""
@@ -398,9 +445,9 @@ def run() -> NoReturn:
         main()
     except SystemExit as ended:
         code = ended.code or 0
-    except BaseException:
+    except BaseException as error:
         log.exception("engine failed")
-        code = EXIT_ENGINE
+        code = EXIT_DEVICE if is_sticky(error) else EXIT_ENGINE
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else EXIT_ENGINE)
 

@@ -12,6 +12,9 @@ SUSPECT = "suspect"
 
 LANES = (*CLASSES, SUSPECT)
 
+FULL_CAPACITY = "full_capacity"
+"""The figure of a worker that says what it can hold when it does not lack memory."""
+
 
 @dataclass(slots=True)
 class Waiting:
@@ -68,6 +71,11 @@ class WorkerRecord:
     held_tokens: int = 0
     longest: int = 0
     figures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def full_capacity(self) -> int:
+        """The tokens that it will hold again when it has less `capacity` for a while."""
+        return max(self.capacity, self.figures.get(FULL_CAPACITY, 0))
 
     @property
     def available(self) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from stoker.request import InferenceRequest
-from stoker_workers.engine import Admitted, Capacity, Event, Failed, Finished, Full, Tokens, Work
+from stoker_workers.engine import Admitted, Capacity, Event, Failed, Finished, Full, OutOfMemory, Tokens, Work
+from stoker_workers.engine_faults import is_out_of_memory, is_sticky, telling_memory
 from stoker_workers.engines.outputs import check_output, check_text, describe, invalid, type_name
 
 WAIT_S = 0.05
@@ -37,6 +38,7 @@ class AsyncCalls:
         self.capacity = Capacity(rows=most, tokens=most * _TOKENS_A_CALL, budget=most * _TOKENS_A_CALL)
         self._generate = generate
         self._calls: dict[str, _Call] = {}
+        self._lack: tuple[_Call, OutOfMemory] | None = None
         self._events: queue.SimpleQueue[tuple[_Call, Event | BaseException]] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="generate", daemon=True)
@@ -56,13 +58,22 @@ class AsyncCalls:
         return Admitted(cost + work.max_tokens)
 
     def events(self) -> list[Event]:
-        """Return what came, waiting for the first of it a moment; raises what ended the user's code for good."""
+        """Return what came, waiting for the first of it a moment; raises what ended the user's code for good.
+
+        `OutOfMemory` is raised by the next call, so that what came before it is not lost.
+        """
         events: list[Event] = []
+        lack, self._lack = self._lack, None
+        if lack and not lack[0].dropped:
+            raise lack[1]
         with contextlib.suppress(queue.Empty):
             wait_s = WAIT_S if self._calls else 0.0
             while True:
                 call, event = self._events.get(timeout=wait_s) if wait_s else self._events.get_nowait()
                 wait_s = 0.0
+                if isinstance(event, OutOfMemory):
+                    self._lack = (call, event)
+                    break
                 if isinstance(event, BaseException):
                     raise event
                 if not call.dropped:
@@ -106,10 +117,14 @@ class AsyncCalls:
         """Tell what comes of a call; whatever its code raises is told too, never lost."""
         request_id = call.work.id
         try:
-            event = await self._run(call)
+            with telling_memory():
+                event = await self._run(call)
         except asyncio.CancelledError:
             event = Failed(request_id, "generate cancelled itself", "retry")
         except Exception as error:
+            if is_out_of_memory(error) or is_sticky(error):
+                self._events.put((call, error))
+                return
             event = invalid(request_id, error) or Failed(request_id, f"generate raised {describe(error)}", "retry")
         except BaseException as error:  # SystemExit and its like end the process, as they would on its main thread
             self._events.put((call, error))

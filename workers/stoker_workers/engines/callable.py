@@ -6,7 +6,9 @@ imported. It takes no arguments and has
 - `load(device: str) -> None`: called once, in the worker's process;
 - either `predict(batch: list) -> list`: one output for each input, in order. An exception object in the list fails that
   item alone (an `InvalidRequest` says that it is the item's own fault); an exception raised fails the batch, whose
-  requests are tried again. Parameters such as max_tokens are refused, for `predict` does not see them;
+  requests are tried again. Where it says that memory ran out (torch's OutOfMemoryError, a MemoryError), half of the
+  batch is tried again at once, the other half given back, and less is taken for a while; where it says that a CUDA
+  device is of no more use, the process ends. Parameters such as max_tokens are refused: `predict` does not see them;
 - or `async generate(request: InferenceRequest)`: runs for up to `max_concurrency` (64) requests at once. Returns an
   output, or yields strings, which are streamed; the attribute `parameters` says which of max_tokens, temperature,
   top_p, top_k, seed, stop and ignore_eos it honours (default: all), and the others are refused. A cancelled request's
@@ -46,6 +48,7 @@ from stoker_workers.engine import (
     ModelCard,
     Work,
 )
+from stoker_workers.engine_faults import is_out_of_memory, is_sticky, telling_memory
 from stoker_workers.engines.async_calls import AsyncCalls
 from stoker_workers.engines.outputs import check_output, describe, invalid, type_name
 from stoker_workers.engines.padded import Batches
@@ -163,8 +166,11 @@ class CallableEngine:
 
     def _run(self, batch: list[Work]) -> list[Event]:
         try:
-            outputs = self._model.predict([_item(work) for work in batch])
+            with telling_memory():
+                outputs = self._model.predict([_item(work) for work in batch])
         except Exception as error:  # any error of the user's code fails its batch, never the worker
+            if is_out_of_memory(error) or is_sticky(error):
+                raise
             reason = f"predict raised {describe(error)}"
             return [Failed(work.id, reason, "retry") for work in batch]
         if not isinstance(outputs, list | tuple):

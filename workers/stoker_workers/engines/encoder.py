@@ -14,6 +14,7 @@ import torch
 from stoker.errors import ConfigError, UnsupportedParameter
 from stoker_workers.card import card_of_folder
 from stoker_workers.engine import Admitted, Capacity, Event, Failed, Finished, Full, Invalid, ModelCard, Task, Work
+from stoker_workers.engine_faults import telling_memory
 from stoker_workers.engines.encoder_model import EncoderModel
 from stoker_workers.engines.padded import Batches
 from stoker_workers.engines.torch_model import AUTO, pick_device, pick_dtype
@@ -111,6 +112,7 @@ class EncoderEngine:
             return Invalid("prompt_tokens", limit, low if low < 0 else high)
         return batches.admit(work, size)
 
+    @telling_memory()
     def step(self) -> list[Event]:
         """Run one batch."""
         _, model, batches = self._loaded

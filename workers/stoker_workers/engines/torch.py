@@ -24,6 +24,7 @@ from stoker_workers.engine import (
     Tokens,
     Work,
 )
+from stoker_workers.engine_faults import telling_memory
 from stoker_workers.engines.attention import Chunk
 from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks, take_up
 from stoker_workers.engines.kv_cache import BLOCK, PagedCache, blocks_of
@@ -173,6 +174,7 @@ class TorchEngine:
             self._waiting.append(row)
         return Admitted(row.reserved * BLOCK)
 
+    @telling_memory()
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Decode every row that is prefilled, and prefill with the rest of the budget."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from stoker_workers.engine import (
     Tokens,
     Work,
 )
+from stoker_workers.engine_faults import telling_memory
 from stoker_workers.engines.continuous import check_limits, check_work
 from stoker_workers.engines.paged_batch import PagedBatch, PagedOptions
 from stoker_workers.engines.pretrained import Tokenizer, eos_ids
@@ -168,7 +170,9 @@ class TransformersCbEngine:
         batch, _ = self._loaded
         if not self._rows:
             return []
-        names, new = batch.step(self._choose)
+        # The memory of one rank says nothing of the others', which have stepped: their group ends together.
+        with telling_memory() if self._ranks == 1 else contextlib.nullcontext():
+            names, new = batch.step(self._choose)
         broken = [name for name, token in new if token == BROKEN]
         if broken and len(broken) == len(new) and len(names) > 1:
             self._suspect_all()
