@@ -53,12 +53,12 @@ def alone(client: Client, requests: int) -> list[float]:
     return times
 
 
-async def open_loop(url: str, rate: float, requests: int) -> list[float]:
+async def open_loop(url: str, rate: float, requests: int, max_tokens: int = MAX_TOKENS) -> list[float]:
     """Return seconds from the moment at which each request was due, so many a second, to its result."""
     gaps, times = random.Random(1), []
 
     async def ask(client: AsyncClient, due: float) -> None:
-        await (await client.submit(PROMPT, max_tokens=MAX_TOKENS)).result(timeout=60)
+        await (await client.submit(PROMPT, max_tokens=max_tokens)).result(timeout=60)
         times.append(time.perf_counter() - due)
 
     async with AsyncClient(url) as client, asyncio.TaskGroup() as asked:
