@@ -166,6 +166,7 @@ def killed(server_binary: ServerBinary, short_tmp: Path) -> Iterator[Killed]:
     killed.end()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_each_line_is_there_once_after_everything_was_killed(killed: Killed, tmp_path: Path) -> None:

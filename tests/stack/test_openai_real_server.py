@@ -107,6 +107,7 @@ def test_a_conversation_goes_through_the_servers_template(stack: Stack, client: 
     assert response.text
 
 
+@pytest.mark.long
 def test_a_server_killed_in_mid_answer_loses_nothing(
     stack: Stack, client: Client, server: ServedModel, tmp_path: Path
 ) -> None:

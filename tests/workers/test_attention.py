@@ -42,7 +42,7 @@ lengths = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(lengths, st.sampled_from([None, 5, BLOCK + 3]), st.integers(0, 5), st.randoms(use_true_random=False))
 def test_each_sequence_attends_as_if_it_were_alone(
     lengths: list[tuple[int, int]], window: int | None, gaps: int, numbers: random.Random

@@ -176,6 +176,7 @@ def test_a_few_steps_of_training_make_a_folder_that_loads(tmp_path: Path) -> Non
     assert len(generate(made, tokenizer, "The", 5)) > 0
 
 
+@pytest.mark.long
 @pytest.mark.torch
 def test_the_same_seed_trains_the_same_model(tmp_path: Path) -> None:
     pytest.importorskip("torch")

@@ -132,6 +132,7 @@ def test_a_group_that_is_closed_leaves_nobody(lasting: Group) -> None:
     assert lasting.process.wait(20) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_killed_rank_takes_an_idle_or_busy_group_along_as_killed(group: Group, busy: bool) -> None:
     if busy:
@@ -141,12 +142,14 @@ def test_a_killed_rank_takes_an_idle_or_busy_group_along_as_killed(group: Group,
     assert group.process.wait(30) == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_a_rank_that_crashes_makes_the_group_crash(group: Group) -> None:
     (follower,) = group.followers
     os.kill(follower, signal.SIGSEGV)
     assert group.process.wait(30) == 1
 
 
+@pytest.mark.long
 def test_the_other_ranks_end_with_the_first(group: Group) -> None:
     (follower,) = group.followers
     group.process.kill()
@@ -162,6 +165,7 @@ def test_heads_that_cannot_be_split_evenly_are_refused_before_a_process_starts()
         engine.load()
 
 
+@pytest.mark.long
 def test_weights_that_no_rank_can_load_are_refused_by_the_first(tmp_path: Path, short_tmp: Path) -> None:
     folder = shutil.copytree(demo_model_path(), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
