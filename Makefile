@@ -52,7 +52,7 @@ test-long: $(STAMP) ## run the tests that take minutes: chaos, crash points, a g
 fuzz: SEED := $(SEED)
 fuzz: $(STAMP) ## try 30,000 wrong requests, payloads, script arguments and settings
 	@echo "SEED=$(SEED)"
-	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) $(ARGS)
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz --hypothesis-seed=$(SEED) -o faulthandler_timeout=0 $(ARGS)
 
 # Each of its own checks must find its bug; the random state machine may. More options: make mutations ARGS='--seconds 60'
 mutations: $(STAMP) ## plant bugs in scripts and services, and see that each is found
