@@ -79,6 +79,7 @@ WATCHING: Grants = {
     "leader": "hmget",
     "quarantine": "get",
     "rates": "hgetall",
+    "tenants": "hgetall",
     "void:*": "get",
     "work:*": "hlen hvals",
 }
@@ -187,6 +188,7 @@ ADMIN = together(
         "inc": "hset",
         "lane:*": "zcount zscore",
         "payload:*": "set",
+        "tenants": "hdel hexists hlen hset",
         "work:*": "hexists",
     },
 )

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from stoker.commands import batch, completion, dead, operate, queues, requests, settings, top
+from stoker.commands import batch, completion, dead, operate, queues, requests, settings, tenants, top
 
 GROUP = "stoker.commands"
 
@@ -48,6 +48,7 @@ def main() -> None:
 for _command in (
     *(requests.submit, requests.status, requests.result, requests.cancel),
     *(queues.stats, queues.queue, top.top, operate.workers, operate.drain, dead.dead, settings.config),
+    tenants.tenants,
     completion.completion,
     *(batch.batch, batch.batch_worker),
 ):

@@ -32,7 +32,7 @@ CALLS = {
     "scheduler": "lead resign dispatch reclaim promote expire refuse",
     "worker": "begin settle hand_back flush incarnate register beat report deregister",
     "batch": "create_batch lease_batch end_batch steer_batch enqueue_batch write_batch_file remove_batch_file",
-    "admin": "drain retry_dead purge_dead set_model",
+    "admin": "drain retry_dead purge_dead set_model set_tenant",
 }
 ROLE_OF = {script: role for role, scripts in CALLS.items() for script in scripts.split()}
 
@@ -231,6 +231,8 @@ def operate(q: Roles) -> None:
     q.store.read(traces.place(q.keys, "a", q.waiting("a")), "admin")
     q.store.read(traces.place(q.keys, "a", None), "admin")
     q.store.read(traces.ahead(q.keys, "normal", 1.0), "admin")
+    q.store.run(s.set_tenant("t", {"weight": "2"}))
+    q.store.run(s.set_tenant("t", {"weight": ""}))
     q.store.read(traces.holder(q.keys, "a", [A]), "admin")
     q.store.read(inspections.key_page(q.keys, 0, 10), "admin")
 
@@ -304,6 +306,7 @@ def watchers(q: Roles) -> None:
         for read in (
             lookups.overview(q.keys),
             lookups.held_rows(q.keys, [A]),
+            lookups.tenant_settings(q.keys),
             reads.queue_view(q.keys, depth=1, known=known),
             backlog.figures(q.keys),
             inspections.heartbeat(q.keys),

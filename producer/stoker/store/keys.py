@@ -26,6 +26,7 @@ class Keys:
         self.events = f"{self.prefix}events"
         self.batches = f"{self.prefix}batches"
         self.lapses = f"{self.prefix}lapses"
+        self.tenants = f"{self.prefix}tenants"
 
     def lane(self, name: str) -> str:
         """The waiting requests of one class, or the suspects."""

@@ -113,6 +113,19 @@ def _parse_streams(named: Mapping[str, Place], reply: list[Any]) -> dict[Place, 
     }
 
 
+def tenant_settings(keys: Keys) -> Read[dict[str, dict[str, float]]]:
+    """Read what is set for tenants, by tenant and setting."""
+    return Read([("HGETALL", keys.tenants)], _parse_tenant_settings, what="read the tenants")
+
+
+def _parse_tenant_settings(reply: list[Any]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for field, number in pairs(reply[0]).items():
+        tenant, _, name = field.decode().partition(":")
+        found.setdefault(tenant, {})[name] = float(number)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A failed request that is kept.

@@ -24,6 +24,7 @@ QUARANTINE_PATIENCE_US = 5_000_000
 VOID_TTL_MS = 3_600_000
 BATCH_LEASE_US = 5_000_000
 MAX_BATCHES = 10_000
+MAX_TENANT_SETTINGS = 10_000
 IMPLICIT_PIECES = ("base", "clock")
 
 Arg = str | bytes | int | float
@@ -108,6 +109,7 @@ def _limits(config: Config) -> str:
         "BATCH_LEASE": BATCH_LEASE_US,
         "BATCH_TTL": int(config.batch_ttl_s * 1e6),
         "MAX_BATCHES": MAX_BATCHES,
+        "MAX_TENANT_SETTINGS": MAX_TENANT_SETTINGS,
     }
     lines = [f"local {', '.join(numbers)} = {', '.join(str(number) for number in numbers.values())}"]
     lines += [f"local EVENTS = {'true' if config.events else 'false'}"]
@@ -171,6 +173,11 @@ def purge_dead(ids: Sequence[str]) -> Call[int]:
 def set_model(identity: str, card: bytes) -> Call[str]:
     """Call that replaces the model card (an empty identity forgets it); gives OK or BUSY."""
     return Call("set_model", (identity, card), _word)
+
+
+def set_tenant(tenant: str, values: Mapping[str, str]) -> Call[str]:
+    """Call that sets numbers for a tenant (an empty text: no longer set); gives OK or FULL."""
+    return Call("set_tenant", [tenant, *(part for pair in values.items() for part in pair)], _word)
 
 
 def drain(worker: str, drained: bool) -> Call[str]:
