@@ -146,18 +146,18 @@ def crowds(q: Roles) -> None:
     for role in ("producer", "admin"):
         q.ready()
         ids = [f"a{i}" for i in range(SETTINGS["reply_len"] + 1)]
-        q.submit(*ids)
+        q.submit(*ids, tenant="t")
         for request_id in ids:
             q.store.run(s.cancel(request_id), role)
     q.ready()
-    q.submit(*ids, timeout=1)
+    q.submit(*ids, timeout=1, tenant="t")
     q.tick(2 * H)
     assert len(q.expire() or ()) == len(ids)
-    q.submit("b1")
+    q.submit("b1", tenant="t")
     first = q.start(A, "b1")
     q.hand_back(A, ("b1", first))
     q.settle(A, settlement("b1", first, "ok"))
-    q.submit("b2")
+    q.submit("b2", tenant="t")
     first = q.start(A, "b2")
     q.hand_back(A, ("b2", first))
     q.settle(A, settlement("b2", q.start(A, "b2"), "retry"))
@@ -287,6 +287,7 @@ def schedulers(q: Roles) -> None:
         reads.lane_page(q.keys, "normal", 0, 4),
         reads.counts(q.keys),
         reads.histograms(q.keys),
+        lookups.overview(q.keys),
         backlog.figures(q.keys),
         backlog.oldest(q.keys, q.store.read(backlog.backlog(q.keys), "scheduler")),
         inspections.info(),

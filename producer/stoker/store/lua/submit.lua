@@ -92,9 +92,9 @@ if #accepted > 0 then
   local t = math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0'))
   local lanes, deadlines = {}, {}
   for at, i in ipairs(accepted) do
-    local id, class, z = ARGV[3 * i], classes[i], lanes[classes[i]]
-    local score = int(t + terms[i] + at)
-    if not z then z = {} lanes[class] = z end
+    local id, class, name = ARGV[3 * i], classes[i], lane_of(classes[i], tenants[i])
+    local z, score = lanes[name], int(t + terms[i] + at)
+    if not z then z = {} lanes[name] = z end
     local m = #z
     z[m + 1], z[m + 2] = score, id .. ':' .. tails[i]
     local deadline = lives[i] > 0 and int(now + lives[i]) or '0'
@@ -103,10 +103,11 @@ if #accepted > 0 then
       deadlines[d + 1], deadlines[d + 2] = deadline, id
     end
     count_waiting(tenants[i], 1, sizes[i])
+    count_lane(class, tenants[i], 1)
     count('submitted', tenants[i], 1)
     if EVENTS then ev(id, 'submit', match(ARGV[3 * i + 1], '|([^|]*)'), class, tails[i], deadline, score) end
   end
-  for class, z in pairs(lanes) do call('ZADD', K .. 'lane:' .. class, unpack(z)) end
+  for name, z in pairs(lanes) do call('ZADD', K .. 'lane:' .. name, unpack(z)) end
   if #deadlines > 0 then call('ZADD', K .. 'deadlines', unpack(deadlines)) end
   call('SET', K .. 'mark', int(t + #accepted))
   counted()
