@@ -46,11 +46,18 @@ def verdicts(bars: Sequence[tuple[str, float, float]]) -> None:
         print(f"{name}: {found:.2f} (bar {bar:.2f}) {'ok' if found >= bar else 'short'}")
 
 
+def machine() -> dict[str, str]:
+    """Return the date and what ran here."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
 def save(name: str, rounds: Rounds, bars: Sequence[tuple[str, float, float]]) -> None:
     """Write all rounds and ratios to `results/<name>.json`, with the date and the machine."""
     found = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        **machine(),
         "requests_per_s": rounds,
         "ratios": {bar: {"ratio": round(value, 3), "bar": limit} for bar, value, limit in bars},
     }

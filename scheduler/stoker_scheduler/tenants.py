@@ -29,7 +29,8 @@ class TenantShares:
     3. Whose turn counts for what it is expected to occupy, at once: the next turn in the same tick knows of it.
     4. A newcomer begins at the lowest number of those that wait, or at its own where that is higher. So nobody saves up
        turns by being away, and nobody gets rid of what it had by leaving for a moment.
-    5. Classes with one tenant, or none, are left as they are: a lone tenant gets everything.
+    5. A class in which nobody waits begins anew: then all of its tenants are equal.
+    6. Classes with one tenant, or none, are left as they are: a lone tenant gets everything.
 
     It follows that of two tenants who both wait, the one can't be ahead of the other, in tokens over weight, by more
     than one request. The numbers live here and not in Redis: a new leader begins with all of them equal, and who was
@@ -42,7 +43,6 @@ class TenantShares:
         self._waiting: dict[str, set[str]] = defaultdict(set)
         self._left: dict[str, int] = {}  # by lane: how many wait that were not handed out since
         self._floor: dict[str, float] = {}  # by class: where a newcomer begins
-        self._turn: dict[str, float] = {}  # by class: the highest number at which a turn was given
         self._weights: Mapping[str, float] = {}
         for lane in self._served:
             self._waiting[class_of(lane)].add(lane)
@@ -97,13 +97,11 @@ class TenantShares:
             return
         for request in requests:
             if request.lane in self._served:
-                name, served = class_of(request.lane), self._served[request.lane]
-                self._turn[name] = max(served, self._turn.get(name, 0.0))
-                self._served[request.lane] = served + request.reserve / self.weight(request.lane)
+                self._served[request.lane] += request.reserve / self.weight(request.lane)
                 self._left[request.lane] = self._left.get(request.lane, 0) - 1
                 if not self._left[request.lane]:
                     # It leaves with its last request, also where another one comes before the next look.
-                    self._waiting[name].discard(request.lane)
+                    self._waiting[class_of(request.lane)].discard(request.lane)
 
     def weight(self, lane: str) -> float:
         """Return the weight of the lane's tenant."""
@@ -127,15 +125,18 @@ class TenantShares:
     def _move(self, name: str, before: set[str], now: set[str]) -> None:
         """Let the lanes of one class come and go."""
         stay = before & now
-        # Where nobody stays, the class has come as far as it was at its last turn.
-        lowest = min(self._served[lane] for lane in stay) if stay else self._turn.get(name, 0.0)
-        floor = max(self._floor.get(name, 0.0), lowest)
+        # Where nobody stays, nobody waited: the class begins anew, with all of them equal.
+        known = [self._served[lane] for lane in stay] or [max(self._of(name), default=0.0)]
+        floor = max(self._floor.get(name, 0.0), min(known))
         for lane in now - before:
             self._served[lane] = max(self._served.get(lane, 0.0), floor)
         for lane in before - now:
             if self._served[lane] <= floor:
                 del self._served[lane]
         self._floor[name] = floor
+
+    def _of(self, name: str) -> Iterator[float]:
+        return (served for lane, served in self._served.items() if class_of(lane) == name)
 
     def _forget(self) -> None:
         """Drop who is away and would begin at the lowest number in any case, and who is too many."""
