@@ -83,13 +83,18 @@ class TenantShares:
         """
         if all(len(lanes) < 2 for lanes in self._waiting.values()):
             return ordered
-        lines: dict[str, dict[str, list[Waiting]]] = defaultdict(dict)
+        lines: dict[str, list[Waiting]] = defaultdict(list)
         for request in ordered:
-            lines[class_of(request.lane)].setdefault(request.lane, []).append(request)
-        turns = {name: self._turns(of) for name, of in lines.items() if len(of) > 1}
-        if not turns:
-            return ordered
-        return [next(turns[name]) if (name := class_of(one.lane)) in turns else one for one in ordered]
+            lines[request.lane].append(request)
+        by_class: dict[str, dict[str, list[Waiting]]] = defaultdict(dict)
+        for lane, line in lines.items():
+            by_class[class_of(lane)][lane] = line
+        # By lane, for names are taken apart once a lane and not once a request.
+        turns: dict[str, Iterator[Waiting]] = {}
+        for of in by_class.values():
+            if len(of) > 1:
+                turns |= dict.fromkeys(of, self._turns(of))
+        return [next(turns[one.lane]) if one.lane in turns else one for one in ordered] if turns else ordered
 
     def hand_out(self, requests: Iterable[Waiting]) -> None:
         """Note what was handed out."""
@@ -109,6 +114,7 @@ class TenantShares:
 
     def _turns(self, lines: Mapping[str, Sequence[Waiting]]) -> Iterator[Waiting]:
         """Give the requests of one class in their turns."""
+        weights = {lane: self.weight(lane) for lane in lines}
         heap = [(self._served.get(lane, 0.0), line[0].score, lane, 0) for lane, line in lines.items()]
         heapq.heapify(heap)
         while heap:
@@ -116,7 +122,7 @@ class TenantShares:
             line = lines[lane]
             request = line[place]
             yield request
-            served += request.reserve / self.weight(lane)
+            served += request.reserve / weights[lane]
             if place + 1 < len(line):
                 heapq.heapreplace(heap, (served, line[place + 1].score, lane, place + 1))
             else:

@@ -341,7 +341,7 @@ MUTATIONS = [
     Mutation(
         "a weight counts for nothing",
         "stoker_scheduler.tenants:TenantShares._turns",
-        "request.reserve / self.weight(request.lane)",
+        "request.reserve / weights[lane]",
         "request.reserve",
         "scheduler.test_tenant_shares:test_a_weight_of_three_is_three_times_the_tokens",
     ),

@@ -92,7 +92,8 @@ if #accepted > 0 then
   local t = math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0'))
   local lanes, deadlines = {}, {}
   for at, i in ipairs(accepted) do
-    local id, class, name = ARGV[3 * i], classes[i], lane_of(classes[i], tenants[i])
+    local id, class, tenant = ARGV[3 * i], classes[i], tenants[i]
+    local name = tenant == '' and class or lane_of(class, tenant)
     local z, score = lanes[name], int(t + terms[i] + at)
     if not z then z = {} lanes[name] = z end
     local m = #z
@@ -102,9 +103,9 @@ if #accepted > 0 then
       local d = #deadlines
       deadlines[d + 1], deadlines[d + 2] = deadline, id
     end
-    count_waiting(tenants[i], 1, sizes[i])
-    count_lane(class, tenants[i], 1)
-    count('submitted', tenants[i], 1)
+    count_waiting(tenant, 1, sizes[i])
+    if tenant ~= '' then count_lane(class, tenant, 1) end
+    count('submitted', tenant, 1)
     if EVENTS then ev(id, 'submit', match(ARGV[3 * i + 1], '|([^|]*)'), class, tails[i], deadline, score) end
   end
   for name, z in pairs(lanes) do call('ZADD', K .. 'lane:' .. name, unpack(z)) end
