@@ -62,11 +62,18 @@ def verdicts(bars: Sequence[Bar]) -> None:
         print(f"{bar.name}: {bar.found:.2f} (bar {bar.limit:.2f}) {'ok' if bar.met else 'short'}")
 
 
+def machine() -> dict[str, str]:
+    """Return the date and what ran here."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
 def save(name: str, rounds: Rounds, bars: Sequence[Bar], unit: str = "requests_per_s") -> None:
     """Write all rounds and ratios to `results/<name>.json`, with the date and the machine."""
     found = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        **machine(),
         unit: rounds,
         "ratios": {
             bar.name: {"ratio": round(bar.found, 3), "bar": bar.limit, "ok": bar.met, "at_most": bar.at_most}

@@ -46,6 +46,8 @@ HEAD = """\
 | Is anything wrong? | `stoker doctor`: what, and how to put it right |
 | Is it slow? | `stoker top`: what waits in each class, queue time against time to first token, each worker's rate |
 | Where is request X? | `stoker explain X`: where it is, what became of each attempt, what it waits for |
+| Who is next? | `stoker queue preview`: the next batches; `stoker explain X`: why X is not among them, and about when |
+| Does one tenant crowd out the others? | `stoker tenants list`, `stoker tenants set NAME --weight W` |
 | What failed for good? | `stoker dead list`, `stoker dead show X`, `stoker dead retry X` |
 | A machine must be restarted | `stoker drain NAME --wait`, then stop it |
 | Which settings count here? | `stoker config show` |
@@ -80,6 +82,24 @@ rows are free is a request that no worker has room for: `explain` says so.
 
 EXPLAIN = """\
 One request, from its acceptance on; and an end to it, at once wherever it is:
+"""
+
+TENANTS = """\
+## Who is next
+
+A queue `shared` whose only worker has one row, which is taken. The tenants acme and beta wait, and acme is to get twice
+as much ([how they share](concepts.md#tenants)):
+"""
+
+PREVIEWED = """\
+`preview` lets the scheduler's policy plan on what waits now, and forms nothing. `now` would be handed out at once;
+`later` is the order in which the rest goes as workers finish what they hold. Why is `a3` not next?
+"""
+
+TURN = """\
+`score` and `tenants` are the two terms of the order. `held back` names all that keeps it from a worker now: no room,
+an open circuit, other tenants' turns, requests before it. `its turn` is what stands before it over the rate at which
+requests ended lately. `--json` has each as a number or a word.
 """
 
 SETTINGS = """\
@@ -286,6 +306,7 @@ def operating() -> str:
     with desk() as d:
         d.say(HEAD)
         running_stack(d)
+        next_in_line(d)
         killed_worker(d)
         failed_request(d)
         upgrade(d)
@@ -314,6 +335,27 @@ def running_stack(d: Desk) -> None:
     d.show("stoker doctor --no-torch")
     d.say(SETTINGS)
     d.show("STOKER_HEARTBEAT_MS=500 stoker config show | head -n 7")
+
+
+def next_in_line(d: Desk) -> None:
+    """Let two tenants wait for one row, and show whose turn it is."""
+    d.start("scheduler", "--queue", "shared")
+    d.start_worker("gpu2", "--queue", "shared", "--model", "sim", "--max-num-seqs", "1")
+    with Client(config=d.config.model_copy(update={"queue": "shared"})) as client:
+        for _ in range(3):
+            client.submit(prompt="A word", max_tokens=1).result(timeout=DEADLINE_S)
+        taken = client.submit(prompt="A long story", max_tokens=100_000, request_id="taken")
+        d.wait(lambda: taken.status() == "running")
+        for name in ("a1", "a2", "a3", "a4", "b1", "b2", "b3"):
+            tenant = "acme" if name[0] == "a" else "beta"
+            client.submit(prompt_tokens=[1] * 10, max_tokens=90, request_id=name, tenant=tenant)
+        d.wait(lambda: d.call("stoker queue preview --queue shared").count(" 0\n") == 2)  # the leader has told of both
+        d.say(TENANTS)
+        d.show("stoker tenants set acme --weight 2 --queue shared", "stoker queue preview --queue shared")
+        d.say(PREVIEWED)
+        d.show("stoker explain a3 --queue shared")
+        d.say(TURN)
+        taken.cancel()
 
 
 def killed_worker(d: Desk) -> None:

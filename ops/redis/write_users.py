@@ -20,6 +20,7 @@ ANYBODY = "ping select client|setname time"
 """Commands without a key that every role needs; HELLO and AUTH are open to all."""
 
 ENDING: Grants = {
+    "active": "hdel hincrby",
     "bell": "llen pexpire rpush",
     "counts": "hdel hincrby",
     "deadlines": "zrem",
@@ -62,6 +63,7 @@ SUBMITTING: Grants = {
 """To put a request into the queue."""
 
 WATCHING: Grants = {
+    "active": "hmget hrandfield",
     "batch:*": "hgetall",
     "batches": "zrange",
     "beats": "zrange",
@@ -79,6 +81,7 @@ WATCHING: Grants = {
     "leader": "hmget",
     "quarantine": "get",
     "rates": "hgetall",
+    "tenants": "hgetall hmget",
     "void:*": "get",
     "work:*": "hlen hvals",
 }
@@ -116,6 +119,7 @@ SCHEDULER = together(
     REQUEUEING,
     FORGETTING,
     {
+        "active": "hmget hrandfield",
         "beats": "zadd zrange zscore",
         "bell": "blpop",
         "card": "get",
@@ -138,6 +142,7 @@ SCHEDULER = together(
         "rates": "hgetall",
         "skew": "incrby",
         "stream:*": "xadd",
+        "tenants": "hmget",
         "tick": "get set",
         "void:*": "exists",
         "work:*": "hdel hkeys hmget hset hvals",
@@ -187,6 +192,7 @@ ADMIN = together(
         "inc": "hset",
         "lane:*": "zcount zscore",
         "payload:*": "set",
+        "tenants": "hdel hexists hlen hset",
         "work:*": "hexists",
     },
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stoker.store.codec import class_windows_us
-from stoker.store.records import SUSPECT, Waiting, WorkerRecord
+from stoker.store.records import SUSPECT, Waiting, WorkerRecord, class_of
 from stoker.store.requirements import evicts, too_old, version_name
 from stoker_ops.facts import Facts
 from stoker_scheduler.batcher import Room
@@ -240,7 +240,7 @@ def why_waiting(facts: Facts, request: Waiting, waited_s: float) -> Verdict:
         )
     if roomy:
         return Fine("about to be handed over")
-    patience_s = max(class_windows_us(facts.config).get(request.lane, 0) / 1e6, PATIENCE_S)
+    patience_s = max(class_windows_us(facts.config).get(class_of(request.lane), 0) / 1e6, PATIENCE_S)
     if waited_s > patience_s:
         return Finding("no worker has had room for it", "the queue gets more than it can do: add workers")
     return Fine("until a worker has room")

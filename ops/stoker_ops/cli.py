@@ -11,6 +11,7 @@ import click
 from stoker.command import EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, LOG_LEVELS, fail, guarded
 from stoker_ops.doctor import doctor
 from stoker_ops.explain import explain
+from stoker_ops.preview import queue
 from stoker_ops.simulate.command import simulate
 from stoker_workers.cli import engine_options
 
@@ -192,4 +193,4 @@ def _ready_line(stack: LocalStack, settings: StackSettings) -> str:
     return f'ready at {url}: {names} serve {settings.options.model}. Try: {" ".join(words)} "The with statement"'
 
 
-commands: list[click.Command] = [up, demo, doctor, explain, simulate]
+commands: list[click.Command] = [up, demo, doctor, explain, queue, simulate]

@@ -9,11 +9,28 @@ import click
 from stoker.command import EXIT_FAILED, fail, print_json, queue_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stoker.config import Config
     from stoker.store.connection import Store
+    from stoker.store.records import Waiting
     from stoker.store.traces import Trace
+    from stoker_ops.look_ahead import LookAhead
 
 KEPT_ATTEMPTS = 8
+SUSPECT_LANE = "suspect"
+NOWHERE: dict[str, Any] = {
+    "position": None,
+    "ahead": None,
+    "score": None,
+    "fairness": None,
+    "held_back_by": [],
+    "eta_s": None,
+}
+"""What is said of the place of a request that has none."""
+
+NEVER = frozenset({"no_workers", "drained", "too_large"})
+"""What doesn't pass by itself: no rate says how long it lasts."""
 
 
 @click.command()
@@ -83,7 +100,7 @@ def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
     from stoker_ops.checks import Finding, why_waiting
     from stoker_ops.facts import read_facts
 
-    now: dict[str, Any] = {"worker": trace.worker, "ahead": None, "why": None, "fix": None}
+    now: dict[str, Any] = {"worker": trace.worker, "why": None, "fix": None, **NOWHERE}
     if trace.state in ("dispatched", "running"):
         incs = [worker.inc for worker in store.read(lookups.workers(store.keys))]
         inc = store.read(traces.holder(store.keys, trace.id, incs))
@@ -95,16 +112,71 @@ def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
         return now | {"why": "it moves on just now"}
     if trace.waiting is None:
         due_s = max(0.0, (score - trace.now_us) / 1e6)
-        return now | {"why": f"tries again in {due_s:.1f} s, after its last attempt failed"}
+        why = f"tries again in {due_s:.1f} s, after its last attempt failed"
+        return now | {"why": why, "held_back_by": ["backoff"]}
     waited_s = (trace.now_us - (trace.accepted_us or 0)) / 1e6
     facts = read_facts(config, ask_torch=False)
     most = 0 if reads.all_padded(facts.workers) else trace.waiting.max_tokens
-    verdict = why_waiting(facts, replace(trace.waiting, score=score, max_tokens=most), waited_s)
-    return now | {
-        "ahead": store.read(traces.ahead(store.keys, trace.waiting.lane, score)),
-        "why": verdict.what,
-        "fix": verdict.fix if isinstance(verdict, Finding) else None,
+    waiting = replace(trace.waiting, score=score, max_tokens=most)
+    verdict = why_waiting(facts, waiting, waited_s)
+    fix = verdict.fix if isinstance(verdict, Finding) else None
+    return now | {"why": verdict.what, "fix": fix} | _place(config, store, trace, waiting, facts.leader is not None)
+
+
+def _place(config: Config, store: Store, trace: Trace, waiting: Waiting, led: bool) -> dict[str, Any]:
+    """Return where in the order it is, what its score is made of, what holds it back and for about how long."""
+    from stoker.store import traces
+    from stoker_ops.look_ahead import look_ahead
+    from stoker_scheduler.preview import held_back_by, overtaken_by, terms
+
+    seen = look_ahead(store, config)
+    order = (seen.preview.suspects if waiting.lane == SUSPECT_LANE else seen.preview.order).requests
+    place = next((number for number, one in enumerate(order) if one.id == trace.id), None)
+    ahead = place
+    if place is None:
+        ahead = store.read(traces.ahead(store.keys, waiting.lane, waiting.score, seen.overview.tenant_lanes))
+    parts = terms(config, waiting, trace.accepted_us or 0)
+    held = held_back_by(seen.view, seen.preview, waiting, seen.overview.circuits)
+    return {
+        "position": None if place is None else place + 1,
+        "ahead": ahead,
+        "score": {
+            "score_s": parts.score / 1e6,
+            "arrival_s": parts.arrival / 1e6,
+            "term_s": parts.term / 1e6,
+            "window_s": parts.window / 1e6,
+        },
+        "fairness": _fairness(seen, waiting, overtaken_by(order, waiting)),
+        "held_back_by": held if led else ["no_scheduler", *held],
+        "eta_s": _eta_s(seen, ahead or 0, held) if led else None,
     }
+
+
+def _fairness(seen: LookAhead, waiting: Waiting, overtaken: int) -> dict[str, Any] | None:
+    """Return what the request's tenant was served beside the others of its class; None where it has no others."""
+    from stoker.store.records import class_of
+
+    shares = seen.queue.shares
+    served = shares.served()
+    peers = [lane for lane in served if class_of(lane) == class_of(waiting.lane) and seen.view.lanes.get(lane)]
+    if waiting.lane not in peers or len(peers) < 2:
+        return None
+    return {
+        "served": served[waiting.lane],
+        "lowest": min(served[lane] for lane in peers),
+        "weight": shares.weight(waiting.lane),
+        "tenants": len(peers),
+        "overtaken_by": overtaken,
+    }
+
+
+def _eta_s(seen: LookAhead, ahead: int, held: Sequence[str]) -> float | None:
+    """Return after how many seconds it would be handed out at the rate at which requests ended lately."""
+    if not held or held == ["batching"]:
+        return 0.0
+    if NEVER.intersection(held) or not seen.drain_rate:
+        return None
+    return (ahead + 1) / seen.drain_rate
 
 
 def _print(story: dict[str, Any]) -> None:
@@ -120,6 +192,10 @@ def _print(story: dict[str, Any]) -> None:
         "took": _length(story["e2e_ms"]),
         "age": None if story["e2e_ms"] is not None else _length(story["age_ms"]),
         "ahead of it": None if story["ahead"] is None else f"{story['ahead']:,} requests",
+        "score": _score(story["score"]),
+        "tenants": _shares(story["fairness"]),
+        "held back": ", ".join(HELD_BACK[word] for word in story["held_back_by"]) or None,
+        "its turn": None if story["eta_s"] is None else _turn(story["eta_s"]),
         "why": story["why"],
         "fix": story["fix"],
         "attempts": _attempts(story),
@@ -133,6 +209,40 @@ def _print(story: dict[str, Any]) -> None:
         click.echo(f"{'':<12} (how attempts before the last {KEPT_ATTEMPTS} ended is not kept)")
     for number, entry in enumerate(story["history"], 1):
         click.echo(f"{'ended' if number == 1 else '':<12} {entry['cause']} on {entry['worker']} ({entry['inc']})")
+
+
+HELD_BACK = {
+    "backoff": "a retry waits first",
+    "no_scheduler": "no scheduler leads",
+    "no_workers": "there are no workers",
+    "drained": "all workers are drained or stopping",
+    "too_large": "no worker could hold it",
+    "quarantine": "suspects run one set at a time",
+    "credit": "no worker has room for it",
+    "circuit": "a worker's circuit is open",
+    "fairness": "other tenants were served less",
+    "order": "others are before it",
+    "batching": "its batch may still become fuller",
+}
+
+
+def _score(score: dict[str, Any] | None) -> str | None:
+    if score is None:
+        return None
+    lifted = ", lifted by its deadline" if score["term_s"] < score["window_s"] - 1e-3 else ""
+    return f"{_moment(score['score_s'])} = arrival + {score['term_s']:,.1f} s{lifted}"
+
+
+def _shares(fairness: dict[str, Any] | None) -> str | None:
+    if fairness is None:
+        return None
+    served = f"served {fairness['served']:,.0f} (tokens over weight {fairness['weight']:g})"
+    lowest = f"lowest of {fairness['tenants']} tenants: {fairness['lowest']:,.0f}"
+    return f"{served}; {lowest}; later ones of others before it: {fairness['overtaken_by']:,}"
+
+
+def _turn(eta_s: float) -> str:
+    return "now" if not eta_s else f"in about {eta_s:,.1f} s, at the rate of late"
 
 
 def _attempts(story: dict[str, Any]) -> str:

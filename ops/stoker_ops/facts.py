@@ -115,7 +115,8 @@ def read_facts(config: Config, *, ask_torch: bool = True) -> Facts:
         overview = store.read(lookups.overview(store.keys))
         known = store.read(lookups.workers(store.keys))
         # The second look has what each of the workers of the first one holds.
-        view = store.read(reads.queue_view(store.keys, depth=1, known=known))
+        shared = dict.fromkeys(overview.tenant_lanes, 1)
+        view = store.read(reads.queue_view(store.keys, depth=1, known=known, shared=shared))
         return Facts(
             config=config,
             server=store.read(inspections.server()),

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from stoker._calls import Item, T, checked_request, fitting, full_pause, groups, over_card, refusal, unique
 from stoker._outstanding import Book, Pending, Phase
-from stoker.config import Config
+from stoker.config import Config, check_name
 from stoker.errors import InvalidRequest, ModelMismatch, QueueFull, RedisUnavailable, RequestLost, StokerError
 from stoker.request import InferenceRequest, InferenceResponse
 from stoker.stats import Stats, assemble
@@ -27,7 +27,8 @@ from stoker.store.lookups import DeadLetter
 from stoker.store.pack import pack
 from stoker.store.reads import Card, QueueFacts
 from stoker.store.records import WorkerRecord
-from stoker.store.scripts import Call
+from stoker.store.scripts import MAX_TENANT_SETTINGS, Call
+from stoker.tenants import SETTINGS, check_setting, number_text
 
 IN_MEMORY = Durability()
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -388,6 +389,21 @@ def card(state: State) -> Flow[Card | None]:
 def drain(state: State, worker: str, drained: bool) -> Flow[bool]:
     """Stop or resume work for a worker; gives whether it is there."""
     return (yield from run(scripts.drain(worker, drained))) == "OK"
+
+
+def tenants(state: State) -> Flow[dict[str, dict[str, float]]]:
+    """Read what is set for tenants."""
+    return (yield from read(lookups.tenant_settings(state.keys)))
+
+
+def set_tenant(state: State, tenant: str, values: Mapping[str, float | None]) -> Flow[None]:
+    """Set numbers for a tenant, None: no longer; raises `InvalidRequest`, also where the queue keeps no more."""
+    check_name("tenant", tenant)
+    if not values:
+        raise InvalidRequest("setting", f"give at least one of {', '.join(SETTINGS)}", None)
+    texts = {name: "" if value is None else number_text(check_setting(name, value)) for name, value in values.items()}
+    if (yield from run(scripts.set_tenant(tenant, texts))) != "OK":
+        raise InvalidRequest("tenant", f"the queue keeps at most {MAX_TENANT_SETTINGS} settings of tenants", tenant)
 
 
 def workers(state: State) -> Flow[list[WorkerRecord]]:

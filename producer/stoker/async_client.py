@@ -245,6 +245,14 @@ class AsyncClient:
         """Stop sending work to a worker, or go on with it; gives whether it is there."""
         return await self._drive(_flows.drain, worker, drained)
 
+    async def tenants(self) -> dict[str, dict[str, float]]:
+        """Return what is set for tenants, by tenant and setting; see `stoker.tenants.SETTINGS`."""
+        return await self._drive(_flows.tenants)
+
+    async def set_tenant(self, tenant: str, **values: float | None) -> None:
+        """Set numbers for a tenant (`weight=4`), None: no longer; raises `InvalidRequest` naming a wrong one."""
+        await self._drive(_flows.set_tenant, tenant, values)
+
     async def set_model(self, identity: str, fields: Mapping[str, Any]) -> None:
         """Replace the queue's model card; raises `ModelMismatch` while workers of another model are registered."""
         await self._drive(_flows.set_model, identity, fields)

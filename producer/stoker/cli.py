@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from stoker.commands import batch, completion, dead, operate, queues, requests, settings, top
+from stoker.commands import batch, completion, dead, operate, queues, requests, settings, tenants, top
 
 GROUP = "stoker.commands"
 
@@ -19,8 +19,14 @@ class Commands(click.Group):
         return sorted({*super().list_commands(ctx), *self._joined()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return one command, None where there is no such."""
-        return super().get_command(ctx, cmd_name) or self._joined().get(cmd_name)
+        """Return one command, None where there is no such; what joins a group of ours by its name is added to it."""
+        own = super().get_command(ctx, cmd_name)
+        if own and not isinstance(own, click.Group):
+            return own
+        joined = self._joined().get(cmd_name)
+        if isinstance(own, click.Group) and isinstance(joined, click.Group):
+            own.commands.update(joined.commands)
+        return own or joined
 
     def _joined(self) -> dict[str, click.Command]:
         found: dict[str, click.Command] = {}
@@ -48,6 +54,7 @@ def main() -> None:
 for _command in (
     *(requests.submit, requests.status, requests.result, requests.cancel),
     *(queues.stats, queues.queue, top.top, operate.workers, operate.drain, dead.dead, settings.config),
+    tenants.tenants,
     completion.completion,
     *(batch.batch, batch.batch_worker),
 ):

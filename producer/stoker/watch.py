@@ -16,7 +16,7 @@ from stoker.stats import OUTCOMES, Latency, Stats, assemble, latencies
 from stoker.store import inspections, lookups, reads
 from stoker.store.connection import Store
 from stoker.store.lookups import Overview
-from stoker.store.records import CLASSES, WorkerRecord
+from stoker.store.records import CLASSES, SUSPECT, WorkerRecord, class_of
 
 RATES_S = 10.0
 """Rates are those of so many seconds: several heartbeats, for workers tell their figures with each."""
@@ -70,13 +70,14 @@ def take_look(store: Store) -> Look:
 
 def _oldest(store: Store, overview: Overview) -> dict[str, float | None]:
     oldest: dict[str, float | None] = dict.fromkeys(CLASSES)
-    heads = {
-        entries[0].id: lane
-        for lane in CLASSES
-        if overview.lanes[lane] and (entries := store.read(reads.lane_page(store.keys, lane, 0, 1)))
-    }
-    for request_id, at_us in store.read(inspections.accepted(store.keys, list(heads))).items() if heads else ():
-        oldest[heads[request_id]] = max(0.0, (overview.now_us - at_us) / 1e6)
+    if not any(overview.lanes[name] for name in CLASSES):
+        return oldest
+    shared = dict.fromkeys(overview.tenant_lanes, 1)
+    view = store.read(reads.queue_view(store.keys, depth=1, shared=shared))
+    heads = {entries[0].id: class_of(lane) for lane, entries in view.lanes.items() if entries and lane != SUSPECT}
+    for request_id, at_us in store.read(inspections.accepted(store.keys, list(heads))).items():
+        age_s = max(0.0, (overview.now_us - at_us) / 1e6)
+        oldest[heads[request_id]] = max(age_s, oldest[heads[request_id]] or 0.0)
     return oldest
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import attrgetter
 
 from stoker.config import Config
-from stoker.store.records import CLASSES, SUSPECT, Waiting, WorkerRecord
+from stoker.store.records import CLASSES, SUSPECT, Waiting, WorkerRecord, class_of, tenant_of
+from stoker_scheduler.tenants import TenantShares, page_of
 
 _RANKS = {name: rank for rank, name in enumerate(CLASSES)}
 
@@ -37,12 +39,15 @@ class RequestQueue:
     3. Leave out the lanes that are held back; what they hold hides nothing.
     4. Keep suspects apart: they are never in an order with clean work.
     5. Pass over what no registered worker could hold even when empty, so that it stops nothing behind it.
-    6. Say whether a lane should be read deeper, because most of the page that was read had to be passed over.
+    6. Share the turns of a class among its tenants (`TenantShares`), where it has several.
+    7. Say whether a lane should be read deeper, because most of the page that was read had to be passed over.
 
-    It remembers only how many tokens were dispatched lately, fading with `SHARE_MEMORY_US`.
+    It remembers only how many tokens were dispatched lately, fading with `SHARE_MEMORY_US`, and what `shares` do.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, shares: TenantShares | None = None) -> None:
+        """Order a queue with the settings of `config`, going on with `shares`."""
+        self.shares = shares or TenantShares()
         self._share = config.critical_share
         self._critical_tokens = 0.0
         self._all_tokens = 0.0
@@ -57,18 +62,29 @@ class RequestQueue:
     ) -> Order:
         """Return the clean requests of `heads` (lane -> its first entries, ascending by score) in their order.
 
-        `workers` are all that are registered; `held_back` names lanes whose requests may not run now.
+        `workers` are all that are registered; `held_back` names lanes, or classes with all of
+        their lanes, whose requests may not run now.
         """
         critical: list[Waiting] = []
         others: list[Waiting] = []
         # Best class first, so that the stable sort lets the better class go first where scores are equal.
         for lane in sorted(heads, key=lambda name: (class_rank(name), name)):
-            if not _suspect(lane) and lane not in held_back:
+            if not _suspect(lane) and lane not in held_back and class_of(lane) not in held_back:
                 (others if class_rank(lane) else critical).extend(heads[lane])
         largest = largest_capacity(workers)
         critical, passed_over = _split(critical, largest)
         others, also_passed_over = _split(others, largest)
         return Order(tuple(self._merge(critical, others)), (*passed_over, *also_passed_over))
+
+    def share(self, waiting: Mapping[str, int], depth: int) -> dict[str, int]:
+        """Take in how many wait in each lane; returns the tenants' lanes to read, and how many entries of each.
+
+        The lanes of a class share its `depth`; of a class with very many those of the least served are read.
+        """
+        self.shares.observe(waiting)
+        lanes = self.shares.first(lane for lane in waiting if tenant_of(lane))
+        sizes = Counter(map(class_of, lanes))
+        return {lane: page_of(depth, sizes[class_of(lane)]) for lane in lanes}
 
     def suspects(self, heads: Mapping[str, Sequence[Waiting]], workers: Iterable[WorkerRecord]) -> Order:
         """Return the crash suspects of `heads` in their order."""
@@ -94,6 +110,8 @@ class RequestQueue:
             self._all_tokens *= fade
         # The stamp follows a clock that was set back: else nothing would fade until the clock caught up.
         self._faded_us = now_us
+        requests = list(requests)
+        self.shares.hand_out(requests)
         for request in requests:
             self._all_tokens += request.cost
             self._critical_tokens += 0 if class_rank(request.lane) else request.cost
@@ -101,11 +119,14 @@ class RequestQueue:
     def _merge(self, critical: list[Waiting], others: list[Waiting]) -> list[Waiting]:
         critical.sort(key=_score)
         others.sort(key=_score)
+        # The scores say when a class has its turns, the shares whose they are.
+        others_turns, others = others, self.shares.fair(others)
         merged: list[Waiting] = []
         i = 0
         critical_tokens, all_tokens = self._critical_tokens, self._all_tokens
-        for urgent in critical:
-            while i < len(others) and others[i].score < urgent.score and not self._within(critical_tokens, all_tokens):
+        for turn, urgent in zip(critical, self.shares.fair(critical), strict=True):
+            due = turn.score
+            while i < len(others) and others_turns[i].score < due and not self._within(critical_tokens, all_tokens):
                 merged.append(others[i])
                 all_tokens += others[i].cost
                 i += 1
@@ -151,11 +172,11 @@ def _split(requests: list[Waiting], largest: int | None) -> tuple[list[Waiting],
 
 def class_rank(lane: str) -> int:
     """Return the place of the lane's class among the classes, 0 for the best; a tenant may follow behind a colon."""
-    return _RANKS.get(lane.partition(":")[0], len(CLASSES))
+    return _RANKS.get(class_of(lane), len(CLASSES))
 
 
 def _suspect(lane: str) -> bool:
-    return lane.partition(":")[0] == SUSPECT
+    return class_of(lane) == SUSPECT
 
 
 _score = attrgetter("score")

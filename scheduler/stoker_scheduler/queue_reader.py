@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from stoker.config import Config
 from stoker.errors import RedisUnavailable
-from stoker.store import backlog
+from stoker.store import backlog, lookups
 from stoker.store.backlog import Backlog
 from stoker.store.connection import Store
 from stoker.store.lookups import Overview
@@ -54,7 +54,8 @@ class QueueReader:
     def _read(self) -> Reading | None:
         keys = self._store.keys
         try:
-            overview, (workers, waits) = self._store.read(backlog.figures(keys))
+            overview = self._store.read(lookups.overview(keys))
+            workers, waits = self._store.read(backlog.figures(keys, overview.tenant_lanes))
             oldest = self._store.read(backlog.oldest(keys, waits)) if any(waits.heads.values()) else {}
         except RedisUnavailable:
             # The scheduler's own loops say so in the log; here it is a figure.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Mapping
 
 import structlog
 
@@ -17,7 +18,7 @@ from stoker.store import reads, scripts
 from stoker.store.codec import class_windows_us
 from stoker.store.connection import AsyncStore
 from stoker.store.reads import QueueView
-from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
+from stoker.store.records import CLASSES, SUSPECT, Waiting, WorkerRecord, class_of
 from stoker.store.requirements import check_server
 from stoker.store.scripts import FENCED, Call, Dispatched
 from stoker_scheduler.answers import AnswerLengths
@@ -58,8 +59,8 @@ class Scheduler:
         self._store = AsyncStore(config)
         self._bell = AsyncStore(config, block_s=config.block_ms / 1000)
         self._health = HealthMonitor(config)
-        self._leadership = Leadership(self._store, config, self._health.not_closed)
         self._queue = RequestQueue(config)
+        self._leadership = Leadership(self._store, config, self._health.not_closed, self._queue.shares.served)
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
         self._metrics = MetricsCollector(config)
@@ -71,7 +72,7 @@ class Scheduler:
         self._stop = asyncio.Event()
         self._outage = Outage()
         self._known: list[WorkerRecord] = []
-        self._depth = 0
+        self._shared: Mapping[str, int] = {}
         self._unanswered: Call[Dispatched] | None = None
         self._aged_at = 0.0
         self._batches_told = 0
@@ -148,16 +149,34 @@ class Scheduler:
     # --- reading --------------------------------------------------------------------------------------------------
 
     async def _read_view(self) -> QueueView:
-        depth = self._depth = _depth(self._known)
+        depth = _depth(self._known)
         keys = self._store.keys
-        view = await self._store.read(reads.queue_view(keys, depth=depth, known=self._known, expected=self._expected))
-        for lane in LANES:
+        view = await self._store.read(
+            reads.queue_view(keys, depth=depth, known=self._known, expected=self._expected, shared=self._shared)
+        )
+        await self._read_tenants(view, depth)
+        for lane, asked in view.asked.items():
             page = view.lanes[lane]
-            while self._queue.deeper(page, depth, view.workers):
+            while self._queue.deeper(page, asked, view.workers):
                 start = len(view.lanes[lane])
-                page = await self._store.read(reads.lane_page(keys, lane, start, depth, view.workers, self._expected))
+                page = await self._store.read(reads.lane_page(keys, lane, start, asked, view.workers, self._expected))
                 view.lanes[lane].extend(page)
         return view
+
+    async def _read_tenants(self, view: QueueView, depth: int) -> None:
+        """Add the lanes of the tenants whose turn may come, as far as they are not there yet: newcomers' alone."""
+        if not view.active and not self._shared:
+            self._queue.shares.observe({})
+            return
+        untold = {lane: len(view.lanes[lane]) for lane in CLASSES if view.lanes[lane]}
+        self._shared = self._queue.share(view.active | untold, depth)
+        missing = {lane: number for lane, number in self._shared.items() if lane not in view.lanes}
+        if missing:
+            pages = await self._store.read(reads.tenant_pages(self._store.keys, missing, view.workers, self._expected))
+            view.lanes.update(pages.lanes)
+            view.asked.update(missing)
+            view.weights.update(pages.weights)
+        self._queue.shares.weigh(view.weights)
 
     # --- what is due ----------------------------------------------------------------------------------------------
 
@@ -221,7 +240,7 @@ class Scheduler:
             answer = await self._hand_over(worker, batch)
             took += self._account(batch, worker, answer, view.now_us)
             hand.done(worker, batch, more=answer.word == "OK" and "FULL" not in answer.words)
-        more = any(len(entries) >= self._depth for entries in view.lanes.values())
+        more = any(len(view.lanes[lane]) >= asked for lane, asked in view.asked.items())
         return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
 
     async def _hand_over(self, worker: WorkerRecord, batch: Batch) -> Dispatched:
@@ -268,7 +287,7 @@ class Scheduler:
         """Fail what no registered worker could hold, once it has waited long enough for a larger one."""
         terms_us = class_windows_us(self._config)
         for request in unholdable[: self._config.group]:
-            waited_us = view.now_us - request.score + terms_us.get(request.lane, 0)
+            waited_us = view.now_us - request.score + terms_us.get(class_of(request.lane), 0)
             if waited_us >= self._config.unschedulable_s * 1e6:
                 await self._store.run(scripts.refuse(self._leadership.token, request))
                 log.warning("unschedulable", id=request.id, cost=request.cost)

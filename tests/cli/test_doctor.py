@@ -384,6 +384,7 @@ def test_ours_are_the_keys_in_the_protocols_table_and_no_others() -> None:
         "<id>": "a-1",
         "<inc>": "gpu0:12-ab3f",
         "<class>": "normal",
+        "<tenant>": "acme.eu",
         "<nonce>": "ab3f",
         "<client>": "ab3f",
         "<name>": "out-1",

@@ -62,7 +62,7 @@ def test_what_requests_and_queues_print_has_the_documented_form(stack: Stack, cl
     check("result", cli("result", "a", "--json").stdout)
     check("cancel", cli("cancel", "a", "b", "--json").stdout)
     check("explain", cli("explain", "a", "--json").stdout)
-    for command in ("stats", "workers", "queue show"):
+    for command in ("stats", "workers", "queue show", "queue preview"):
         assert check(command, cli(*command.split(), "--json").stdout)
     for line in cli("top", "--json", "--count", "2", "--interval", "0.1").stdout.splitlines():
         assert check("top", line)["error"] is None
@@ -74,7 +74,7 @@ def test_what_requests_and_queues_print_has_the_documented_form(stack: Stack, cl
 
 
 def test_what_is_printed_of_an_empty_queue_has_the_documented_form(cli: Cli) -> None:
-    for command in ("stats", "workers", "queue show", "dead list", "batch list"):
+    for command in ("stats", "workers", "queue show", "queue preview", "dead list", "batch list"):
         check(command, cli(*command.split(), "--json").stdout)
     check("status", cli("status", "nobody", "--json").stdout)
     check("top", cli("top", "--json", "--count", "1").stdout)

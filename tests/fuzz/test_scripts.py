@@ -11,7 +11,6 @@ from fuzz.cases import NASTY, fuzz, mutated, words
 from protocol.rig import CLOCK, START, A, Queue, settlement
 from stoker.store import scripts as s
 from stoker.store.reads import queue_view
-from stoker.store.records import LANES
 
 # The first three, which everything passes through, twice as often.
 SCRIPTS = ("submit", "begin", "settle", "flush", "hand_back", "cancel", "retry_dead", "beat")
@@ -123,16 +122,18 @@ def _raw(queue: Queue) -> dict[bytes, bytes | None]:
 
 def _is_sound(queue: Queue) -> None:
     """What the scheduler reads has its form, and the books agree with what lies there."""
-    known = queue.store.read(queue_view(queue.keys, depth=100)).workers
-    view = queue.store.read(queue_view(queue.keys, depth=100, known=known))
+    first = queue.store.read(queue_view(queue.keys, depth=100))
+    known, shared = first.workers, dict.fromkeys(first.active, 100)
+    view = queue.store.read(queue_view(queue.keys, depth=100, known=known, shared=shared))
+    assert {lane: len(view.lanes[lane]) for lane in first.active} == first.active
     counts = {field.decode(): int(number) for field, number in queue.redis.hgetall(queue.keys.counts).items()}
-    waiting = sum(len(view.lanes[lane]) for lane in LANES) + queue.redis.zcard(queue.keys.delayed)
+    waiting = sum(map(len, view.lanes.values())) + queue.redis.zcard(queue.keys.delayed)
     assert counts.get("waiting", 0) == waiting
     for worker in view.workers:
         held = queue.redis.hvals(queue.keys.work(worker.inc))
         assert worker.held_tokens == sum(int(member.split(b"|")[1]) for member in held)
     keys = queue.keys
-    for key in (keys.deadlines, keys.delayed, keys.beats, *map(keys.lane, LANES)):
+    for key in (keys.deadlines, keys.delayed, keys.beats, *map(keys.lane, view.lanes)):
         # Above that a score is not exact, and "inf" is no time.
         assert all(0 <= score <= 1 << 53 for _, score in queue.redis.zrange(key, 0, -1, withscores=True)), key
     for entries in view.lanes.values():

@@ -55,7 +55,8 @@ class Life:
 
     @property
     def lane(self) -> str:
-        return "suspect" if self.group else self.head["cls"]
+        own = f"{self.head['cls']}:{self.head['tenant']}" if self.head["tenant"] else self.head["cls"]
+        return "suspect" if self.group else own
 
     @property
     def member(self) -> str:
@@ -208,8 +209,11 @@ class Model:
             "quarantine": text(*self.quarantine) if self.quarantine else b"",
             "card": self.card[0].encode() + b"|" + self.card[1] if self.card else b"",
         }
+        shared: Counter[str] = Counter()
         for waiting in self.waiting:
             keys.setdefault(f"lane:{waiting.lane}", {})[waiting.member] = waiting.score
+            shared.update((waiting.lane, waiting.lane.partition(":")[0]) if ":" in waiting.lane else ())
+        keys["active"] = {name: str(number).encode() for name, number in shared.items()}
         for life in self.lives.values():
             keys[f"payload:{life.id}"] = life.payload
             keys[f"flight:{life.id}"] = life.flight if life.flew else b""

@@ -79,6 +79,19 @@ def test_the_tokens_of_a_short_queue_are_exact(redis_url: str) -> None:
     assert reading.backlog.mean_tokens["high"] == 0
 
 
+def test_the_tokens_and_the_oldest_of_a_class_are_those_of_its_tenants_too(redis_url: str) -> None:
+    submit(redis_url, InferenceRequest(request_id="old", prompt_tokens=[1], max_tokens=1, tenant="acme"))
+    submit(redis_url, *[InferenceRequest(prompt_tokens=[1], max_tokens=9, tenant="beta") for _ in range(3)])
+    submit(redis_url, InferenceRequest(prompt_tokens=[1], max_tokens=9))
+    with redis.Redis.from_url(redis_url) as server:
+        old = int(server.getrange("stoker:{default}:payload:old", 0, 15))
+    reading = QueueReader(Config(redis_url=redis_url)).read()
+    assert reading
+    assert reading.overview.lanes["normal"] == 5
+    assert reading.backlog.mean_tokens["normal"] == pytest.approx((2 + 4 * 10) / 5)
+    assert reading.oldest_us == {"normal": old}
+
+
 def test_the_tokens_of_a_long_queue_are_estimated_from_all_of_it_not_from_its_head(redis_url: str) -> None:
     small = [InferenceRequest(prompt_tokens=[1], max_tokens=9) for _ in range(1000)]
     large = [InferenceRequest(prompt_tokens=[1] * 91, max_tokens=9) for _ in range(1000)]

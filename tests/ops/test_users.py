@@ -32,7 +32,7 @@ CALLS = {
     "scheduler": "lead resign dispatch reclaim promote expire refuse",
     "worker": "begin settle hand_back flush incarnate register beat report deregister",
     "batch": "create_batch lease_batch end_batch steer_batch enqueue_batch write_batch_file remove_batch_file",
-    "admin": "drain retry_dead purge_dead set_model",
+    "admin": "drain retry_dead purge_dead set_model set_tenant",
 }
 ROLE_OF = {script: role for role, scripts in CALLS.items() for script in scripts.split()}
 
@@ -146,18 +146,18 @@ def crowds(q: Roles) -> None:
     for role in ("producer", "admin"):
         q.ready()
         ids = [f"a{i}" for i in range(SETTINGS["reply_len"] + 1)]
-        q.submit(*ids)
+        q.submit(*ids, tenant="t")
         for request_id in ids:
             q.store.run(s.cancel(request_id), role)
     q.ready()
-    q.submit(*ids, timeout=1)
+    q.submit(*ids, timeout=1, tenant="t")
     q.tick(2 * H)
     assert len(q.expire() or ()) == len(ids)
-    q.submit("b1")
+    q.submit("b1", tenant="t")
     first = q.start(A, "b1")
     q.hand_back(A, ("b1", first))
     q.settle(A, settlement("b1", first, "ok"))
-    q.submit("b2")
+    q.submit("b2", tenant="t")
     first = q.start(A, "b2")
     q.hand_back(A, ("b2", first))
     q.settle(A, settlement("b2", q.start(A, "b2"), "retry"))
@@ -231,6 +231,8 @@ def operate(q: Roles) -> None:
     q.store.read(traces.place(q.keys, "a", q.waiting("a")), "admin")
     q.store.read(traces.place(q.keys, "a", None), "admin")
     q.store.read(traces.ahead(q.keys, "normal", 1.0), "admin")
+    q.store.run(s.set_tenant("t", {"weight": "2"}))
+    q.store.run(s.set_tenant("t", {"weight": ""}))
     q.store.read(traces.holder(q.keys, "a", [A]), "admin")
     q.store.read(inspections.key_page(q.keys, 0, 10), "admin")
 
@@ -285,6 +287,7 @@ def schedulers(q: Roles) -> None:
         reads.lane_page(q.keys, "normal", 0, 4),
         reads.counts(q.keys),
         reads.histograms(q.keys),
+        lookups.overview(q.keys),
         backlog.figures(q.keys),
         backlog.oldest(q.keys, q.store.read(backlog.backlog(q.keys), "scheduler")),
         inspections.info(),
@@ -304,6 +307,7 @@ def watchers(q: Roles) -> None:
         for read in (
             lookups.overview(q.keys),
             lookups.held_rows(q.keys, [A]),
+            lookups.tenant_settings(q.keys),
             reads.queue_view(q.keys, depth=1, known=known),
             backlog.figures(q.keys),
             inspections.heartbeat(q.keys),

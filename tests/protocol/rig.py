@@ -388,7 +388,7 @@ class Queue:
         prompt, most, exact = tail.split(":")
         return Waiting(
             request_id,
-            lane or ("suspect" if suspect else str(sent["class"])),
+            lane or ("suspect" if suspect else ":".join(filter(None, (str(sent["class"]), str(sent["tenant"]))))),
             f"{request_id}:{tail}",
             0.0,
             int(prompt),

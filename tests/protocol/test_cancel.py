@@ -14,7 +14,8 @@ def test_a_waiting_request_leaves_nothing_but_its_result(q: Queue) -> None:
     assert q.cancel("a") == "OK"
     assert changes(before, q.dump()) == {
         "payload:a": GONE,
-        "lane:normal": GONE,
+        "lane:normal:t": GONE,
+        "active": GONE,
         "deadlines": GONE,
         "result:a": q.result("a", "cancelled"),
         "reply:c": Added([q.result("a", "cancelled")]),

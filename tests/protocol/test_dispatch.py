@@ -16,13 +16,14 @@ def test_a_taken_request_changes_hands_whole(q: Queue) -> None:
     assert q.offer(A, "a") == s.Dispatched("OK", "1-1-1", ("TOOK",))
     assert changes(before, q.dump()) == {
         "leader": {"n": 1},
-        "lane:normal": GONE,
+        "lane:normal:t": GONE,
+        "active": GONE,
         "flight:a": q.flight("a", delivery="1-1-1", state="D", score=score),
         f"work:{A}": {"a": member("1-1-1", since=q.now)},
         "credit": {A: 7},
         f"stream:{A}": {"bells": Added(["1-1-1 a"])},
         "counts": {"waiting": GONE, "waiting_bytes": GONE, "waiting:t": GONE, "waiting_bytes:t": GONE},
-        "events": Added([q.event("dispatch", q.token, f"a dispatch 1-1-1 {A} {score} normal 7")]),
+        "events": Added([q.event("dispatch", q.token, f"a dispatch 1-1-1 {A} {score} normal:t 7")]),
     }
 
 

@@ -33,7 +33,8 @@ def test_what_is_past_its_deadline_expires(q: Queue) -> None:
     result = q.result("a", "expired", reason="deadline")
     assert changes(before, q.dump()) == {
         "payload:a": GONE,
-        "lane:normal": {"a:3:4:x": GONE},
+        "lane:normal:t": GONE,
+        "active": GONE,
         "deadlines": {"a": GONE},
         "result:a": result,
         "reply:c": Added([result]),
@@ -195,3 +196,12 @@ def test_no_dead_letter_is_forgotten_in_a_grace(q: Queue) -> None:
     q.now += 2 * DEAD_TTL * SECOND
     q.expire()
     assert q.dump()["dead"] == {"a": died}
+
+
+def test_what_is_too_old_expires_in_a_tenants_lane_too(q: Queue) -> None:
+    q.submit("a", tenant="t")
+    q.now += 86_400 * SECOND - 1
+    q.lead()
+    q.tick(T + H)
+    assert q.expire() == ["a"]
+    assert "active" not in q.dump()

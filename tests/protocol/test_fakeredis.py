@@ -68,6 +68,7 @@ def test_every_other_script_runs_too(q: Queue) -> None:
     assert q.store.run(s.incarnate()) == 1
     assert q.store.run(s.drain("a", True)) == "OK"
     assert q.store.run(s.deregister(A)) == "OK"
+    assert q.store.run(s.set_tenant("t", {"weight": "2"})) == "OK"
     assert q.store.run(s.set_model("", b"")) == "OK"
     assert q.store.run(s.resign(q.token)) == "OK"
 

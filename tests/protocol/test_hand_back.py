@@ -14,7 +14,8 @@ def test_a_row_that_never_began_waits_again_uncharged_with_its_score(q: Queue) -
     assert q.hand_back(A, ("a", delivery)) == "OK"
     assert changes(before, q.dump()) == {
         "flight:a": {"delivery": "", "state": "Q"},
-        "lane:normal": {"a:3:4:x": score},
+        "lane:normal:t": {"a:3:4:x": score},
+        "active": {"normal": 1, "normal:t": 1},
         f"work:{A}": GONE,
         "credit": {A: 0},
         "counts": {

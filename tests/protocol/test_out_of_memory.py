@@ -135,6 +135,7 @@ SCENARIOS: dict[str, tuple[Callable[[Queue], object], Callable[[Queue], object],
     "report": (_running, lambda q: q.report(A, "crash", "a"), "OK"),
     "resign": (_nothing, lambda q: q.store.run(s.resign(q.token)), "OK"),
     "set_model": (lambda q: q.store.run(s.deregister(A)), _run(s.set_model("other", b"card")), "OK"),
+    "set_tenant": (_nothing, _run(s.set_tenant("t", {"weight": "2"})), "OK"),
     "settle": (_running, lambda q: q.settle(A, ok("a", "1-1-1")), ["OK"]),
 }
 

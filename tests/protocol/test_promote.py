@@ -100,3 +100,13 @@ def test_what_waits_is_counted_once_over_a_delay(q: Queue) -> None:
     q.promote()
     counts = q.dump()["counts"]
     assert (counts["waiting"], counts["waiting:t"], counts["waiting_bytes"]) == (1, 1, q.size("a"))
+
+
+def test_a_tenants_retry_comes_back_into_the_tenants_lane(q: Queue) -> None:
+    q.submit("a", tenant="t")
+    _delay(q, "a")
+    assert "active" not in q.dump()
+    q.now += SECOND
+    q.promote()
+    assert q.dump()["active"] == {"normal": 1, "normal:t": 1}
+    assert "a:3:4:x" in q.dump()["lane:normal:t"]

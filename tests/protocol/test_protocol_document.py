@@ -283,6 +283,7 @@ class Story:
         q.store.run(s.deregister("c:1-x"))
         q.store.run(s.resign(q.token))
         q.store.run(s.set_model("other", b"card"))
+        q.store.run(s.set_tenant("t", {"weight": "2"}))
         q.store.read(reads.bell(q.keys, 0.01))
 
 

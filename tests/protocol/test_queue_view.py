@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from protocol.rig import A, B, Queue
-from stoker.store import reads
+from stoker.store import lookups, reads
+from stoker.store import scripts as s
+from stoker.store.records import LANES
 
 
 def costs(q: Queue) -> list[int]:
@@ -28,3 +30,30 @@ def test_without_workers_and_with_both_kinds_the_larger_cost_is_kept(bare: Queue
     bare.register(A, mode="padded")
     bare.register(B, mode="continuous")
     assert costs(bare) == [19]
+
+
+def test_the_lanes_of_tenants_are_named_with_what_waits_and_read_where_asked(q: Queue) -> None:
+    q.submit("a", "b", tenant="t")
+    q.submit("c", tenant="u")
+    q.store.run(s.set_tenant("t", {"weight": "2.5"}))
+    view = q.store.read(reads.queue_view(q.keys, depth=4, shared={"normal:t": 1}))
+    assert view.active == {"normal:t": 2, "normal:u": 1}
+    assert [request.id for request in view.lanes["normal:t"]] == ["a"]
+    assert "normal:u" not in view.lanes
+    assert view.asked == dict.fromkeys(LANES, 4) | {"normal:t": 1}
+    assert view.weights == {"t": 2.5}
+    pages = q.store.read(reads.tenant_pages(q.keys, {"normal:t": 9, "normal:u": 9}, view.workers, {}))
+    assert {lane: [request.id for request in page] for lane, page in pages.lanes.items()} == {
+        "normal:t": ["a", "b"],
+        "normal:u": ["c"],
+    }
+    assert pages.weights == {"t": 2.5}
+
+
+def test_the_overview_counts_tenants_requests_in_their_class(q: Queue) -> None:
+    q.submit("a", "b", tenant="t")
+    q.submit("c", tenant="u", priority="low")
+    q.submit("d")
+    found = q.store.read(lookups.overview(q.keys))
+    assert (found.lanes["normal"], found.lanes["low"], found.lanes["high"]) == (3, 1, 0)
+    assert found.tenant_lanes == ("low:u", "normal:t")

@@ -59,7 +59,8 @@ def test_a_lost_workers_requests_wait_again_with_their_original_scores(q: Queue)
         f"work:{A}": GONE,
         "flight:handed": {"delivery": "", "state": "Q"},
         "flight:running": {"delivery": "", "state": "Q", "losses": 1, "history": f"{A},lost"},
-        "lane:normal": {"handed:3:4:x": score, "running:3:4:x": score + 1},
+        "lane:normal:t": {"handed:3:4:x": score, "running:3:4:x": score + 1},
+        "active": {"normal": 2, "normal:t": 2},
         "counts": {
             "waiting": 2,
             "waiting_bytes": 2 * q.size("running"),
@@ -495,3 +496,14 @@ def test_a_failure_reported_before_the_death_is_not_charged_twice(q: Queue) -> N
     q.lose(A, "crash", "a")
     assert _standing(q, "a") == (1, 1, 0, 0, "")
     assert q.dump()["delayed"]
+
+
+def test_a_tenants_suspect_waits_among_the_suspects_and_not_in_the_tenants_lane(q: Queue) -> None:
+    q.submit("a", tenant="t")
+    q.start(A, "a")
+    q.lose(A, "crash", "a")
+    found = q.dump()
+    assert list(found["lane:suspect"]) == ["a:3:4:x"]
+    assert "active" not in found
+    assert q.cancel("a") == "OK"
+    assert "active" not in q.dump()

@@ -19,7 +19,8 @@ def test_a_refused_request_is_a_dead_letter(q: Queue) -> None:
     dead = {"time": q.now, "reason": "unschedulable", "attempts": 0, "failures": 0, "losses": 0, "history": ""}
     assert changes(before, q.dump()) == {
         "payload:a": GONE,
-        "lane:normal": GONE,
+        "lane:normal:t": GONE,
+        "active": GONE,
         "deadlines": GONE,
         "result:a": result,
         "reply:c": Added([result]),

@@ -32,7 +32,8 @@ def test_the_payload_waits_again_under_a_new_id_linked_to_the_old(q: Queue) -> N
         "dead": GONE,
         "dead:a": GONE,
         "payload:b": payload | {"accepted": q.now, "nonce": "n-b", "reply": "ops", "link": "a"},
-        "lane:low": {"b:3:4:x": score},
+        "lane:low:t": {"b:3:4:x": score},
+        "active": {"low": 1, "low:t": 1},
         "deadlines": {"b": q.now + 500 * SECOND},
         "mark": q.now + 1,
         "counts": {

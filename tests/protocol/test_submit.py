@@ -18,7 +18,8 @@ def test_an_accepted_request_is_written_whole(q: Queue) -> None:
     score = q.now + 5 * SECOND + 1  # its deadline lifts it from normal, to the deadline itself
     assert changes(before, q.dump()) == {
         "payload:a": q.payload("a"),
-        "lane:normal": {"a:3:4:x": score},
+        "lane:normal:t": {"a:3:4:x": score},
+        "active": {"normal": 1, "normal:t": 1},
         "deadlines": {"a": q.now + 5 * SECOND},
         "mark": q.now + 1,
         "counts": {
@@ -334,3 +335,16 @@ def test_the_time_of_the_tests_is_the_clock_of_the_scripts(q: Queue) -> None:
     assert q.now == START + 4 * H
     q.submit("a")
     assert q.dump()["events"][-1] == q.event("submit", "-", f"a submit n-a normal 3:4:x 0 {q.now + NORMAL + 1}")
+
+
+def test_each_tenant_has_its_lane_and_those_without_one_the_lane_of_the_class(q: Queue) -> None:
+    q.submit("a", "b", tenant="t")
+    q.submit("c", tenant="u")
+    q.submit("d")
+    found = q.dump()
+    assert {name: len(members) for name, members in found.items() if name.startswith("lane:")} == {
+        "lane:normal:t": 2,
+        "lane:normal:u": 1,
+        "lane:normal": 1,
+    }
+    assert found["active"] == {"normal": 3, "normal:t": 2, "normal:u": 1}

@@ -103,6 +103,36 @@ def test_a_better_class_passes_what_waits_and_fifo_lets_nothing_pass() -> None:
     assert fifo[-1].begun_s == max(fate.begun_s for fate in fifo)
 
 
+def test_a_tenants_flood_keeps_another_tenant_waiting_no_longer_than_its_turn() -> None:
+    flood = [Arrival(0.0, 1000, 200, 200, tenant="flood") for _ in range(300)]
+    calm = [Arrival(1.0 + place, 1000, 200, 200, tenant="calm") for place in range(10)]
+    arrivals = sorted([*flood, *calm], key=lambda arrival: arrival.at_s)
+    waits = {}
+    for name, shown in (
+        ("shared", arrivals),
+        ("alone", calm),
+        ("nobody named", [replace(a, tenant="") for a in arrivals]),
+    ):
+        fates = replayed(shown).fates
+        mine = [
+            fate
+            for arrival, fate in zip(arrivals if name != "alone" else calm, fates, strict=True)
+            if arrival.tenant == "calm"
+        ]
+        waits[name] = max(fate.begun_s - fate.queued_s for fate in mine)
+    assert waits["shared"] < waits["alone"] + 2.0 < waits["nobody named"]
+
+
+def test_the_figures_of_each_tenant_stand_beside_those_of_all() -> None:
+    arrivals = trace(50)
+    found = figures(replayed(arrivals), arrivals, SETUP, OBJECTIVE)
+    assert {name: one["completed"] for name, one in found["tenants"].items()} == {
+        name: sum(arrival.tenant == name for arrival in arrivals) for name in "ab"
+    }
+    unnamed = [replace(arrival, tenant="") for arrival in arrivals]
+    assert figures(replayed(unnamed), unnamed, SETUP, OBJECTIVE)["tenants"] == {}
+
+
 def test_what_waits_past_its_deadline_expires_then() -> None:
     arrivals = [Arrival(place / 1000, 1000, 200, 200, timeout=1.0) for place in range(200)]
     run = replayed(arrivals)

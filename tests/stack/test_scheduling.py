@@ -42,6 +42,27 @@ def test_a_better_class_goes_first_and_fifo_within_a_class_whatever_the_ids(stac
     assert finish_order(stack) == ["v-critical", "w-high", "y-normal", "x-normal", "z-batch"]
 
 
+def test_tenants_of_a_class_take_turns_however_many_requests_one_of_them_has(stack: Stack, client: Client) -> None:
+    """RequestQueue: with one row, ids end in the order of the turns; a weight of 2 is two turns."""
+    client.set_tenant("b", weight=2)
+    names = [f"a{i}" for i in range(6)] + [f"b{i}" for i in range(4)] + ["-0", "-1"]
+    jobs = client.submit_many(
+        [
+            InferenceRequest(request_id=f"r{name}", prompt_tokens=[1], max_tokens=1, tenant=name[0].strip("-") or None)
+            for name in names
+        ]
+    )
+    stack.scheduler()
+    stack.worker("worker", *ONE_ROW)
+    for job in jobs:
+        job.result(timeout=30)
+    order = [name[1] for name in finish_order(stack)]
+    assert sorted(order[:4]) == ["-", "a", "b", "b"]
+    assert sorted(order[4:8]) == ["-", "a", "b", "b"]
+    assert order[8:] == ["a"] * 4
+    assert not stack.redis.exists(stack.keys.active)
+
+
 def test_what_no_worker_can_hold_hides_nothing_behind_it(stack: Stack, client: Client) -> None:
     """RequestQueue: thousands of better-scored entries that cannot run delay an eligible one by no more than a tick."""
     too_large = [InferenceRequest(prompt_tokens=[1], max_tokens=100_000, priority="high") for _ in range(10_000)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,8 @@ def figures(run: Run, arrivals: Sequence[Arrival], setup: Setup, objective: Obje
         "tokens_per_s": tokens / seconds,
         "batches": run.batches,
         "fairness": fairness(pairs),
-        "classes": _classes(completed),
+        "classes": _groups(completed, lambda arrival: str(arrival.priority)),
+        "tenants": _groups(completed, lambda arrival: arrival.tenant) if any(one.tenant for one in arrivals) else {},
     }
 
 
@@ -84,10 +85,10 @@ def _latencies(fates: Sequence[Fate]) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _classes(completed: Iterable[tuple[Arrival, Fate]]) -> Mapping[str, Any]:
+def _groups(completed: Iterable[tuple[Arrival, Fate]], key: Callable[[Arrival], str]) -> Mapping[str, Any]:
     fates: dict[str, list[Fate]] = defaultdict(list)
     for arrival, fate in completed:
-        fates[str(arrival.priority)].append(fate)
+        fates[key(arrival)].append(fate)
     return {name: {"completed": len(found), **_latencies(found)} for name, found in sorted(fates.items())}
 
 

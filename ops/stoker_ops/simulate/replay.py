@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from stoker.config import Config
 from stoker.store.codec import class_term_us
-from stoker.store.records import Waiting, WorkerRecord
+from stoker.store.records import Waiting, WorkerRecord, lane_of, tenant_of
 from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tally, VirtualEngine
 from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.traces import Arrival
@@ -135,7 +135,7 @@ class Replay:
         if full or cost > min(setup.max_model_len, self._fleet[0].capacity):
             self._settle(number, REFUSED, now_us)
             return
-        lane = str(arrival.priority) if self._policy.classes else "high"
+        lane = lane_of(str(arrival.priority), arrival.tenant) if self._policy.classes else "high"
         term_us = class_term_us(arrival.priority, arrival.timeout, self._config) if self._policy.classes else 0
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
@@ -191,12 +191,19 @@ class Replay:
             self._settle(int(name), EXPIRED, now_us)
         more = True
         while more and (depth := self._depth()):
-            heads = self._backlog.heads(depth)
+            pages = self._pages(depth)
+            heads = self._backlog.heads(pages)
             took = self._dispatch(heads, depth, now_us) if heads else 0
-            # What was cut off at the most entries that are ever read may fit as well.
-            more = took > 0 and any(len(head) == DEPTH[self._setup.mode] for head in heads.values())
+            # What was cut off at the most entries that are ever read may fit as well, and what tenants' pages left out.
+            cut = [lane for lane, head in heads.items() if len(head) == pages[lane]]
+            more = took > 0 and any(depth == DEPTH[self._setup.mode] or tenant_of(lane) for lane in cut)
         if (due_us := self._backlog.next_deadline_us()) is not None:
             self._wake(due_us)
+
+    def _pages(self, depth: int) -> dict[str, int]:
+        """Return how many entries to read of each lane, as a scheduler does."""
+        sizes, queue = self._backlog.sizes(), self._policy.queue
+        return {lane: depth for lane in sizes if not tenant_of(lane)} | queue.share(sizes, depth)
 
     def _depth(self) -> int:
         """Return how many entries of each lane to look at: no more than could matter, none without a free row."""

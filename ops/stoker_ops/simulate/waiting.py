@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 from stoker.store.records import Waiting
 
@@ -67,12 +67,16 @@ class Backlog:
             self._waiting[request.id] = request
             heapq.heappush(self._deadlines, (deadline_us, request.id))
 
-    def heads(self, depth: int) -> dict[str, list[Waiting]]:
-        """Return the first entries of each lane that has any."""
-        return {name: lane.head(depth) for name, lane in self._lanes.items() if len(lane)}
+    def sizes(self) -> dict[str, int]:
+        """Return how many wait in each lane that has any."""
+        return {name: len(lane) for name, lane in self._lanes.items() if len(lane)}
+
+    def heads(self, pages: Mapping[str, int]) -> dict[str, list[Waiting]]:
+        """Return the first entries of lanes, of each as many as `pages` says."""
+        return {name: self._lanes[name].head(page) for name, page in pages.items()}
 
     def take(self, requests: tuple[Waiting, ...], depth: int) -> None:
-        """Remove what was dispatched, all of it out of `heads(depth)`."""
+        """Remove what was dispatched, all of it out of the first `depth` of its lane."""
         by_lane: dict[str, set[str]] = {}
         for request in requests:
             by_lane.setdefault(request.lane, set()).add(request.id)

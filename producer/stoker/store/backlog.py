@@ -7,6 +7,7 @@ however long the queue is.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,8 +15,7 @@ from typing import Any, TypeVar
 from stoker.store import inspections, lookups
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
-from stoker.store.lookups import Overview
-from stoker.store.records import CLASSES, WorkerRecord
+from stoker.store.records import CLASSES, WorkerRecord, class_of
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -35,20 +35,30 @@ class Backlog:
     heads: Mapping[str, Sequence[str]]
 
 
-def backlog(keys: Keys) -> Read[Backlog]:
-    """Read what the waiting requests cost, and which may be the oldest."""
+def backlog(keys: Keys, tenant_lanes: Sequence[str] = ()) -> Read[Backlog]:
+    """Read what the waiting requests cost, and which may be the oldest; `tenant_lanes` are those in use."""
+    sizes = Counter(map(class_of, tenant_lanes))
     commands: list[Command] = []
-    for name in CLASSES:
-        commands += [("ZRANDMEMBER", keys.lane(name), SAMPLE), ("ZRANGE", keys.lane(name), 0, HEADS - 1)]
-    return Read(commands, _parse_backlog, what="read the backlog")
+    lanes = [*CLASSES, *tenant_lanes]
+    for lane in lanes:
+        several = 1 + sizes[class_of(lane)]
+        commands += [
+            ("ZRANDMEMBER", keys.lane(lane), max(1, SAMPLE // several)),
+            ("ZRANGE", keys.lane(lane), 0, max(1, HEADS // several) - 1),
+            ("ZCARD", keys.lane(lane)),
+        ]
+    return Read(commands, functools.partial(_parse_backlog, lanes), what="read the backlog")
 
 
-def _parse_backlog(reply: list[Any]) -> Backlog:
-    lanes = dict(zip(CLASSES, zip(reply[::2], reply[1::2], strict=True), strict=True))
-    return Backlog(
-        mean_tokens={name: _mean([_cost(member) for member in sample]) for name, (sample, _) in lanes.items()},
-        heads={name: [member.split(b":")[0].decode() for member in heads] for name, (_, heads) in lanes.items()},
-    )
+def _parse_backlog(lanes: Sequence[str], reply: list[Any]) -> Backlog:
+    tokens, numbers = dict.fromkeys(CLASSES, 0.0), dict.fromkeys(CLASSES, 0)
+    heads: dict[str, list[str]] = {name: [] for name in CLASSES}
+    for lane, sample, first, number in zip(lanes, reply[::3], reply[1::3], reply[2::3], strict=True):
+        name = class_of(lane)
+        tokens[name] += number * _mean([_cost(member) for member in sample])
+        numbers[name] += number
+        heads[name] += [member.split(b":")[0].decode() for member in first]
+    return Backlog({name: tokens[name] / max(1, numbers[name]) for name in CLASSES}, heads)
 
 
 def _cost(member: bytes) -> int:
@@ -60,9 +70,9 @@ def _mean(costs: Sequence[int]) -> float:
     return sum(costs) / len(costs) if costs else 0.0
 
 
-def figures(keys: Keys) -> Read[tuple[Overview, tuple[list[WorkerRecord], Backlog]]]:
-    """Read the overview, the workers and the backlog in one round trip."""
-    return _both(lookups.overview(keys), _both(lookups.workers(keys), backlog(keys)))
+def figures(keys: Keys, tenant_lanes: Sequence[str] = ()) -> Read[tuple[list[WorkerRecord], Backlog]]:
+    """Read the workers and the backlog in one round trip; `tenant_lanes` as the overview has them."""
+    return _both(lookups.workers(keys), backlog(keys, tenant_lanes))
 
 
 def oldest(keys: Keys, of: Backlog) -> Read[dict[str, int]]:

@@ -18,7 +18,7 @@ from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.lookups import dead_parts
 from stoker.store.reads import pairs
-from stoker.store.records import LANES
+from stoker.store.records import CLASSES, SUSPECT
 
 _OF_SCRIPTS = ("epoch", "incs", "tick", "grace", "skew", "mark", "h")
 _QUEUE = Keys("q")
@@ -32,7 +32,7 @@ KEY_FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("payload", "flight", "result", "dead", "reply", "batch", "files"), NAME.pattern),
     **dict.fromkeys(("work", "stream", "void", "obituary"), _INC),
     **dict.fromkeys(("tokens", "file"), f"{NAME.pattern}:{NAME.pattern}"),
-    "lane": "|".join(LANES),
+    "lane": rf"{SUSPECT}|(?:{'|'.join(CLASSES)})(?::{NAME.pattern})?",
 }
 """The keys of a queue that are there many times: what stands before their first colon, and what may stand behind."""
 

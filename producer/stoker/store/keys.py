@@ -26,9 +26,11 @@ class Keys:
         self.events = f"{self.prefix}events"
         self.batches = f"{self.prefix}batches"
         self.lapses = f"{self.prefix}lapses"
+        self.active = f"{self.prefix}active"
+        self.tenants = f"{self.prefix}tenants"
 
     def lane(self, name: str) -> str:
-        """The waiting requests of one class, or the suspects."""
+        """The waiting requests of one class, of one tenant in it (`<class>:<tenant>`), or the suspects."""
         return f"{self.prefix}lane:{name}"
 
     def payload(self, request_id: str) -> str:

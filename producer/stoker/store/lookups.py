@@ -5,14 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stoker.store.codec import FAILURE_BYTES, STAMP, Outcome, decode_outcome
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.pack import unpack
-from stoker.store.reads import Card, TokenRecord, model_card, pairs, scored, streams, token_record, worker_record
+from stoker.store.reads import (
+    MOST_ACTIVE,
+    Card,
+    TokenRecord,
+    active_lanes,
+    model_card,
+    pairs,
+    scored,
+    streams,
+    token_record,
+    worker_record,
+)
 from stoker.store.records import LANES, WorkerRecord
 
 HEAD = STAMP + 496
@@ -113,6 +124,19 @@ def _parse_streams(named: Mapping[str, Place], reply: list[Any]) -> dict[Place, 
     }
 
 
+def tenant_settings(keys: Keys) -> Read[dict[str, dict[str, float]]]:
+    """Read what is set for tenants, by tenant and setting."""
+    return Read([("HGETALL", keys.tenants)], _parse_tenant_settings, what="read the tenants")
+
+
+def _parse_tenant_settings(reply: list[Any]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for key, number in pairs(reply[0]).items():
+        tenant, _, name = key.decode().partition(":")
+        found.setdefault(tenant, {})[name] = float(number)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A failed request that is kept.
@@ -177,7 +201,8 @@ def dead_letter(request_id: str, data: bytes) -> DeadLetter:
 class Overview:
     """A queue at one moment: the sizes of its sets, its running totals, its histograms, its leader and its model.
 
-    `circuits`: what the leader holds not closed, by worker.
+    `lanes`: what waits, by class. `circuits`: what the leader holds not closed, by worker. `tenant_lanes`: the lanes of
+    tenants in use, of very many some by chance. `served`: tokens over weight, by lane of a class with tenants.
     """
 
     now_us: int
@@ -192,6 +217,13 @@ class Overview:
     leader_until_us: int
     circuits: Mapping[str, str]
     card: Card | None
+    tenant_lanes: Sequence[str] = ()
+    served: Mapping[str, float] = field(default_factory=dict)
+
+
+def named(text: bytes | None) -> dict[str, str]:
+    """Return what stands in `name=value` pairs between `|`."""
+    return dict(pair.split("=", 1) for pair in text.decode().split("|")) if text else {}
 
 
 def overview(keys: Keys) -> Read[Overview]:
@@ -204,20 +236,22 @@ def overview(keys: Keys) -> Read[Overview]:
         ("HGETALL", keys.counts),
         ("HGETALL", keys.histograms),
         ("HGETALL", keys.rates),
-        ("HMGET", keys.leader, "token", "until", "circuits"),
+        ("HMGET", keys.leader, "token", "until", "circuits", "served"),
         ("GET", keys.card),
+        ("HMGET", keys.active, *LANES),
+        ("HRANDFIELD", keys.active, MOST_ACTIVE, "WITHVALUES"),
         *(("ZCARD", keys.lane(lane)) for lane in LANES),
     ]
     return Read(commands, _parse_overview, what="read the figures")
 
 
 def _parse_overview(reply: list[Any]) -> Overview:
-    (seconds, micros), generation, delayed, dead, counts, histograms, rates, leads, card, *lanes = reply
-    leader, until, circuits = leads
+    (seconds, micros), generation, delayed, dead, counts, histograms, rates, leads, card, shared, active, *lanes = reply
+    leader, until, circuits, served = leads
     return Overview(
         now_us=int(seconds) * 1_000_000 + int(micros),
         generation=generation.decode() if generation else None,
-        lanes=dict(zip(LANES, lanes, strict=True)),
+        lanes={lane: own + int(of or 0) for lane, own, of in zip(LANES, lanes, shared, strict=True)},
         delayed=delayed,
         dead=dead,
         counts={name.decode(): int(number) for name, number in pairs(counts).items()},
@@ -225,8 +259,10 @@ def _parse_overview(reply: list[Any]) -> Overview:
         rates={name.decode(): float(number) for name, number in pairs(rates).items()},
         leader=leader.decode() if leader else None,
         leader_until_us=int(until or 0),
-        circuits=dict(pair.split("=", 1) for pair in circuits.decode().split("|")) if circuits else {},
+        circuits=named(circuits),
         card=model_card(card),
+        tenant_lanes=tuple(active_lanes(active)),
+        served={lane: float(number) for lane, number in named(served).items()},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +13,14 @@ from stoker.store.codec import Outcome, decode_outcome
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.pack import unpack, unpack_tokens
-from stoker.store.records import LANES, Waiting, WorkerRecord
+from stoker.store.records import LANES, Waiting, WorkerRecord, class_of, tenant_of
 
 MAXMEMORY = "maxmemory"
 _GROUP = 6  # of the fields of a flight record, as in lua/pieces/flight.lua
 PADDED = "padded"
+MOST_ACTIVE = 1024
+"""Lanes of tenants that a look at the queue knows of; where more are in use, some by chance."""
+
 NOTHING_EXPECTED: Mapping[str, int] = MappingProxyType({})
 
 
@@ -239,10 +242,17 @@ def token_record(entry: str, fields: Mapping[bytes, bytes]) -> TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """All that the scheduler decides on, read in one round trip; times in microseconds by the clock of Redis."""
+    """All that the scheduler decides on, read in one round trip; times in microseconds by the clock of Redis.
+
+    `asked`: how many entries of each lane were asked for. `active`: the tenants' lanes, with how many wait in each; of
+    very many some by chance. `weights`: those of the tenants whose lanes were read, where one is set.
+    """
 
     now_us: int
     lanes: dict[str, list[Waiting]]
+    asked: dict[str, int]
+    active: dict[str, int]
+    weights: dict[str, float]
     workers: list[WorkerRecord]
     next_due_us: int | None
     next_deadline_us: int | None
@@ -250,15 +260,23 @@ class QueueView:
 
 
 def queue_view(
-    keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = (), expected: Mapping[str, int] = NOTHING_EXPECTED
+    keys: Keys,
+    *,
+    depth: int,
+    known: Sequence[WorkerRecord] = (),
+    expected: Mapping[str, int] = NOTHING_EXPECTED,
+    shared: Mapping[str, int] = NOTHING_EXPECTED,
 ) -> Read[QueueView]:
     """Read the heads of all lanes (`depth` each), the workers and what they hold, and what is due next.
+
+    Of tenants' lanes those in `shared` are read, each with the number of entries that stands there.
 
     `expected` are the tokens to expect of an answer, by class.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
     the longest matters; of others the number is enough.
     """
+    asked = {**dict.fromkeys(LANES, depth), **shared}
     commands: list[Command] = [
         ("TIME",),
         ("HGETALL", keys.inc),
@@ -267,10 +285,49 @@ def queue_view(
         ("ZRANGE", keys.delayed, 0, 0, "WITHSCORES"),
         ("ZRANGE", keys.deadlines, 0, 0, "WITHSCORES"),
         ("GET", keys.quarantine),
-        *(("ZRANGE", keys.lane(lane), 0, depth - 1, "WITHSCORES") for lane in LANES),
+        ("HRANDFIELD", keys.active, MOST_ACTIVE, "WITHVALUES"),
+        _weights_of(keys, shared),
+        *(("ZRANGE", keys.lane(lane), 0, number - 1, "WITHSCORES") for lane, number in asked.items()),
         *(("HVALS" if record.cache == "rect" else "HLEN", keys.work(record.inc)) for record in known),
     ]
-    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], expected))
+    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], asked, expected))
+
+
+def _weights_of(keys: Keys, lanes: Iterable[str]) -> Command:
+    return ("HMGET", keys.tenants, *(f"{tenant}:weight" for tenant in _tenants(lanes)))
+
+
+def _tenants(lanes: Iterable[str]) -> list[str]:
+    # The empty tenant is never set; with it, the command always has a field.
+    return sorted({"", *map(tenant_of, lanes)})
+
+
+def _parse_weights(lanes: Iterable[str], reply: Sequence[bytes | None]) -> dict[str, float]:
+    return {tenant: float(number) for tenant, number in zip(_tenants(lanes), reply, strict=True) if number}
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPages:
+    """The heads of some tenants' lanes, and the weights of those tenants where one is set."""
+
+    lanes: dict[str, list[Waiting]]
+    weights: dict[str, float]
+
+
+def tenant_pages(
+    keys: Keys, shared: Mapping[str, int], workers: Sequence[WorkerRecord], expected: Mapping[str, int]
+) -> Read[TenantPages]:
+    """Read so many entries of tenants' lanes as `shared` says, as `workers` would run them."""
+    commands: list[Command] = [_weights_of(keys, shared)]
+    commands += [("ZRANGE", keys.lane(lane), 0, number - 1, "WITHSCORES") for lane, number in shared.items()]
+
+    def parse(reply: list[Any]) -> TenantPages:
+        padded = all_padded(workers)
+        pages = zip(shared, reply[1:], strict=True)
+        lanes = {lane: _waiting(lane, entries, padded, expected) for lane, entries in pages}
+        return TenantPages(lanes, _parse_weights(shared, reply[0]))
+
+    return Read(commands, parse)
 
 
 def counts(keys: Keys) -> Read[dict[str, int]]:
@@ -311,11 +368,13 @@ def lane_page(
     return Read([command], lambda reply: _waiting(lane, reply[0], all_padded(workers), expected))
 
 
-def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[Any]) -> QueueView:
-    (seconds, micros), incs, credit, beats, delayed, deadlines, quarantine = reply[:7]
+def _parse_view(
+    known: Sequence[str], asked: dict[str, int], expected: Mapping[str, int], reply: list[Any]
+) -> QueueView:
+    (seconds, micros), incs, credit, beats, delayed, deadlines, quarantine, active, weights = reply[:9]
     now = int(seconds) * 1_000_000 + int(micros)
-    lanes = dict(zip(LANES, reply[7 : 7 + len(LANES)], strict=True))
-    members = dict(zip(known, reply[7 + len(LANES) :], strict=True))
+    lanes = dict(zip(asked, reply[9 : 9 + len(asked)], strict=True))
+    members = dict(zip(known, reply[9 + len(asked) :], strict=True))
     stamps, tokens = dict(scored(beats)), pairs(credit)
     records = []
     for name, text in pairs(incs).items():
@@ -334,11 +393,20 @@ def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[A
     return QueueView(
         now_us=now,
         lanes={lane: _waiting(lane, entries, padded, expected) for lane, entries in lanes.items()},
+        asked=asked,
+        active=active_lanes(active),
+        weights=_parse_weights(asked.keys() - set(LANES), weights),
         workers=sorted(records, key=lambda record: record.inc),
         next_due_us=_first_score(delayed),
         next_deadline_us=_first_score(deadlines),
         quarantine=quarantine.decode().rpartition("|")[0] if quarantine else None,
     )
+
+
+def active_lanes(reply: Any) -> dict[str, int]:
+    """Return how many wait in each lane of a tenant, of the hash `active`."""
+    numbers = {name.decode(): int(number) for name, number in pairs(reply or {}).items()}
+    return {name: number for name, number in sorted(numbers.items()) if tenant_of(name)}
 
 
 def worker_record(inc: str, text: str) -> WorkerRecord:
@@ -371,7 +439,7 @@ def all_padded(workers: Sequence[WorkerRecord]) -> bool:
 
 def _waiting(lane: str, entries: Any, padded: bool, expected: Mapping[str, int]) -> list[Waiting]:
     """Return a lane's entries; where workers run padded batches nothing is generated, so only the prompt counts."""
-    answer = None if padded else expected.get(lane)
+    answer = None if padded else expected.get(class_of(lane))
     waiting = []
     for data, score in scored(entries):
         member = data.decode()

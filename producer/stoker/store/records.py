@@ -11,6 +11,22 @@ SUSPECT = "suspect"
 """The lane of the requests that were running when their worker's engine crashed."""
 
 LANES = (*CLASSES, SUSPECT)
+"""The lanes of requests without a tenant, and that of the suspects; a tenant's lane is `<class>:<tenant>`."""
+
+
+def lane_of(name: str, tenant: str) -> str:
+    """Return the lane of a class's requests that name a tenant, or none."""
+    return f"{name}:{tenant}" if tenant else name
+
+
+def class_of(lane: str) -> str:
+    """Return the class of a lane."""
+    return lane.partition(":")[0]
+
+
+def tenant_of(lane: str) -> str:
+    """Return the tenant of a lane, empty where it is that of the requests without one."""
+    return lane.partition(":")[2]
 
 FULL_CAPACITY = "full_capacity"
 """The figure of a worker that says what it can hold when it does not lack memory."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
 from stoker.config import Config
@@ -24,6 +25,8 @@ QUARANTINE_PATIENCE_US = 5_000_000
 VOID_TTL_MS = 3_600_000
 BATCH_LEASE_US = 5_000_000
 MAX_BATCHES = 10_000
+MAX_TENANT_SETTINGS = 10_000
+MOST_SERVED = 1024
 IMPLICIT_PIECES = ("base", "clock")
 
 Arg = str | bytes | int | float
@@ -108,6 +111,7 @@ def _limits(config: Config) -> str:
         "BATCH_LEASE": BATCH_LEASE_US,
         "BATCH_TTL": int(config.batch_ttl_s * 1e6),
         "MAX_BATCHES": MAX_BATCHES,
+        "MAX_TENANT_SETTINGS": MAX_TENANT_SETTINGS,
     }
     lines = [f"local {', '.join(numbers)} = {', '.join(str(number) for number in numbers.values())}"]
     lines += [f"local EVENTS = {'true' if config.events else 'false'}"]
@@ -173,6 +177,11 @@ def set_model(identity: str, card: bytes) -> Call[str]:
     return Call("set_model", (identity, card), _word)
 
 
+def set_tenant(tenant: str, values: Mapping[str, str]) -> Call[str]:
+    """Call that sets numbers for a tenant (an empty text: no longer set); gives OK or FULL."""
+    return Call("set_tenant", [tenant, *(part for pair in values.items() for part in pair)], _word)
+
+
 def drain(worker: str, drained: bool) -> Call[str]:
     """Call that stops or resumes work for a worker; gives OK or UNKNOWN."""
     return Call("drain", (worker, int(drained)), _word)
@@ -192,11 +201,20 @@ class Lead:
 
 
 def lead(
-    me: str, generation: str, random: str, config: Config, circuits: Mapping[str, str] | None = None
+    me: str,
+    generation: str,
+    random: str,
+    config: Config,
+    circuits: Mapping[str, str] | None = None,
+    served: Mapping[str, float] | None = None,
 ) -> Call[Lead]:
-    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`, `circuits` those that are not closed."""
+    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`.
+
+    For who looks: `circuits` are those that are not closed, `served` the tokens over weight of tenants' lanes.
+    """
     told = "|".join(f"{worker}={state}" for worker, state in (circuits or {}).items())
-    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, told), _parse_lead)
+    tenants = "|".join(f"{lane}={number:.0f}" for lane, number in islice((served or {}).items(), MOST_SERVED))
+    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, told, tenants), _parse_lead)
 
 
 def _parse_lead(reply: list[Any]) -> Lead:

@@ -11,7 +11,7 @@ from stoker.store.codec import FAILURE_BYTES, STAMP, decode_outcome, response_of
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.lookups import DEAD_HEAD, HEAD, dead_letter, dead_parts
-from stoker.store.records import LANES, SUSPECT, Waiting
+from stoker.store.records import CLASSES, SUSPECT, Waiting, lane_of
 
 STATES = {"Q": "queued", "D": "dispatched", "R": "running", "Y": "delayed"}
 RESULT_HEAD = 4096 + FAILURE_BYTES
@@ -119,7 +119,7 @@ def _living(request_id: str, now_us: int, payload: bytes, flight: bytes | None) 
     lives_us = int(header["timeout"])
     f = _flight(flight)
     state = STATES[f["state"]]
-    lane = SUSPECT if f["group"] else header["class"]
+    lane = SUSPECT if f["group"] else lane_of(header["class"], header["tenant"])
     prompt, most, exact = header["tail"].split(":")
     member = f"{request_id}:{header['tail']}"
     score = float(f["score"] or "nan")
@@ -173,9 +173,9 @@ def place(keys: Keys, request_id: str, waiting: Waiting | None) -> Read[float | 
     )
 
 
-def ahead(keys: Keys, lane: str, score: float) -> Read[int]:
-    """Count what stands before a score: in all lanes of clean work, or among the suspects."""
-    lanes = [lane] if lane == SUSPECT else [name for name in LANES if name != SUSPECT]
+def ahead(keys: Keys, lane: str, score: float, tenant_lanes: Sequence[str] = ()) -> Read[int]:
+    """Count what stands before a score: in all lanes of clean work (`tenant_lanes` too), or among the suspects."""
+    lanes = [lane] if lane == SUSPECT else [*CLASSES, *tenant_lanes]
     commands: list[Command] = [("ZCOUNT", keys.lane(name), "-inf", f"({score:.0f}") for name in lanes]
     return Read(commands, lambda reply: sum(int(number) for number in reply), what="count what is ahead")
 

@@ -97,6 +97,7 @@ local function take(i, id, score, cost)
   entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since
   took[n], taken[id] = id, true
   count_waiting(tenant, -1, tonumber(bytes))
+  if tenant ~= '' and not suspects then count_lane(match(name, '^%l+'), tenant, -1) end
   ev(id, 'dispatch', delivery, inc, score, name, cost)
   return 'TOOK'
 end

@@ -1,4 +1,4 @@
--- use: events fence flight
+-- use: events fence counts flight
 -- Move retries that are due into their lanes with their ORIGINAL scores (a back-off used as a score would let retries
 -- pass fresh work). What is due further ahead than the longest back-off was written before the clock stepped back.
 -- KEYS[1] prefix
@@ -13,11 +13,13 @@ for _, id in ipairs(due) do
   local f = record(id)
   f[STATE] = 'Q'
   call('ZADD', lane(f), f[SCORE], member(id, f))
+  if f[GROUP] == '' then count_lane(f[CLASS], f[TENANT], 1) end
   save(id, f)
   ev(id, 'promote', f[GROUP] ~= '' and 'suspect' or f[CLASS], f[SCORE])
 end
 if #due > 0 then
   call('ZREM', delayed, unpack(due))
+  counted()
   ring()
 end
 emit('promote', token)

@@ -24,12 +24,13 @@ call('SET', K .. 'payload:' .. id, string.format('%016.0f', now) .. head .. stri
 local base = call('MGET', K .. 'mark', K .. 'skew')
 local t = math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0')) + 1
 local lives = tonumber(timeout)
-call('ZADD', K .. 'lane:' .. class, int(t + tonumber(term)), id .. ':' .. tail)
+call('ZADD', K .. 'lane:' .. lane_of(class, tenant), int(t + tonumber(term)), id .. ':' .. tail)
 if lives > 0 then call('ZADD', K .. 'deadlines', int(now + lives), id) end
 call('SET', K .. 'mark', int(t))
 call('DEL', K .. 'dead:' .. old)
 call('ZREM', K .. 'dead', old)
 count_waiting(tenant, 1, tonumber(bytes))
+count_lane(class, tenant, 1)
 count('submitted', tenant, 1)
 counted()
 ring()

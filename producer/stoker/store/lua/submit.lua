@@ -92,9 +92,10 @@ if #accepted > 0 then
   local t = math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0'))
   local lanes, deadlines = {}, {}
   for at, i in ipairs(accepted) do
-    local id, class, z = ARGV[3 * i], classes[i], lanes[classes[i]]
-    local score = int(t + terms[i] + at)
-    if not z then z = {} lanes[class] = z end
+    local id, class, tenant = ARGV[3 * i], classes[i], tenants[i]
+    local name = tenant == '' and class or lane_of(class, tenant)
+    local z, score = lanes[name], int(t + terms[i] + at)
+    if not z then z = {} lanes[name] = z end
     local m = #z
     z[m + 1], z[m + 2] = score, id .. ':' .. tails[i]
     local deadline = lives[i] > 0 and int(now + lives[i]) or '0'
@@ -102,11 +103,12 @@ if #accepted > 0 then
       local d = #deadlines
       deadlines[d + 1], deadlines[d + 2] = deadline, id
     end
-    count_waiting(tenants[i], 1, sizes[i])
-    count('submitted', tenants[i], 1)
+    count_waiting(tenant, 1, sizes[i])
+    if tenant ~= '' then count_lane(class, tenant, 1) end
+    count('submitted', tenant, 1)
     if EVENTS then ev(id, 'submit', match(ARGV[3 * i + 1], '|([^|]*)'), class, tails[i], deadline, score) end
   end
-  for class, z in pairs(lanes) do call('ZADD', K .. 'lane:' .. class, unpack(z)) end
+  for name, z in pairs(lanes) do call('ZADD', K .. 'lane:' .. name, unpack(z)) end
   if #deadlines > 0 then call('ZADD', K .. 'deadlines', unpack(deadlines)) end
   call('SET', K .. 'mark', int(t + #accepted))
   counted()

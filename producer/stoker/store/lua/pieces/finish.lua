@@ -27,6 +27,7 @@ local function finish(id, f, state, reason, body, inc, dead)
     return
   end
   if f[STATE] == 'Q' then call('ZREM', lane(f), member(id, f)) end
+  if f[STATE] == 'Q' and f[GROUP] == '' then count_lane(f[CLASS], f[TENANT], -1) end
   if f[STATE] == 'Y' then call('ZREM', K .. 'delayed', id) end
   if f[STATE] == 'Q' or f[STATE] == 'Y' then count_waiting(f[TENANT], -1, tonumber(f[BYTES])) end
   if f[DEADLINE] ~= '0' then late[#late + 1] = id end

@@ -38,7 +38,8 @@ local function record(id)
 end
 
 local function save(id, f) call('SET', K .. 'flight:' .. id, table.concat(f, '|')) end
-local function lane(f) return K .. 'lane:' .. (f[GROUP] ~= '' and 'suspect' or f[CLASS]) end
+local function lane_of(class, tenant) return tenant == '' and class or class .. ':' .. tenant end
+local function lane(f) return K .. 'lane:' .. (f[GROUP] ~= '' and 'suspect' or lane_of(f[CLASS], f[TENANT])) end
 local function member(id, f) return id .. ':' .. f[TAIL] end
 
 -- Note how an attempt ended; the last 8 are kept.

@@ -5,5 +5,6 @@ local function requeue(id, f, why)
   call('ZADD', lane(f), f[SCORE], member(id, f))
   save(id, f)
   count_waiting(f[TENANT], 1, tonumber(f[BYTES]))
+  if f[GROUP] == '' then count_lane(f[CLASS], f[TENANT], 1) end
   ev(id, 'requeue', delivery, f[GROUP] ~= '' and 'suspect' or f[CLASS], f[SCORE], f[LOSSES], why)
 end
