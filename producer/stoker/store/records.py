@@ -28,6 +28,7 @@ def tenant_of(lane: str) -> str:
     """Return the tenant of a lane, empty where it is that of the requests without one."""
     return lane.partition(":")[2]
 
+
 FULL_CAPACITY = "full_capacity"
 """The figure of a worker that says what it can hold when it does not lack memory."""
 
