@@ -140,7 +140,7 @@ SCHEDULER = together(
         "stream:*": "xadd",
         "tick": "get set",
         "void:*": "exists",
-        "work:*": "hdel hkeys hmget hset hvals",
+        "work:*": "hdel hgetall hkeys hmget hset hvals",
     },
 )
 WORKER = together(

@@ -13,7 +13,7 @@ from stoker.store.codec import Outcome, decode_outcome
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.pack import unpack, unpack_tokens
-from stoker.store.records import LANES, Waiting, WorkerRecord
+from stoker.store.records import LANES, Held, Waiting, WorkerRecord
 
 MAXMEMORY = "maxmemory"
 _GROUP = 6  # of the fields of a flight record, as in lua/pieces/flight.lua
@@ -163,13 +163,14 @@ def bell(keys: Keys, block_s: float) -> Read[bool]:
 class Doorbell:
     """One entry of a worker's stream; `delivery` is empty where the entry was deleted under it.
 
-    `costs` are the tokens that are reserved for each id.
+    `costs` are the tokens that are reserved for each id. `leave` are the (id, delivery) to give back.
     """
 
     entry: str
     delivery: str
     ids: tuple[str, ...]
     costs: tuple[int, ...] = ()
+    leave: tuple[tuple[str, str], ...] = ()
 
 
 def doorbells(keys: Keys, inc: str, *, own: bool, block_ms: int, count: int) -> Read[list[Doorbell]]:
@@ -188,7 +189,9 @@ def _doorbell(entry: bytes, fields: Any) -> Doorbell:
     named = pairs(fields) if fields else {}
     ids = named.get(b"ids", b"").decode().split()
     costs = map(int, named.get(b"costs", b"").split())
-    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids), tuple(costs))
+    leave = named.get(b"leave", b"").decode().split()
+    asked = tuple(zip(leave[::2], leave[1::2], strict=True))
+    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids), tuple(costs), asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,14 +253,19 @@ class QueueView:
 
 
 def queue_view(
-    keys: Keys, *, depth: int, known: Sequence[WorkerRecord] = (), expected: Mapping[str, int] = NOTHING_EXPECTED
+    keys: Keys,
+    *,
+    depth: int,
+    known: Sequence[WorkerRecord] = (),
+    expected: Mapping[str, int] = NOTHING_EXPECTED,
+    members: bool = False,
 ) -> Read[QueueView]:
     """Read the heads of all lanes (`depth` each), the workers and what they hold, and what is due next.
 
     `expected` are the tokens to expect of an answer, by class.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
-    the longest matters; of others the number is enough.
+    the longest matters; of others the number is enough, unless `members` asks which of them are of class batch.
     """
     commands: list[Command] = [
         ("TIME",),
@@ -268,7 +276,7 @@ def queue_view(
         ("ZRANGE", keys.deadlines, 0, 0, "WITHSCORES"),
         ("GET", keys.quarantine),
         *(("ZRANGE", keys.lane(lane), 0, depth - 1, "WITHSCORES") for lane in LANES),
-        *(("HVALS" if record.cache == "rect" else "HLEN", keys.work(record.inc)) for record in known),
+        *(("HVALS" if members or record.cache == "rect" else "HLEN", keys.work(record.inc)) for record in known),
     ]
     return Read(commands, functools.partial(_parse_view, [record.inc for record in known], expected))
 
@@ -319,15 +327,19 @@ def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[A
     stamps, tokens = dict(scored(beats)), pairs(credit)
     records = []
     for name, text in pairs(incs).items():
-        held = members.get(name.decode(), 0)
-        costs = [int(member.split(b"|")[1]) for member in held] if isinstance(held, list) else []
+        found = members.get(name.decode(), 0)
+        held = [holding("", member) for member in found] if isinstance(found, list) else []
+        staying = [member for member in held if member.cost]
+        offline = [member.cost for member in staying if member.batch]
         records.append(
             dataclasses.replace(
                 worker_record(name.decode(), text.decode()),
                 beat_age_us=now - int(stamps.get(name, 0)),
                 held_tokens=int(tokens.get(name, 0)),
-                held_rows=len(held) if isinstance(held, list) else held,
-                longest=max(costs, default=0),
+                held_rows=len(staying) if isinstance(found, list) else found,
+                longest=max((member.cost for member in held), default=0),
+                batch_rows=len(offline),
+                batch_tokens=sum(offline),
             )
         )
     padded = all_padded(records)
@@ -339,6 +351,22 @@ def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[A
         next_deadline_us=_first_score(deadlines),
         quarantine=quarantine.decode().rpartition("|")[0] if quarantine else None,
     )
+
+
+def holding(request_id: str, data: bytes) -> Held:
+    """Return one field of a work hash."""
+    delivery, cost, _, since, mark = data.decode().split("|")
+    return Held(request_id, delivery, int(cost), int(since), mark == "2")
+
+
+def holdings(keys: Keys, incs: Sequence[str]) -> Read[dict[str, list[Held]]]:
+    """Read all that these incarnations hold."""
+
+    def parse(reply: list[Any]) -> dict[str, list[Held]]:
+        found = [[holding(name.decode(), data) for name, data in pairs(fields).items()] for fields in reply]
+        return dict(zip(incs, found, strict=True))
+
+    return Read([("HGETALL", keys.work(inc)) for inc in incs], parse)
 
 
 def worker_record(inc: str, text: str) -> WorkerRecord:
