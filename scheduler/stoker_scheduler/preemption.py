@@ -33,7 +33,7 @@ class Preemption:
         held: Mapping[str, Sequence[Held]],
         now_us: int,
     ) -> dict[str, list[Key]]:
-        """Return what each incarnation is to give back so that `blocked` fit; `held` is all that `workers` hold."""
+        """Return what each incarnation is to give back so that `blocked` fit; `held`: whom they hold."""
         largest = largest_capacity(workers)
         places = [_Place(worker, held.get(worker.inc, ()), now_us - self._spared_us) for worker in workers]
         chosen: dict[str, list[Key]] = {}
@@ -52,12 +52,11 @@ class _Place:
 
     def __init__(self, worker: WorkerRecord, held: Sequence[Held], settled_us: int) -> None:
         usable = worker.available and worker.mode == "continuous" and worker.cache == "paged"
-        staying = [member for member in held if member.cost]
         self.inc = worker.inc
-        self._rows = worker.rows - len(staying)
-        self._tokens = worker.capacity - sum(member.cost for member in staying)
+        self._rows = worker.rows - worker.held_rows
+        self._tokens = worker.capacity - worker.held_tokens
         # From the end: the latest of those that ran long enough, then the others.
-        leaving = [member for member in staying if member.batch] if usable else []
+        leaving = [member for member in held if member.batch and member.cost] if usable else []
         self._leaving = sorted(leaving, key=lambda member: (member.since_us <= settled_us, member.since_us, member.id))
 
     def victims(self, cost: int) -> list[Held] | None:

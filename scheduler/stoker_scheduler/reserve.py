@@ -22,6 +22,7 @@ class BatchRoom:
     """What BATCH may still take of a worker: rows, tokens, and milliseconds that a step may become longer by.
 
     `held` is how many rows of BATCH it has. Without any it may have one of any size, so that nothing starves.
+    `prompts`: prompt tokens for each token of an answer of BATCH.
     """
 
     rows: int
@@ -29,16 +30,17 @@ class BatchRoom:
     ms: float
     held: int
     prices: Prices
+    prompts: float = 0.0
 
     def admits(self, cost: int) -> bool:
         """Return whether a request of `cost` tokens may go there."""
         if not self.held:
             return True
-        return self.rows >= 1 and cost <= self.tokens and _ms(self.prices, 1, cost) <= self.ms
+        return self.rows >= 1 and cost <= self.tokens and _ms(self.prices, 1, cost, self.prompts) <= self.ms
 
     def less(self, cost: int) -> BatchRoom:
         """Return what is left beside a request of `cost` tokens."""
-        ms = self.ms - _ms(self.prices, 1, cost)
+        ms = self.ms - _ms(self.prices, 1, cost, self.prompts)
         return replace(self, rows=self.rows - 1, tokens=self.tokens - cost, ms=ms, held=self.held + 1)
 
 
@@ -54,7 +56,7 @@ class Reserve:
     1. Room: of each worker, BATCH may hold the rows and tokens beside the most that interactive requests used lately.
        What they use and wait for counts at once, and fades with a time constant of `reserve_idle_s / 12`.
     2. Pace: rows of BATCH may make a step longer by `batch_slowdown` of what it takes without them, by the worker's
-       measured prices.
+       measured prices. A row that ends is followed by another, and what its prompt takes is in the price of a row.
     3. After `reserve_idle_s` without an interactive request nothing is kept.
     4. A worker without BATCH may have one such row, and what waited longer than its class's window is held back no
        more: it counts like any other request then.
@@ -67,6 +69,7 @@ class Reserve:
         self._idle_us = config.reserve_idle_s * 1e6
         self._slowdown = config.batch_slowdown
         self._peaks: dict[str, _Peak] = {}
+        self._prompts = 0.0
         self._seen_us = 0
         self._asked_us = 0
 
@@ -74,6 +77,10 @@ class Reserve:
         """Take in what workers hold, with its part of BATCH, and all that waits."""
         interactive = [request for request in waiting if request.lane != BATCH]
         share = max(1, sum(worker.available for worker in workers))
+        offline = [request for request in waiting if request.lane == BATCH]
+        if offline:
+            prompts = sum(request.prompt_tokens for request in offline)
+            self._prompts = prompts / max(1, sum(request.reserve for request in offline) - prompts)
         rows, tokens = len(interactive) / share, sum(request.reserve for request in interactive) / share
         if interactive or any(worker.held_rows > worker.batch_rows for worker in workers):
             self._asked_us = now_us
@@ -106,9 +113,10 @@ class Reserve:
         return BatchRoom(
             rows=worker.rows - math.ceil(peak.rows) - worker.batch_rows,
             tokens=worker.capacity - math.ceil(peak.tokens) - worker.batch_tokens,
-            ms=self._slowdown * alone_ms - _ms(prices, worker.batch_rows, worker.batch_tokens),
+            ms=self._slowdown * alone_ms - _ms(prices, worker.batch_rows, worker.batch_tokens, self._prompts),
             held=worker.batch_rows,
             prices=prices,
+            prompts=self._prompts,
         )
 
 
@@ -117,5 +125,5 @@ def held_back(request: Waiting, now_us: int) -> bool:
     return request.lane == BATCH and request.score > now_us
 
 
-def _ms(prices: Prices, rows: int, tokens: int) -> float:
-    return prices.row_ms * rows + prices.resident_ms * FILLED * tokens
+def _ms(prices: Prices, rows: int, tokens: int, prompts: float = 0.0) -> float:
+    return (prices.row_ms + prices.prefill_ms * prompts) * rows + prices.resident_ms * FILLED * tokens

@@ -48,7 +48,8 @@ class Round:
     ) -> None:
         """Hand out `waiting`, in its order, to `fleet` but for the incarnations in `shut`."""
         self._waiting = list(waiting)
-        self._fleet = list(fleet)
+        self.fleet = list(fleet)
+        """The workers as they are with what was handed out."""
         self._balancer = balancer
         self._batcher = batcher
         self._shut = set(shut)
@@ -65,7 +66,7 @@ class Round:
         blocked = 0
         while self._waiting and blocked < BLOCKED_HEADS:
             head = self._waiting[0]
-            worker = self._balancer.choose(self._fleet, head, self._shut | self._kept_from(head))
+            worker = self._balancer.choose(self.fleet, head, self._shut | self._kept_from(head))
             if worker is None:
                 if self._hold_back(head):
                     continue
@@ -84,7 +85,7 @@ class Round:
         """Take the batch out of what is left; `more` is whether the worker may get another one in this round."""
         taken = {request.id for request in batch.requests}
         self._waiting = [request for request in self._waiting if request.id not in taken]
-        self._fleet = [loaded(w, batch.costs) if w.inc == worker.inc else w for w in self._fleet]
+        self.fleet = [loaded(w, batch.costs) if w.inc == worker.inc else w for w in self.fleet]
         if worker.inc in self._rooms:
             for request, cost in zip(batch.requests, batch.costs, strict=True):
                 if request.lane == BATCH:
@@ -99,7 +100,7 @@ class Round:
     def _keep_one(self) -> None:
         head = self._waiting.pop(0)
         self._unplaced.append(head)
-        kept = self._balancer.reserve(self._fleet, head, self._shut, now_us=self._now_us)
+        kept = self._balancer.reserve(self.fleet, head, self._shut, now_us=self._now_us)
         self.linger_us = self._patience_us
         if kept:
             self._shut.add(kept.inc)
@@ -113,7 +114,7 @@ class Round:
 
     def _hold_back(self, head: Waiting) -> bool:
         """Leave BATCH out where the reserve keeps `head` from a worker that has room for it; whether it does."""
-        if not self._kept_from(head) or self._balancer.choose(self._fleet, head, self._shut) is None:
+        if not self._kept_from(head) or self._balancer.choose(self.fleet, head, self._shut) is None:
             return False
         self._waiting = [request for request in self._waiting if not held_back(request, self._now_us)]
         return True
@@ -136,10 +137,10 @@ class Round:
 
     def has_free_row(self) -> bool:
         """Return whether a worker that may get another batch has a free row."""
-        return any(w.held_rows < w.rows for w in self._fleet if w.available and w.inc not in self._shut)
+        return any(w.held_rows < w.rows for w in self.fleet if w.available and w.inc not in self._shut)
 
     def _room(self, worker: WorkerRecord) -> Room:
         """Its room, with a share of what waits that leaves something for the other open workers."""
-        open_workers = max(1, sum(other.available and other.inc not in self._shut for other in self._fleet))
+        open_workers = max(1, sum(other.available and other.inc not in self._shut for other in self.fleet))
         share = 1 if worker.inc in self._probing else ceil(len(self._waiting) / open_workers)
         return Room.of(worker, share=share, largest=self._largest)

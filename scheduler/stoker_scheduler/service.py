@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Set
 
 import structlog
 
@@ -236,19 +235,15 @@ class Scheduler:
             answer = await self._hand_over(worker, batch)
             took += self._account(batch, worker, answer, view.now_us)
             hand.done(worker, batch, more=answer.word == "OK" and "FULL" not in answer.words)
-        if self._offline and await self._make_room(hand.unplaced(), view, shut):
+        open_workers = [worker for worker in hand.fleet if worker.inc not in shut]
+        if self._offline and await self._make_room(hand.unplaced(), open_workers, view):
             return 0.0
         more = any(len(entries) >= self._depth for entries in view.lanes.values())
         return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
 
-    async def _make_room(self, blocked: list[Waiting], view: QueueView, shut: Set[str]) -> bool:
+    async def _make_room(self, blocked: list[Waiting], workers: list[WorkerRecord], view: QueueView) -> bool:
         """Ask workers for rows of BATCH that `blocked` need; returns whether that made room."""
-        workers = [worker for worker in view.workers if worker.batch_rows and worker.inc not in shut]
-        if not blocked or not workers:
-            return False
-        # Looked at again, for this tick's dispatches are not in the view.
-        held = await self._store.read(reads.holdings(self._store.keys, [worker.inc for worker in workers]))
-        chosen = self._preemption.choose(blocked, workers, held, view.now_us)
+        chosen = self._preemption.choose(blocked, workers, view.held, view.now_us) if blocked else {}
         asked = 0
         for inc, keys in chosen.items():
             words = await self._store.run(scripts.make_room(self._leadership.token, inc, keys))

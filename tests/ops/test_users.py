@@ -281,7 +281,6 @@ def schedulers(q: Roles) -> None:
     for read in (
         reads.queue_view(q.keys, depth=4, known=known),
         reads.queue_view(q.keys, depth=4, known=known, members=True),
-        reads.holdings(q.keys, [A]),
         reads.bell(q.keys, 0.01),
         reads.suspect_groups(q.keys, ["a"]),
         reads.lane_page(q.keys, "normal", 0, 4),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,11 @@ def waiting(name: str, cost: int = 10) -> Waiting:
 
 
 def choose(blocked: list[Waiting], workers: list[WorkerRecord], holding: dict[str, list[Held]]) -> dict[str, list[str]]:
-    chosen = Preemption(Config()).choose(blocked, workers, holding, NOW)
+    loaded = []
+    for one in workers:
+        costs = [member.cost for member in holding[one.inc] if member.cost]
+        loaded.append(replace(one, held_rows=len(costs), held_tokens=sum(costs)))
+    chosen = Preemption(Config()).choose(blocked, loaded, holding, NOW)
     assert all(delivery == f"d-{name}" for keys in chosen.values() for name, delivery in keys)
     return {inc: [name for name, _ in keys] for inc, keys in chosen.items()}
 

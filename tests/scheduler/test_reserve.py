@@ -122,6 +122,19 @@ def test_rows_of_batch_make_a_step_longer_by_the_slowdown_at_most() -> None:
     assert taken == 22
 
 
+def test_the_prompts_of_rows_that_follow_are_in_the_price_of_a_row() -> None:
+    reserve, prices = Reserve(CONFIG), Prices(10.0, 0.1, 0.0, 0.0)
+    fleet, queue = [worker(interactive=10)], [waiting("b", "batch", prompt=10)]
+    reserve.observe(fleet, queue, NOW)
+    room = rooms(reserve, fleet, prices=prices)["w:1-1"]
+    # Twice as long a prompt as its answer: two tokens of a prompt, 0.2 ms, for each step of a row. 2 ms allow for 10.
+    assert [room.ms, room.prompts] == [2.0, 2.0]
+    taken = 0
+    while room.admits(10):
+        room, taken = room.less(10), taken + 1
+    assert taken in (9, 10)
+
+
 @given(st.integers(0, 64), st.integers(0, 64), st.floats(0, 2), st.floats(0, 0.01))
 def test_no_limit_is_exceeded_by_a_second_row(interactive: int, batch: int, row_ms: float, token_ms: float) -> None:
     reserve, prices = Reserve(CONFIG), Prices(10.0, 0.1, row_ms, token_ms)

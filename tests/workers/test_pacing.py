@@ -44,6 +44,15 @@ def test_other_classes_go_in_first_and_at_once() -> None:
     assert pacer.takes(rows[3], idle=False, now_s=0.0)
 
 
+def test_a_step_that_begins_another_prompt_begins_none_of_batch() -> None:
+    pacer = Pacer(CONFIG)
+    interactive, offline = pacer.ordered([row("b", 8), row("n", priority="normal")], [row("m", priority="high")], 0.0)
+    assert pacer.takes(interactive, idle=False, now_s=0.0)
+    assert not pacer.takes(offline, idle=False, now_s=0.0)
+    pacer.ordered([offline], [interactive], 0.0)
+    assert pacer.takes(offline, idle=False, now_s=0.0)
+
+
 def test_beside_other_classes_prompts_of_batch_are_spread_over_steps() -> None:
     pacer = Pacer(CONFIG)
     pacer.ordered([row("b")], [row("n", priority="normal")], 0.0)
@@ -61,6 +70,7 @@ def test_the_pace_is_kept_until_no_other_class_was_there_for_the_idle_time() -> 
     pacer = Pacer(CONFIG)
     pacer.ordered([row("n", priority="normal")], [], 100.0)
     long = row("b", 6400)
+    pacer.ordered([long], [], 159.0)
     assert pacer.takes(long, idle=False, now_s=159.0)
     assert not pacer.takes(long, idle=False, now_s=159.9)
     assert pacer.takes(long, idle=False, now_s=160.0)

@@ -242,7 +242,10 @@ def token_record(entry: str, fields: Mapping[bytes, bytes]) -> TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """All that the scheduler decides on, read in one round trip; times in microseconds by the clock of Redis."""
+    """All that the scheduler decides on, read in one round trip; times in microseconds by the clock of Redis.
+
+    `held`: what each incarnation holds, where that was asked for.
+    """
 
     now_us: int
     lanes: dict[str, list[Waiting]]
@@ -250,6 +253,7 @@ class QueueView:
     next_due_us: int | None
     next_deadline_us: int | None
     quarantine: str | None
+    held: Mapping[str, Sequence[Held]]
 
 
 def queue_view(
@@ -276,9 +280,13 @@ def queue_view(
         ("ZRANGE", keys.deadlines, 0, 0, "WITHSCORES"),
         ("GET", keys.quarantine),
         *(("ZRANGE", keys.lane(lane), 0, depth - 1, "WITHSCORES") for lane in LANES),
-        *(("HVALS" if members or record.cache == "rect" else "HLEN", keys.work(record.inc)) for record in known),
+        *((_looked_at(record, members), keys.work(record.inc)) for record in known),
     ]
-    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], expected))
+    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], expected, members))
+
+
+def _looked_at(record: WorkerRecord, members: bool) -> str:
+    return "HGETALL" if members else "HVALS" if record.cache == "rect" else "HLEN"
 
 
 def counts(keys: Keys) -> Read[dict[str, int]]:
@@ -319,16 +327,18 @@ def lane_page(
     return Read([command], lambda reply: _waiting(lane, reply[0], all_padded(workers), expected))
 
 
-def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[Any]) -> QueueView:
+def _parse_view(known: Sequence[str], expected: Mapping[str, int], named: bool, reply: list[Any]) -> QueueView:
     (seconds, micros), incs, credit, beats, delayed, deadlines, quarantine = reply[:7]
     now = int(seconds) * 1_000_000 + int(micros)
     lanes = dict(zip(LANES, reply[7 : 7 + len(LANES)], strict=True))
     members = dict(zip(known, reply[7 + len(LANES) :], strict=True))
     stamps, tokens = dict(scored(beats)), pairs(credit)
-    records = []
+    records, held_by = [], {}
     for name, text in pairs(incs).items():
         found = members.get(name.decode(), 0)
-        held = [holding("", member) for member in found] if isinstance(found, list) else []
+        counted = not named and isinstance(found, int)
+        held = [] if counted else _held(found, named)
+        held_by[name.decode()] = held
         staying = [member for member in held if member.cost]
         offline = [member.cost for member in staying if member.batch]
         records.append(
@@ -336,7 +346,7 @@ def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[A
                 worker_record(name.decode(), text.decode()),
                 beat_age_us=now - int(stamps.get(name, 0)),
                 held_tokens=int(tokens.get(name, 0)),
-                held_rows=len(staying) if isinstance(found, list) else found,
+                held_rows=found if counted else len(staying),
                 longest=max((member.cost for member in held), default=0),
                 batch_rows=len(offline),
                 batch_tokens=sum(offline),
@@ -350,23 +360,18 @@ def _parse_view(known: Sequence[str], expected: Mapping[str, int], reply: list[A
         next_due_us=_first_score(delayed),
         next_deadline_us=_first_score(deadlines),
         quarantine=quarantine.decode().rpartition("|")[0] if quarantine else None,
+        held=held_by,
     )
 
 
-def holding(request_id: str, data: bytes) -> Held:
-    """Return one field of a work hash."""
-    delivery, cost, _, since, mark = data.decode().split("|")
-    return Held(request_id, delivery, int(cost), int(since), mark == "2")
-
-
-def holdings(keys: Keys, incs: Sequence[str]) -> Read[dict[str, list[Held]]]:
-    """Read all that these incarnations hold."""
-
-    def parse(reply: list[Any]) -> dict[str, list[Held]]:
-        found = [[holding(name.decode(), data) for name, data in pairs(fields).items()] for fields in reply]
-        return dict(zip(incs, found, strict=True))
-
-    return Read([("HGETALL", keys.work(inc)) for inc in incs], parse)
+def _held(found: Any, named: bool) -> list[Held]:
+    """Return the members of a work hash, with their ids where they are `named`."""
+    members = pairs(found or []).items() if named else ((b"", data) for data in found)
+    held = []
+    for request_id, data in members:
+        delivery, cost, _, since, mark = data.decode().split("|")
+        held.append(Held(request_id.decode(), delivery, int(cost), int(since), mark == "2"))
+    return held
 
 
 def worker_record(inc: str, text: str) -> WorkerRecord:
