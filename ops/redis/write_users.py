@@ -145,7 +145,7 @@ SCHEDULER = together(
         "tenants": "hmget",
         "tick": "get set",
         "void:*": "exists",
-        "work:*": "hdel hkeys hmget hset hvals",
+        "work:*": "hdel hgetall hkeys hmget hset hvals",
     },
 )
 WORKER = together(

@@ -233,6 +233,11 @@ def why_waiting(facts: Facts, request: Waiting, waited_s: float) -> Verdict:
             f"start a larger worker (--kv-cache-tokens), or: stoker cancel {request.id}",
         )
     roomy = [worker.worker for worker in able if _has_room(worker, request, largest, facts.quarantine)]
+    if roomy and request.offline and waited_s < facts.config.window_batch_s:
+        return Fine(
+            "the reserve: what is free is kept for the other classes, whose last request came"
+            f" less than {facts.config.reserve_idle_s:g} s ago"
+        )
     if roomy and waited_s > HANDED_OVER_S:
         return Finding(
             f"it is not handed over, though {_some(roomy)} has room",

@@ -5,7 +5,7 @@ every entry in order, and look at `violations` whenever you like, for each invar
 
 - I2: at most one submit event per life of an id, a life being an id and a nonce, and none while the id lives.
 - I3: one terminal event per life, never two. I4: nothing happens to an id after it.
-- I5: attempts count 1, 2, 3..., failures too; begin, failure and requeue carry the delivery of the latest dispatch,
+- I5: attempts count 1, 2, 3..., failures too; begin, failure, ask and requeue carry the latest dispatch's delivery,
   and begin is called by the incarnation that it went to. A delivery belongs to one dispatch alone.
 - I6: leader epochs strictly rise, and every act of a leader carries the latest token.
 - I11: no begin at or after the deadline.
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 OUTCOMES = ("succeeded", "failed", "expired", "cancelled")
-LEADERS_ACTS = ("dispatch", "reclaim", "promote", "expire", "refuse")
+LEADERS_ACTS = ("dispatch", "make_room", "reclaim", "promote", "expire", "refuse")
 HELD = ("dispatched", "running")
 
 
@@ -192,6 +192,9 @@ class HistoryChecker:
                 self._dispatch(life, *rest)
             case "begin":
                 self._begin(entry, life, *rest)
+            case "ask":
+                self._expect(life, word, HELD)
+                self._latest_delivery(life, word, rest[0])
             case "failure":
                 self._failure(life, *rest)
             case "delay":

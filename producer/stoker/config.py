@@ -80,6 +80,16 @@ class Config(BaseSettings):
         "full",
         description="room in the cache: for max_tokens, or for what 80 % of a class's answers need (torch, sim)",
     )
+    reserve_idle_s: float = Field(
+        60, ge=0, description="how long after the last request of another class BATCH leaves it room; 0: leaves none"
+    )
+    batch_slowdown: float = Field(
+        0.25, ge=0, le=100, description="how much longer rows of BATCH may make a step while it leaves room, as a share"
+    )
+    batch_prefill_tokens: int = Field(
+        64, ge=1, description="prompt tokens of BATCH that a worker takes up a step, on average, while it leaves room"
+    )
+    preempt_ms: int = Field(1000, ge=0, description="how long what was preempted runs undisturbed")
     max_queue_delay_ms: int = Field(50, ge=0, description="how long a padded batch may wait to become fuller")
 
     breaker_faults: int = Field(5, ge=1, description="worker faults within the window that open its circuit")

@@ -129,7 +129,7 @@ def held_back_by(view: QueueView, found: Preview, request: Waiting, circuits: Ma
         words.append("fairness")
     if _before(order, request):
         words.append("order")
-    return words or ["batching"]
+    return words or ["reserve" if request.offline else "batching"]
 
 
 def _before(order: Sequence[Waiting], request: Waiting) -> Sequence[Waiting]:

@@ -29,8 +29,11 @@ from stoker_scheduler.health import HealthMonitor
 from stoker_scheduler.instruments import Instruments
 from stoker_scheduler.leader import Leadership
 from stoker_scheduler.metrics import MetricsCollector
+from stoker_scheduler.preemption import Preemption
+from stoker_scheduler.prices import StepPrices
 from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
+from stoker_scheduler.reserve import Reserve
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
 
 log = structlog.get_logger()
@@ -51,7 +54,8 @@ class Scheduler:
     2. Sleeps on the bell, or until something is due; then reads the queue in one round trip and acts on it:
     3. takes back what dead workers hold, ends delays and deadlines,
     4. orders what waits (RequestQueue), picks workers (LoadBalancer, HealthMonitor), forms batches (DynamicBatcher);
-    5. halves sets of suspects on a worker of their own; fails what no worker could ever hold.
+    5. keeps a reserve from BATCH, and asks workers for rows of BATCH where others find no room (Reserve, Preemption);
+    6. halves sets of suspects on a worker of their own; fails what no worker could ever hold.
     """
 
     def __init__(self, config: Config) -> None:
@@ -63,6 +67,10 @@ class Scheduler:
         self._leadership = Leadership(self._store, config, self._health.not_closed, self._queue.shares.served)
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
+        self._prices = StepPrices()
+        self._reserve = Reserve(config)
+        self._preemption = Preemption(config)
+        self._offline = True  # until a view says that there is none
         self._metrics = MetricsCollector(config)
         self._instruments = Instruments()
         self._store.timed = self._instruments.timed
@@ -141,6 +149,7 @@ class Scheduler:
         self._known = view.workers
         self._health.observe(view.workers, time.monotonic())
         self._metrics.observe_workers(view.workers, time.monotonic())
+        self._prices.observe(view.workers)
         if await self._take_back(view) + await self._end_what_is_due(view):
             return 0.0
         await self._dispatch_suspects(view)
@@ -152,9 +161,17 @@ class Scheduler:
         depth = _depth(self._known)
         keys = self._store.keys
         view = await self._store.read(
-            reads.queue_view(keys, depth=depth, known=self._known, expected=self._expected, shared=self._shared)
+            reads.queue_view(
+                keys,
+                depth=depth,
+                known=self._known,
+                expected=self._expected,
+                shared=self._shared,
+                members=self._offline,
+            )
         )
         await self._read_tenants(view, depth)
+        self._offline = view.offline_waits or any(worker.batch_rows for worker in view.workers)
         for lane, asked in view.asked.items():
             page = view.lanes[lane]
             while self._queue.deeper(page, asked, view.workers):
@@ -224,6 +241,7 @@ class Scheduler:
         shut = self._health.excluded()
         if view.quarantine and view.lanes[SUSPECT]:
             shut |= {view.quarantine}
+        self._reserve.observe(view.workers, order.requests, view.now_us)
         hand = Round(
             order.requests,
             view.workers,
@@ -233,6 +251,7 @@ class Scheduler:
             probing=self._health.probing(),
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=view.now_us,
+            rooms=self._reserve.rooms(view.workers, self._prices.of, view.now_us) if view.offline_waits else {},
         )
         took = 0
         while chosen := hand.next():
@@ -240,8 +259,23 @@ class Scheduler:
             answer = await self._hand_over(worker, batch)
             took += self._account(batch, worker, answer, view.now_us)
             hand.done(worker, batch, more=answer.word == "OK" and "FULL" not in answer.words)
+        open_workers = [worker for worker in hand.fleet if worker.inc not in shut]
+        if self._offline and await self._make_room(hand.unplaced(), open_workers, view):
+            return 0.0
         more = any(len(view.lanes[lane]) >= asked for lane, asked in view.asked.items())
         return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
+
+    async def _make_room(self, blocked: list[Waiting], workers: list[WorkerRecord], view: QueueView) -> bool:
+        """Ask workers for rows of BATCH that `blocked` need; returns whether that made room."""
+        chosen = self._preemption.choose(blocked, workers, view.held, view.now_us) if blocked else {}
+        asked = 0
+        for inc, keys in chosen.items():
+            words = await self._store.run(scripts.make_room(self._leadership.token, inc, keys))
+            if words == ["FENCED"]:
+                raise Fenced
+            asked += words.count("ASKED")
+            log.debug("preempted", inc=inc, ids=[request_id for request_id, _ in keys])
+        return asked > 0
 
     async def _hand_over(self, worker: WorkerRecord, batch: Batch) -> Dispatched:
         """Dispatch; a call without an answer is repeated with its number before anything else is dispatched."""

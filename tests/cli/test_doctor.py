@@ -341,6 +341,7 @@ FINE = {
     "a new queue": ("heartbeat", replace(WELL, heartbeat_us=None), "the queue has none yet"),
     "one of two drained": ("workers", replace(WELL, workers=[WORKER, DRAINED]), "1 of them drained"),
     "just submitted": ("waiting", replace(WELL, oldest=waits(0.1)), "about to be handed over"),
+    "kept from offline work": ("waiting", replace(WELL, oldest=waits(30, lane="batch")), "the reserve: what is free"),
     "no row is free": ("waiting", replace(WELL, workers=[FULL], oldest=waits(30)), "until a worker has room"),
     "no token is free": ("waiting", replace(WELL, workers=[BUSY], oldest=waits(30)), "until a worker has room"),
     "a patient class": ("waiting", replace(WELL, workers=[FULL], oldest=waits(900, lane="batch")), "until a worker"),

@@ -238,7 +238,8 @@ class Compared(RuleBasedStateMachine):
             bells = {}
             for entry, fields in entries:
                 told = read_hash(fields)
-                bells[entry.decode()] = (told["delivery"].decode(), frozenset(told["ids"].decode().split()))
+                named = told["leave"] if "leave" in told else told["ids"]
+                bells[entry.decode()] = (told["delivery"].decode(), frozenset(named.decode().split()))
             fresh = Counter(bell for entry, bell in bells.items() if entry not in inc.bells)
             assert inc.bells.items() <= bells.items(), f"doorbells of {name}: {bells}, expected {inc.bells}"
             assert fresh == Counter(inc.rung), f"new doorbells of {name}: {fresh}, expected {inc.rung}"

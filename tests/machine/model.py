@@ -91,6 +91,7 @@ class Member:
     state: str
     since: int
     suspect: bool
+    batch: bool = False
 
 
 @dataclass
@@ -219,7 +220,7 @@ class Model:
             keys[f"flight:{life.id}"] = life.flight if life.flew else b""
         for name, inc in self.incs.items():
             keys[f"work:{name}"] = {
-                request_id: text(m.delivery, m.cost, m.state, m.since, int(m.suspect))
+                request_id: text(m.delivery, m.cost, m.state, m.since, 2 if m.batch else int(m.suspect))
                 for request_id, m in inc.work.items()
             }
         keys |= {f"result:{request_id}": result.value for request_id, result in self.results.items()}
@@ -487,13 +488,40 @@ class Model:
         if waiting.id in worker.work:
             return "HELD"
         longest = max([cost, *(member.cost for member in worker.work.values())])
-        rows = len(worker.work) + 1
+        rows = sum(member.cost > 0 for member in worker.work.values()) + 1
         need = rows * longest if worker.cache == "rect" else worker.credit + cost
         if rows > worker.rows or need > worker.capacity:
             return "FULL"
         life.delivery, life.state, life.flew = delivery, "D", True
-        worker.work[life.id] = Member(delivery, cost, "D", self.now, "suspect" in lanes)
+        worker.work[life.id] = Member(delivery, cost, "D", self.now, "suspect" in lanes, life.lane == "batch")
         return "TOOK"
+
+    def make_room(self, token: str, inc: str, items: Iterable[tuple[str, str]]) -> list[str]:
+        if not self._leads(token):
+            return ["FENCED"]
+        worker, asked = self.incs.get(inc), []
+        out = ["OK"]
+        for request_id, delivery in items:
+            member, life = worker.work.get(request_id) if worker else None, self.lives.get(request_id)
+            if not member or not life or not member.delivery == delivery == life.delivery:
+                out.append("GONE")
+            elif not member.cost:
+                out.append("ASKED")
+            elif self._spared(member, life):
+                out.append("SPARED")
+            else:
+                member.cost = 0
+                asked += [request_id, delivery]
+                out.append("ASKED")
+        if asked and worker:
+            worker.rung.append(("", frozenset(asked)))
+        return out
+
+    def _spared(self, member: Member, life: Life) -> bool:
+        if life.head["cls"] != "batch" or member.suspect:
+            return True
+        before = life.attempts > (member.state == "R")
+        return before and 0 <= self.now - member.since < self.config.preempt_ms * 1000
 
     def reclaim(self, token: str, inc: str) -> int:
         if not self._leads(token):
@@ -690,11 +718,14 @@ class Model:
         worker = self.incs.get(inc)
         for request_id, delivery in items:
             member, life = worker.work.get(request_id) if worker else None, self.lives.get(request_id)
+            asked = False
             if worker and member and member.delivery == delivery:
+                asked = not member.cost
                 self._drop(worker, request_id)
             if life and life.delivery == delivery:
                 if life.state == "R":
-                    life.note_end(inc, "handed_back")
+                    life.note_end(inc, "preempted" if asked else "handed_back")
+                self.counts["preempted"] += asked
                 self._requeue(life)
         self.bell = True
         return "OK"
@@ -773,7 +804,7 @@ class Model:
         before = worker.credit
         for (request_id, delivery), cost in item.costs.items():
             member = worker.work.get(request_id)
-            if member and member.delivery == delivery:
+            if member and member.delivery == delivery and member.cost:
                 member.cost = cost
         self.bell = self.bell or worker.credit < before
 

@@ -273,6 +273,18 @@ class Machine(Compared):
         return answer
 
     @step
+    def make_room(self) -> None:
+        fit = [attempt for attempt in self.handed[::-1] if self.holds(attempt)]
+        offline = [attempt for attempt in fit if self.model.incs[attempt.inc].work[attempt.id].batch]
+        fit = offline if offline and not self.dice.chance(15) else fit
+        if not fit or self.dice.chance(10):
+            fit = self.handed[::-1]
+        if fit:
+            first = self.dice.pick(fit)
+            items = [first, *self.dice.some([one for one in fit if one.inc == first.inc], 2)]
+            self.do("make_room", self.token(), first.inc, [(item.id, item.delivery) for item in items])
+
+    @step
     def reclaim(self) -> None:
         self.do("reclaim", self.token(), self.inc(closed=True))
 
@@ -424,7 +436,8 @@ class Machine(Compared):
         wanted = inc.pending if own else set(inc.bells) - inc.pending
         assert {bell.entry for bell in got} == wanted
         for bell in got:
-            assert (bell.delivery, frozenset(bell.ids)) == inc.bells.get(bell.entry, ("", frozenset()))
+            named = frozenset((*bell.ids, *(part for asked in bell.leave for part in asked)))
+            assert (bell.delivery, named) == inc.bells.get(bell.entry, ("", frozenset()))
         inc.pending |= wanted
         self.rung += [(name, bell) for bell in got]
         return got
@@ -458,8 +471,8 @@ class Machine(Compared):
         inc = self.model.incs.get(name)
         if inc and inc.bells:
             entry = self.dice.pick(sorted(inc.bells, reverse=True))
-            if self.dice.chance(50):
-                delivery, ids = inc.bells[entry]
+            delivery, ids = inc.bells[entry]
+            if delivery and self.dice.chance(50):
                 self.client.xadd(self.keys.stream(name), {"delivery": delivery, "ids": " ".join(sorted(ids))})
                 inc.rung.append((delivery, ids))
             else:

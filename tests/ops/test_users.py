@@ -29,7 +29,7 @@ Use = tuple[str, str]
 
 CALLS = {
     "producer": "submit cancel",
-    "scheduler": "lead resign dispatch reclaim promote expire refuse",
+    "scheduler": "lead resign dispatch make_room reclaim promote expire refuse",
     "worker": "begin settle hand_back flush incarnate register beat report deregister",
     "batch": "create_batch lease_batch end_batch steer_batch enqueue_batch write_batch_file remove_batch_file",
     "admin": "drain retry_dead purge_dead set_model set_tenant",
@@ -282,6 +282,7 @@ def schedulers(q: Roles) -> None:
     known = q.store.read(lookups.workers(q.keys), "scheduler")
     for read in (
         reads.queue_view(q.keys, depth=4, known=known),
+        reads.queue_view(q.keys, depth=4, known=known, members=True),
         reads.bell(q.keys, 0.01),
         reads.suspect_groups(q.keys, ["a"]),
         reads.lane_page(q.keys, "normal", 0, 4),
@@ -293,6 +294,9 @@ def schedulers(q: Roles) -> None:
         inspections.info(),
     ):
         q.store.read(read, "scheduler")
+    q.submit("offline", priority="batch")
+    delivery = q.start(A, "offline")
+    assert q.store.run(s.make_room(q.token, A, [("offline", delivery)])) == ["OK", "ASKED"]
     q.store.read(inspections.info(), "worker")
 
 

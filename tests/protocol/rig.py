@@ -200,7 +200,7 @@ def _stream(name: str, found: list[tuple[bytes, dict[bytes, bytes]]]) -> Value:
     if name == "events":
         return [(e["script"], e["time"], str(e["by"]), *str(e["lines"]).split("\n")) for e in entries]
     if name.startswith("stream:"):
-        return {"bells": [f"{e['delivery']} {e['ids']}" for e in entries]}
+        return {"bells": [f"leave {e['leave']}" if "leave" in e else f"{e['delivery']} {e['ids']}" for e in entries]}
     return entries
 
 

@@ -28,7 +28,7 @@ def view(*requests: Waiting, workers: tuple[WorkerRecord, ...] = (WORKER,)) -> Q
     lanes: dict[str, list[Waiting]] = {lane: [] for lane in LANES}
     for request in requests:
         lanes.setdefault(request.lane, []).append(request)
-    return QueueView(NOW, lanes, dict.fromkeys(lanes, 100), {}, {}, list(workers), None, None, None)
+    return QueueView(NOW, lanes, dict.fromkeys(lanes, 100), {}, {}, list(workers), None, None, None, {})
 
 
 def seen(looked: QueueView, served: dict[str, float] | None = None, circuits: dict[str, str] | None = None) -> Preview:

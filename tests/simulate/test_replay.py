@@ -212,3 +212,51 @@ def test_fairness_is_one_for_equal_tenants_and_less_where_one_waits() -> None:
     waited = (Arrival(0, 1, 1, 1, tenant="b"), Fate(COMPLETED, 0, 0.9, 0.95, 1.0))
     assert fairness([served, (replace(served[0], tenant="b"), served[1])]) == pytest.approx(1)
     assert fairness([served, waited]) == pytest.approx((0.9 + 0.1) ** 2 / (2 * (0.9**2 + 0.1**2)))
+
+
+# --- offline beside interactive -------------------------------------------------------------------------------------
+
+BESIDE = replace(SETUP, workers=1, max_num_seqs=32, max_num_batched_tokens=8192, kv_cache_tokens=131_072)
+
+
+def interactive(seconds: float) -> list[Arrival]:
+    """Four requests a second."""
+    rng = random.Random(1)
+    return [
+        Arrival(number / 4, rng.randint(100, 300), 100, 100, RequestPriority.NORMAL, "users")
+        for number in range(int(4 * seconds))
+    ]
+
+
+def offline(number: int, prompt: int = 128) -> list[Arrival]:
+    return [Arrival(0.0, prompt, 256, 256, RequestPriority.BATCH, "batch")] * number
+
+
+def first_tokens_ms(run: Run, arrivals: Sequence[Arrival]) -> list[float]:
+    fates = [fate for one, fate in zip(arrivals, run.fates, strict=True) if one.tenant == "users"]
+    return sorted((fate.first_s - fate.queued_s) * 1000 for fate in fates)
+
+
+def test_interactive_requests_hardly_feel_the_batch_beside_them() -> None:
+    alone = interactive(20)
+    beside = sorted([*alone, *offline(100, prompt=1000)], key=lambda one: one.at_s)
+    run = replayed(beside, BESIDE)
+    assert run.outcomes[COMPLETED] == len(beside)
+    wanted, found = first_tokens_ms(replayed(alone, BESIDE), alone), first_tokens_ms(run, beside)
+    middle, late = len(found) // 2, int(0.95 * len(found))
+    assert found[middle] <= 1.2 * wanted[middle]
+    assert found[late] <= 2 * wanted[late]
+    config = Config(reserve_idle_s=0)
+    ungated = Replay(beside, BESIDE, policies(config, "continuous")["stoker"], config).to_end()
+    assert first_tokens_ms(ungated, beside)[late] > 5 * wanted[late]
+
+
+def test_a_burst_after_an_idle_time_takes_rows_of_the_batch_which_all_end() -> None:
+    burst = [Arrival(10.0, 200, 100, 100, RequestPriority.NORMAL, "users")] * 16
+    beside = [*offline(400), *burst]
+    run = replayed(beside, BESIDE)
+    assert run.outcomes[COMPLETED] == len(beside)
+    wanted, found = first_tokens_ms(replayed(burst, BESIDE), burst), first_tokens_ms(run, beside)
+    assert found[8] <= 1.3 * wanted[8]
+    kept = replace(policies(CONFIG, "continuous")["stoker"], preemption=None)
+    assert first_tokens_ms(Replay(beside, BESIDE, kept, CONFIG).to_end(), beside)[8] > 2 * wanted[8]

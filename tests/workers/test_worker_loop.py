@@ -11,14 +11,16 @@ import pytest
 
 from stoker import Config, InferenceRequest
 from stoker.store.codec import encode
-from stoker.store.scripts import Begun, Settlement
+from stoker.store.pack import unpack_tokens
+from stoker.store.reads import TokenRecord
+from stoker.store.scripts import Begun, Published, Settlement
 from stoker_workers.board import Board
 from stoker_workers.engine import Admitted, Failed, Unavailable
 from stoker_workers.engines.sim import SimEngine, load_profile
 from stoker_workers.intake import open_row
 from stoker_workers.messages import Away, from_line
 from stoker_workers.session import Session
-from stoker_workers.worker import LAST_REPORTS_S, Inbox, Worker
+from stoker_workers.worker import LAST_REPORTS_S, Inbox, Leave, Worker
 
 CONFIG = Config(redis_url="redis://127.0.0.1:1/0")
 
@@ -46,9 +48,14 @@ class Reports:
         self.settled: list[Settlement] = []
         self.back: list[tuple[str, str]] = []
         self.finished_within_s: float | None = None
+        self.published: list[Published] = []
 
     def settle(self, items: list[Settlement]) -> None:
         self.settled += items
+
+    def publish(self, items: list[Published]) -> None:
+        assert not self.back, "the tokens must be there before the next attempt begins"
+        self.published += items
 
     def hand_back(self, keys: list[tuple[str, str]]) -> None:
         self.back += keys
@@ -70,6 +77,7 @@ class Loop:
         self.session = Session("w:1-x", self.reports)  # type: ignore[arg-type]  # the two methods that are called
         submission = encode(InferenceRequest(prompt="Hi"), request_id="r", nonce="n", reply="", config=CONFIG)
         payload = b"1795533457829043" + submission.header + submission.body
+        self.payload = payload
         self.session.waiting = [open_row(Begun("r", "RUN", payload, 1), "d", self.engine, lambda: 0.0, 4 << 20)]
 
     def step(self) -> None:
@@ -125,3 +133,33 @@ def test_that_a_model_went_away_is_passed_on_to_the_supervisor(loop: Loop) -> No
     loop.inbox.put(Away("no connection"))
     loop.worker._hear(block=False)
     assert from_line(loop.news.getvalue()) == Away("no connection")
+
+
+def test_a_row_that_is_asked_for_leaves_its_tokens_and_the_next_attempt_answers_alike(loop: Loop) -> None:
+    engine = SimEngine(load_profile("zero"))
+    loop.worker._engine = engine
+    (row,) = loop.session.waiting
+    for _ in range(5):
+        loop.step()
+    loop.worker._take(Leave(loop.session, [row.key]))
+    assert (loop.session.rows, engine.resident(), loop.reports.back) == ({}, [], [("r", "d")])
+    (left,) = loop.reports.published
+    ids = unpack_tokens(left.ids, "token_ids")
+    assert (left.attempt, left.offset, ids, left.text) == (1, 0, row.token_ids, "".join(row.texts))
+    assert len(ids) == 5
+    record = TokenRecord("0-1", left.attempt, left.offset, ids, left.text)
+    payload = loop.payload
+    again = open_row(Begun("r", "RUN", payload, 2), "e", engine, lambda: 0.0, 4 << 20, [record])
+    whole = open_row(Begun("r", "RUN", payload, 1), "d", engine, lambda: 0.0, 4 << 20)
+    for one in (again, whole):
+        loop.session.waiting = [one]
+        while loop.session.waiting or loop.session.rows:
+            loop.step()
+    assert [settled.outcome for settled in loop.reports.settled] == ["ok", "ok"]
+    assert again.token_ids == whole.token_ids
+    assert "".join(again.texts) == "".join(whole.texts)
+
+
+def test_a_row_that_waits_for_the_engine_is_given_back_as_it_came(loop: Loop) -> None:
+    loop.worker._take(Leave(loop.session, [("r", "d")]))
+    assert (loop.session.waiting, loop.reports.back, loop.reports.published) == ([], [("r", "d")], [])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from stoker._calls import TokenReader
 from stoker.errors import UnsupportedParameter
-from stoker.request import Chunk, InferenceRequest, Restarted
+from stoker.request import Chunk, InferenceRequest, RequestPriority, Restarted
 from stoker.store.codec import DEFAULTS, STAMP, Payload, decode_payload, text_bytes
 from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
@@ -44,6 +44,16 @@ class Row:
     def resident_tokens(self) -> int:
         """The tokens in the engine's cache, 0 until the first one of the answer came: the prompt may not be there."""
         return len(self.work.prompt) + self.tokens if self.first_token_us >= 0 else 0
+
+    @property
+    def offline(self) -> bool:
+        """Whether it is of class BATCH."""
+        return self.payload.request.priority == RequestPriority.BATCH
+
+    @property
+    def to_prefill(self) -> int:
+        """The tokens of its prompt, and those that earlier attempts gave."""
+        return len(self.work.prompt) + len(self.work.generated)
 
     @property
     def estimated(self) -> bool:

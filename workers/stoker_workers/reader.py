@@ -17,7 +17,7 @@ from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun, Settlement
 from stoker_workers.engine import Engine
 from stoker_workers.intake import Row, nonce_of, open_row
-from stoker_workers.session import Session
+from stoker_workers.session import Key, Session
 
 log = structlog.get_logger()
 
@@ -33,14 +33,16 @@ class Reader:
         engine: Engine,
         timed: Callable[[str, float], None],
         arrived: Callable[[Session, list[Row]], None],
+        leave: Callable[[Session, list[Key]], None],
         outage: Outage,
     ) -> None:
-        """Give opened attempts to `arrived`, and how long each call of Redis took to `timed`."""
+        """Give opened attempts to `arrived`, those to give back to `leave`, and the time of Redis' calls to `timed`."""
         self._outage = outage
         self._config = config
         self._engine = engine
         self._timed = timed
         self._arrived = arrived
+        self._leave = leave
 
     def read(self, session: Session) -> None:
         """Take doorbells while the session is open. After every error the own pending entries come first."""
@@ -67,7 +69,9 @@ class Reader:
         store.close()
 
     def _answer(self, store: Store, session: Session, bell: reads.Doorbell) -> None:
-        """Begin what a doorbell names, and pass it on."""
+        """Begin what a doorbell names, and pass it on; what is to leave goes first, to make room."""
+        if bell.leave:
+            self._leave(session, list(bell.leave))
         ids = [i for i in bell.ids if (i, bell.delivery) not in session.begun]
         begun = [item for item in self._begin(store, session, bell, ids) if item.payload]
         session.begun.update((item.id, bell.delivery) for item in begun)

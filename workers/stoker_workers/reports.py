@@ -17,9 +17,14 @@ OUTCOMES: dict[str, Outcome] = {"invalid": "bad", "retry": "retry", "failure": "
 
 
 def published(row: Row) -> Published:
-    """Return the row's tokens since the last time, and note that they are out."""
+    """Return the row's tokens since the last time, and note that they are out.
+
+    Those of an answer that nobody streams are published once, when its attempt is given back.
+    """
     new = row.token_ids[row.published :]
-    item = Published(*row.key, row.payload.attempt, row.published, pack_tokens(new), "".join(row.unpublished_text))
+    # The first text is what earlier attempts gave.
+    text = "".join(row.unpublished_text if row.payload.stream else row.texts[1:])
+    item = Published(*row.key, row.payload.attempt, row.published, pack_tokens(new), text)
     row.published = row.tokens
     row.unpublished_text.clear()
     return item

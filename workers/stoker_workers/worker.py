@@ -64,6 +64,7 @@ from stoker_workers.messages import (
     from_line,
     to_line,
 )
+from stoker_workers.pacing import Pacer
 from stoker_workers.reader import Reader
 from stoker_workers.reporter import Reporter
 from stoker_workers.reports import OUTCOMES, answer_of, failure, published, too_large
@@ -88,7 +89,15 @@ class Arrived:
     rows: list[Row]
 
 
-Inbox = queue.SimpleQueue[Arrived | Message]
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Into the step loop: attempts that the scheduler wants back, for others wait for their room."""
+
+    session: Session
+    keys: list[Key]
+
+
+Inbox = queue.SimpleQueue[Arrived | Leave | Message]
 
 
 class Worker:
@@ -100,8 +109,13 @@ class Worker:
     4. A control thread hears the supervisor: a new incarnation, rows that moved on, the end.
     """
 
-    def __init__(self, config: Config, engine: Engine, board: Board, news: BinaryIO, inbox: Inbox) -> None:
-        """Run `engine`, which is loaded; count on `board`; tell the supervisor on `news`, hear it through `inbox`."""
+    def __init__(
+        self, config: Config, engine: Engine, board: Board, news: BinaryIO, inbox: Inbox, *, paced: bool = False
+    ) -> None:
+        """Run `engine`, which is loaded; count on `board`; tell the supervisor on `news`, hear it through `inbox`.
+
+        `paced`: whether prompts of BATCH are spread over steps, for an engine that prefills beside its answers.
+        """
         self._config = config
         self._engine = engine
         self._board = board
@@ -110,10 +124,16 @@ class Worker:
         self._session: Session | None = None
         self._outage = Outage()
         self._reader = Reader(
-            config, engine, board.tallies.timed, lambda *arrived: inbox.put(Arrived(*arrived)), self._outage
+            config,
+            engine,
+            board.tallies.timed,
+            lambda *arrived: inbox.put(Arrived(*arrived)),
+            lambda *leaving: inbox.put(Leave(*leaving)),
+            self._outage,
         )
         capacity = engine.capacity()
         self._room = Room(capacity.tokens, capacity.cache)
+        self._pacer = Pacer(config) if paced else None
         self._drain_at = float("inf")
         self._flushed_at = 0.0
         self._first_tokens = False
@@ -158,13 +178,15 @@ class Worker:
             while True:
                 self._take(self._inbox.get_nowait())
 
-    def _take(self, item: Arrived | Message) -> None:
+    def _take(self, item: Arrived | Leave | Message) -> None:
         match item:
             case Arrived(session, rows) if session.open and session.draining:
                 session.give_back([row.key for row in rows])
             case Arrived(session, rows) if session.open:
                 # What the supervisor named meanwhile is handed back already.
                 session.waiting += [row for row in rows if row.key in session.begun]
+            case Leave(session, keys) if session.open:
+                self._leave(session, keys)
             case Serve(inc):
                 self._serve(inc)
             case Stop(named) if self._session:
@@ -202,13 +224,25 @@ class Worker:
 
     def _stop(self, session: Session, named: set[Key]) -> None:
         """Drop the rows of attempts that moved on, and hand them back: their memory is free."""
-        for key in named:
-            row = session.rows.get(key[0])
-            if row and row.key == key:
-                self._engine.cancel(row.payload.id)
-                session.drop(row)
-        session.waiting = [row for row in session.waiting if row.key not in named]
+        self._drop(session, named)
         session.give_back(sorted(named))
+
+    def _leave(self, session: Session, keys: list[Key]) -> None:
+        """Hand rows back with their tokens: the next attempt goes on behind them, where the engine can."""
+        rows = self._drop(session, set(keys))
+        kept = [published(row) for row in rows if row.published < len(row.token_ids)] if self._engine.resumes else []
+        if kept:
+            session.reporter.publish(kept)
+        session.give_back(keys)
+
+    def _drop(self, session: Session, named: set[Key]) -> list[Row]:
+        """Take attempts out of the engine and out of what waits for it; returns the rows that were in the engine."""
+        rows = [row for key in named if (row := session.rows.get(key[0])) and row.key == key]
+        for row in rows:
+            self._engine.cancel(row.payload.id)
+            session.drop(row)
+        session.waiting = [row for row in session.waiting if row.key not in named]
+        return rows
 
     def _finish_drain(self, session: Session) -> bool:
         """Give back what is not begun; at the end of the grace all. Whether nothing is left."""
@@ -235,9 +269,15 @@ class Worker:
 
     def _admit(self, session: Session) -> None:
         """Hand the engine what waits; what does not fit stays first in line until rows leave."""
+        pacer, now = self._pacer, time.monotonic()
         waiting, session.waiting = session.waiting, []
+        if pacer:
+            waiting = pacer.ordered(waiting, session.rows.values(), now)
         costs = []
         for place, row in enumerate(waiting):
+            if pacer and not pacer.takes(row, idle=not session.rows, now_s=now):
+                session.waiting = waiting[place:]
+                break
             fits = not self._room.reduced or self._room.takes([held.cost for held in session.rows.values()], row.cost)
             answer = self._engine.admit(row.work) if fits else Full()
             if isinstance(answer, Full) and session.rows:
@@ -275,6 +315,8 @@ class Worker:
         except OutOfMemory as error:
             events, lack = [], str(error)
         took_us = (time.monotonic_ns() - started) // 1000
+        if self._pacer:
+            self._pacer.stepped()
         self._board.add("steps")
         self._board.add("row_steps", rows)
         self._board.add("token_steps", tokens)
@@ -420,7 +462,9 @@ def main() -> None:
     spare_what_stays()
     news.write(to_line(Loaded.of(card, engine.capacity())))
     news.flush()
-    Worker(config, engine, board, news, inbox).run()
+    # A model that runs elsewhere paces its own steps, and a padded batch is one step.
+    paced = card.mode == "continuous" and not isinstance(engine, Remote)
+    Worker(config, engine, board, news, inbox, paced=paced).run()
     engine.close()
 
 

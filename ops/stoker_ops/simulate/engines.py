@@ -15,17 +15,27 @@ from stoker_workers.engine import Capacity, Work
 from stoker_workers.engines.continuous import prefill_chunks
 from stoker_workers.engines.padded import Batches
 from stoker_workers.engines.sim import Profile
+from stoker_workers.pacing import Pacer
 
 
 @dataclass(slots=True)
 class Row:
-    """One request at a worker. `place` is its place in the trace, `cost` what is reserved for it."""
+    """One request at a worker. `place` is its place in the trace, `cost` what is reserved for it.
+
+    One that was preempted comes again with what it had of its answer in its prompt. `offline`: of class BATCH.
+    """
 
     place: int
     prompt: int
     output: int
     cost: int
     batch: str
+    offline: bool = False
+
+    @property
+    def to_prefill(self) -> int:
+        """The tokens of its prompt."""
+        return self.prompt
 
 
 class Tally:
@@ -67,11 +77,18 @@ class VirtualEngine(Protocol):
 class ContinuousEngine:
     """Steps of decodes and chunks of prompts, under a token budget; rows leave one by one.
 
+    `pacer`: what a worker has between its doorbells and its engine; None: all rows go in at once.
     `to_longest`: rows that are done stay, and cost, until all are: a baseline without continuous batching.
     """
 
-    def __init__(self, profile: Profile, capacity: Capacity, *, to_longest: bool = False) -> None:
+    def __init__(
+        self, profile: Profile, capacity: Capacity, *, to_longest: bool = False, pacer: Pacer | None = None
+    ) -> None:
         self.capacity = capacity
+        self._pacer = pacer
+        self._waiting: list[Row] = []
+        self._leaving: list[int] = []
+        self._gone: list[Row] = []
         self._profile = profile
         self._to_longest = to_longest
         self._prefilling: deque[list[int]] = deque()  # what is left of each prompt, and the place of its row in _rows
@@ -86,16 +103,30 @@ class ContinuousEngine:
 
     def give(self, row: Row) -> None:
         """Take a row in; it is prefilled from the next step on."""
-        self._rows[row.place] = row
-        self._prefilling.append([row.prompt, row.place])
+        self._waiting.append(row)
+
+    def leave(self, place: int) -> None:
+        """Let a row go before the next step, with what it has of its answer."""
+        self._leaving.append(place)
+
+    def gone(self) -> list[Row]:
+        """Take the rows that were let go."""
+        gone, self._gone = self._gone, []
+        return gone
 
     def begin(self, now: float) -> float | None:
         """Start one step while prompts are prefilled, else all steps until a row ends."""
+        if self._leaving:
+            self._let_go()
+        if self._waiting:
+            self._take_up(now / 1000)
         if not self._rows:
             return None
         self._began, self._chunks = now, []
         if self._prefilling:
             self._chunks = prefill_chunks((left for left, _ in self._prefilling), self._free_budget())
+            self._steps = 1
+        elif self._waiting:
             self._steps = 1
         else:
             self._steps = (self._last_end if self._to_longest else self._ends[0][0]) - self._step
@@ -114,10 +145,44 @@ class ContinuousEngine:
         tally.paid += steps * (decoding + len(self._chunks))
         tally.offered += steps * self.capacity.rows
         self._step += steps
+        if self._pacer:
+            self._pacer.stepped(steps)
         self._resident += steps * decoding + sum(self._chunks)
         begun = self._prefilled()
         tally.useful += len(self._chunks)
         return begun, self._leave(tally)
+
+    def _take_up(self, now_s: float) -> None:
+        """Begin what waits, as far as a worker would."""
+        waiting, self._waiting = self._waiting, []
+        if self._pacer:
+            waiting = self._pacer.ordered(waiting, self._rows.values(), now_s)
+        for number, row in enumerate(waiting):
+            if self._pacer and not self._pacer.takes(row, idle=not self._rows, now_s=now_s):
+                self._waiting = waiting[number:]
+                return
+            self._rows[row.place] = row
+            self._prefilling.append([row.prompt, row.place])
+
+    def _let_go(self) -> None:
+        """Take out the rows that are to leave; what they have of their answers becomes a part of their prompts."""
+        leaving, self._leaving = set(self._leaving), []
+        self._gone += [row for row in self._waiting if row.place in leaving]
+        self._waiting = [row for row in self._waiting if row.place not in leaving]
+        for left, place in self._prefilling:
+            if place in leaving:
+                self._resident -= self._rows[place].prompt - left
+                self._gone.append(self._rows.pop(place))
+        self._prefilling = deque(one for one in self._prefilling if one[1] not in leaving)
+        for end, place in self._ends:
+            if place in leaving:
+                row = self._rows.pop(place)
+                made = row.output - (end - self._step)
+                self._resident -= row.prompt + made
+                row.prompt, row.output = row.prompt + made, row.output - made
+                self._gone.append(row)
+        self._ends = [one for one in self._ends if one[1] not in leaving]
+        heapq.heapify(self._ends)
 
     def _prefilled(self) -> list[Row]:
         """Take the chunks off the prompts; a prompt that is done gives its first token in the same step."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from stoker.config import Config
 from stoker.store.records import Waiting
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
+from stoker_scheduler.preemption import Preemption
 from stoker_scheduler.queue import RequestQueue, charged_cost
+from stoker_scheduler.reserve import Reserve
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,8 @@ class Policy:
     """Who decides. `classes`: whether priorities and deadlines count, or the order of arrival alone.
 
     `refill`: whether a worker gets more while it runs something (continuous batching), or only once it is empty;
-    `to_longest`: whether rows that are done wait for the longest of their batch.
+    `to_longest`: whether rows that are done wait for the longest of their batch. `reserve` and `preemption`: what BATCH
+    leaves to the other classes, None for nothing.
     """
 
     name: str
@@ -27,6 +31,8 @@ class Policy:
     classes: bool = True
     refill: bool = True
     to_longest: bool = False
+    reserve: Reserve | None = None
+    preemption: Preemption | None = None
 
 
 class FifoBatcher(DynamicBatcher):
@@ -52,7 +58,8 @@ class FifoBatcher(DynamicBatcher):
 
 def policies(config: Config, mode: str) -> dict[str, Policy]:
     """Return the policy of a scheduler with these settings under `stoker`, and the baselines that say something."""
-    found = {"stoker": _policy("stoker", config, DynamicBatcher(config))}
+    own = _policy("stoker", config, DynamicBatcher(config))
+    found = {"stoker": replace(own, reserve=Reserve(config), preemption=Preemption(config))}
     found["fifo"] = _policy("fifo", config, FifoBatcher(config), classes=False)
     if mode == "continuous":
         # Batches that are closed: rows that are done leave, or stay until the longest is done.
@@ -61,5 +68,5 @@ def policies(config: Config, mode: str) -> dict[str, Policy]:
     return found
 
 
-def _policy(name: str, config: Config, batcher: DynamicBatcher, **options: bool) -> Policy:
+def _policy(name: str, config: Config, batcher: DynamicBatcher, **options: Any) -> Policy:
     return Policy(name, RequestQueue(config), batcher, LoadBalancer(config), **options)

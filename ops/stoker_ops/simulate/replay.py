@@ -6,20 +6,24 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 
 from stoker.config import Config
 from stoker.store.codec import class_term_us
-from stoker.store.records import Waiting, WorkerRecord, lane_of, tenant_of
+from stoker.store.records import Held, Waiting, WorkerRecord, lane_of, tenant_of
 from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tally, VirtualEngine
 from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.traces import Arrival
 from stoker_ops.simulate.waiting import Backlog
 from stoker_scheduler.batcher import Batch
+from stoker_scheduler.preemption import Key
+from stoker_scheduler.prices import Prices
+from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
 from stoker_workers.engine import Capacity
 from stoker_workers.engines.sim import Profile
+from stoker_workers.pacing import Pacer
 
 START_US = 1_000_000_000
 """When a trace begins: late enough that no stamp is taken for the beginning of time."""
@@ -82,6 +86,7 @@ class Replay:
        `overhead_ms` after what calls for it: a submit, rows that left, a linger that is over, a deadline.
     3. A worker begins what it got at its next step, or with its next batch.
     4. A request is past its deadline where it waits, or when its answer comes too late.
+    5. BATCH has what the reserve leaves; a row that is preempted leaves at the end of the step, and waits again.
     """
 
     def __init__(self, arrivals: Sequence[Arrival], setup: Setup, policy: Policy, config: Config) -> None:
@@ -89,10 +94,14 @@ class Replay:
         self._setup = setup
         self._policy = policy
         self._config = config
-        self._engines = [_engine(setup, policy) for _ in range(setup.workers)]
+        self._engines = [_engine(setup, policy, config) for _ in range(setup.workers)]
         self._fleet = [_record(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
         self._held_rows = [0] * setup.workers
         self._held_tokens = [0] * setup.workers
+        self._offline: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows of BATCH that stay
+        self._requests: dict[str, Waiting] = {}  # all of BATCH that are not done
+        self._preempted: set[str] = set()
+        self._prices = Prices(*astuple(setup.profile))
         self._changed: set[int] = set()  # the workers whose records are not up to date
         self._places = {record.inc: number for number, record in enumerate(self._fleet)}
         self._backlog = Backlog()
@@ -140,7 +149,11 @@ class Replay:
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
         deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
-        self._backlog.add(Waiting(name, lane, name, now_us + term_us, arrival.prompt_tokens, answer, True), deadline_us)
+        request = Waiting(name, lane, name, now_us + term_us, arrival.prompt_tokens, answer, True)
+        if request.offline:
+            self._requests[name] = request
+            self._rows[name].offline = True
+        self._backlog.add(request, deadline_us)
         self._wake(now_us + setup.overhead_ms * 1000)
 
     def _settle(self, number: int, outcome: str, now_us: float) -> None:
@@ -149,26 +162,38 @@ class Replay:
         self.run.outcomes[outcome] += 1
         if outcome != REFUSED:
             del self._rows[str(number)]
+            self._requests.pop(str(number), None)
 
     def _end_run(self, worker: int, now_us: float) -> None:
         """Settle what ended at a worker, and let it go on."""
         begun, left = self._engines[worker].end(self.run.tally)
         for row in begun:
-            self.run.fates[row.place].first_s = _seconds(now_us)
+            if math.isnan(self.run.fates[row.place].first_s):  # not one that was preempted
+                self.run.fates[row.place].first_s = _seconds(now_us)
         if left:
             for row in left:
                 timeout = self._arrivals[row.place].timeout
                 late = timeout is not None and _seconds(now_us) > self.run.fates[row.place].queued_s + timeout
                 self._settle(row.place, EXPIRED if late else COMPLETED, now_us)
-                self._held_tokens[worker] -= row.cost
-            self._held_rows[worker] -= len(left)
+                self._release(worker, str(row.place), row.cost)
             self._changed.add(worker)
             self.run.ended_s = _seconds(now_us)
             self._wake(now_us + self._setup.overhead_ms * 1000)
         self._begin(worker, now_us)
 
+    def _release(self, worker: int, name: str, cost: int) -> None:
+        """Free what a row holds, but for one whose room was given away before."""
+        offline = self._offline[worker].pop(name, None)
+        if offline or name not in self._requests:
+            self._held_tokens[worker] -= cost
+            self._held_rows[worker] -= 1
+
     def _begin(self, worker: int, now_us: float) -> None:
-        ends_ms = self._engines[worker].begin(now_us / 1000)
+        engine = self._engines[worker]
+        ends_ms = engine.begin(now_us / 1000)
+        for row in engine.gone() if isinstance(engine, ContinuousEngine) else ():
+            self._backlog.add(self._requests[str(row.place)], None)
+            self._wake(now_us + self._setup.overhead_ms * 1000)
         self._busy_until[worker] = None
         if ends_ms is not None:
             self._end_at(worker, ends_ms * 1000)
@@ -209,6 +234,8 @@ class Replay:
         """Return how many entries of each lane to look at: no more than could matter, none without a free row."""
         most = DEPTH[self._setup.mode]
         free = self._fleet[0].rows * self._setup.workers - sum(self._held_rows)
+        if self._policy.preemption:
+            free += sum(map(len, self._offline))
         return min(most, free + BLOCKED_HEADS) if free and self._setup.mode == "continuous" else most * (free > 0)
 
     def _dispatch(self, heads: dict[str, list[Waiting]], depth: int, now_us: float) -> int:
@@ -216,8 +243,9 @@ class Replay:
         self._read_records()
         began, policy = time.process_time(), self._policy
         fleet = self._fleet if policy.refill else [replace(one, accepting=not one.held_rows) for one in self._fleet]
+        order = policy.queue.order(heads, fleet).requests
         hand = Round(
-            policy.queue.order(heads, fleet).requests,
+            order,
             fleet,
             balancer=policy.balancer,
             batcher=policy.batcher,
@@ -225,6 +253,7 @@ class Replay:
             probing=frozenset(),
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=int(now_us),
+            rooms=self._rooms(order, int(now_us)),
         )
         handed: list[tuple[WorkerRecord, Batch]] = []
         while chosen := hand.next():
@@ -235,13 +264,53 @@ class Replay:
         self._deliver(handed, depth, now_us)
         if hand.linger_us:
             self._wake(now_us + hand.linger_us)
+        if policy.preemption and any(self._offline) and (blocked := hand.unplaced()):
+            held = {record.inc: list(self._offline[place].values()) for record, place in self._by_place()}
+            leaving = policy.preemption.choose(blocked, hand.fleet, held, int(now_us))
+            if self._make_room(leaving, now_us):
+                self._wake(now_us)
         return sum(len(batch.requests) for _, batch in handed)
+
+    def _by_place(self) -> Iterable[tuple[WorkerRecord, int]]:
+        return ((record, self._places[record.inc]) for record in self._fleet)
+
+    def _rooms(self, order: Sequence[Waiting], now_us: int) -> Mapping[str, BatchRoom]:
+        if not self._policy.reserve:
+            return {}
+        self._policy.reserve.observe(self._fleet, order, now_us)
+        return self._policy.reserve.rooms(self._fleet, lambda _: self._prices, now_us)
+
+    def _make_room(self, chosen: Mapping[str, Sequence[Key]], now_us: float) -> bool:
+        """Free the room of rows of BATCH, as `make_room` does; they leave when their step ends."""
+        asked = 0
+        for inc, keys in chosen.items():
+            worker = self._places[inc]
+            engine = self._engines[worker]
+            for name, _ in keys:
+                ran_us = now_us - self._offline[worker][name].since_us
+                spared = name in self._preempted and ran_us < self._config.preempt_ms * 1000
+                if spared or not isinstance(engine, ContinuousEngine):
+                    continue
+                self._release(worker, name, self._rows[name].cost)
+                self._preempted.add(name)
+                engine.leave(self._rows[name].place)
+                asked += 1
+            self._changed.add(worker)
+            self._cut(worker, now_us)
+        return asked > 0
 
     def _read_records(self) -> None:
         """Bring the records up to what workers hold."""
         for worker in self._changed:
             held_rows, held_tokens = self._held_rows[worker], self._held_tokens[worker]
-            self._fleet[worker] = replace(self._fleet[worker], held_rows=held_rows, held_tokens=held_tokens)
+            offline = self._offline[worker].values()
+            self._fleet[worker] = replace(
+                self._fleet[worker],
+                held_rows=held_rows,
+                held_tokens=held_tokens,
+                batch_rows=len(offline),
+                batch_tokens=sum(member.cost for member in offline),
+            )
         self._changed.clear()
 
     def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], depth: int, now_us: float) -> None:
@@ -257,24 +326,33 @@ class Replay:
             for request in batch.requests:
                 row = self._rows[request.id]
                 row.batch = str(self.run.batches)
-                self.run.fates[row.place].begun_s = _seconds(now_us)
+                if row.offline:
+                    self._offline[worker][request.id] = Held(request.id, row.batch, row.cost, int(now_us), True)
+                if math.isnan(self.run.fates[row.place].begun_s):
+                    self.run.fates[row.place].begun_s = _seconds(now_us)
                 self._engines[worker].give(row)
             self._backlog.take(batch.requests, depth)
         self._changed.update(touched)
         for worker in touched:
-            until_us = self._busy_until[worker]
-            if until_us is None:
+            if self._busy_until[worker] is None:
                 self._begin(worker, now_us)
-            elif (ends_us := self._engines[worker].cut(now_us / 1000) * 1000) < until_us:
-                self._end_at(worker, ends_us)
+            else:
+                self._cut(worker, now_us)
+
+    def _cut(self, worker: int, now_us: float) -> None:
+        """Let what runs end with its step."""
+        until_us = self._busy_until[worker]
+        if until_us is not None and (ends_us := self._engines[worker].cut(now_us / 1000) * 1000) < until_us:
+            self._end_at(worker, ends_us)
 
 
-def _engine(setup: Setup, policy: Policy) -> VirtualEngine:
+def _engine(setup: Setup, policy: Policy, config: Config) -> VirtualEngine:
     if setup.mode == "padded":
         longest = min(setup.max_model_len, setup.kv_cache_tokens)
         return PaddedEngine(setup.profile, setup.max_num_seqs, setup.max_num_batched_tokens, longest)
     capacity = Capacity(rows=setup.max_num_seqs, tokens=setup.kv_cache_tokens, budget=setup.max_num_batched_tokens)
-    return ContinuousEngine(setup.profile, capacity, to_longest=policy.to_longest)
+    pacer = Pacer(config) if policy.reserve else None
+    return ContinuousEngine(setup.profile, capacity, to_longest=policy.to_longest, pacer=pacer)
 
 
 def _record(number: int, capacity: Capacity, mode: str) -> WorkerRecord:

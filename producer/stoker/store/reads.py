@@ -13,7 +13,7 @@ from stoker.store.codec import Outcome, decode_outcome
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.pack import unpack, unpack_tokens
-from stoker.store.records import LANES, Waiting, WorkerRecord, class_of, tenant_of
+from stoker.store.records import LANES, Held, Waiting, WorkerRecord, class_of, tenant_of
 
 MAXMEMORY = "maxmemory"
 _GROUP = 6  # of the fields of a flight record, as in lua/pieces/flight.lua
@@ -166,13 +166,14 @@ def bell(keys: Keys, block_s: float) -> Read[bool]:
 class Doorbell:
     """One entry of a worker's stream; `delivery` is empty where the entry was deleted under it.
 
-    `costs` are the tokens that are reserved for each id.
+    `costs` are the tokens that are reserved for each id. `leave` are the (id, delivery) to give back.
     """
 
     entry: str
     delivery: str
     ids: tuple[str, ...]
     costs: tuple[int, ...] = ()
+    leave: tuple[tuple[str, str], ...] = ()
 
 
 def doorbells(keys: Keys, inc: str, *, own: bool, block_ms: int, count: int) -> Read[list[Doorbell]]:
@@ -191,7 +192,9 @@ def _doorbell(entry: bytes, fields: Any) -> Doorbell:
     named = pairs(fields) if fields else {}
     ids = named.get(b"ids", b"").decode().split()
     costs = map(int, named.get(b"costs", b"").split())
-    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids), tuple(costs))
+    leave = named.get(b"leave", b"").decode().split()
+    asked = tuple(zip(leave[::2], leave[1::2], strict=True))
+    return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids), tuple(costs), asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +249,7 @@ class QueueView:
 
     `asked`: how many entries of each lane were asked for. `active`: the tenants' lanes, with how many wait in each; of
     very many some by chance. `weights`: those of the tenants whose lanes were read, where one is set.
+    `held`: what each incarnation holds, where that was asked for.
     """
 
     now_us: int
@@ -257,6 +261,12 @@ class QueueView:
     next_due_us: int | None
     next_deadline_us: int | None
     quarantine: str | None
+    held: Mapping[str, Sequence[Held]]
+
+    @property
+    def offline_waits(self) -> bool:
+        """Whether any request of class BATCH waits."""
+        return any(entries[0].offline for entries in self.lanes.values() if entries)
 
 
 def queue_view(
@@ -266,6 +276,7 @@ def queue_view(
     known: Sequence[WorkerRecord] = (),
     expected: Mapping[str, int] = NOTHING_EXPECTED,
     shared: Mapping[str, int] = NOTHING_EXPECTED,
+    members: bool = False,
 ) -> Read[QueueView]:
     """Read the heads of all lanes (`depth` each), the workers and what they hold, and what is due next.
 
@@ -274,7 +285,7 @@ def queue_view(
     `expected` are the tokens to expect of an answer, by class.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
-    the longest matters; of others the number is enough.
+    the longest matters; of others the number is enough, unless `members` asks which of them are of class batch.
     """
     asked = {**dict.fromkeys(LANES, depth), **shared}
     commands: list[Command] = [
@@ -288,9 +299,13 @@ def queue_view(
         ("HRANDFIELD", keys.active, MOST_ACTIVE, "WITHVALUES"),
         _weights_of(keys, shared),
         *(("ZRANGE", keys.lane(lane), 0, number - 1, "WITHSCORES") for lane, number in asked.items()),
-        *(("HVALS" if record.cache == "rect" else "HLEN", keys.work(record.inc)) for record in known),
+        *((_looked_at(record, members), keys.work(record.inc)) for record in known),
     ]
-    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], asked, expected))
+    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], asked, expected, members))
+
+
+def _looked_at(record: WorkerRecord, members: bool) -> str:
+    return "HGETALL" if members else "HVALS" if record.cache == "rect" else "HLEN"
 
 
 def _weights_of(keys: Keys, lanes: Iterable[str]) -> Command:
@@ -369,24 +384,30 @@ def lane_page(
 
 
 def _parse_view(
-    known: Sequence[str], asked: dict[str, int], expected: Mapping[str, int], reply: list[Any]
+    known: Sequence[str], asked: dict[str, int], expected: Mapping[str, int], named: bool, reply: list[Any]
 ) -> QueueView:
     (seconds, micros), incs, credit, beats, delayed, deadlines, quarantine, active, weights = reply[:9]
     now = int(seconds) * 1_000_000 + int(micros)
     lanes = dict(zip(asked, reply[9 : 9 + len(asked)], strict=True))
     members = dict(zip(known, reply[9 + len(asked) :], strict=True))
     stamps, tokens = dict(scored(beats)), pairs(credit)
-    records = []
+    records, held_by = [], {}
     for name, text in pairs(incs).items():
-        held = members.get(name.decode(), 0)
-        costs = [int(member.split(b"|")[1]) for member in held] if isinstance(held, list) else []
+        found = members.get(name.decode(), 0)
+        counted = not named and isinstance(found, int)
+        held = [] if counted else _held(found, named)
+        held_by[name.decode()] = held
+        staying = [member for member in held if member.cost]
+        offline = [member.cost for member in staying if member.batch]
         records.append(
             dataclasses.replace(
                 worker_record(name.decode(), text.decode()),
                 beat_age_us=now - int(stamps.get(name, 0)),
                 held_tokens=int(tokens.get(name, 0)),
-                held_rows=len(held) if isinstance(held, list) else held,
-                longest=max(costs, default=0),
+                held_rows=found if counted else len(staying),
+                longest=max((member.cost for member in held), default=0),
+                batch_rows=len(offline),
+                batch_tokens=sum(offline),
             )
         )
     padded = all_padded(records)
@@ -400,6 +421,7 @@ def _parse_view(
         next_due_us=_first_score(delayed),
         next_deadline_us=_first_score(deadlines),
         quarantine=quarantine.decode().rpartition("|")[0] if quarantine else None,
+        held=held_by,
     )
 
 
@@ -407,6 +429,16 @@ def active_lanes(reply: Any) -> dict[str, int]:
     """Return how many wait in each lane of a tenant, of the hash `active`."""
     numbers = {name.decode(): int(number) for name, number in pairs(reply or {}).items()}
     return {name: number for name, number in sorted(numbers.items()) if tenant_of(name)}
+
+
+def _held(found: Any, named: bool) -> list[Held]:
+    """Return the members of a work hash, with their ids where they are `named`."""
+    members = pairs(found or []).items() if named else ((b"", data) for data in found)
+    held = []
+    for request_id, data in members:
+        delivery, cost, _, since, mark = data.decode().split("|")
+        held.append(Held(request_id.decode(), delivery, int(cost), int(since), mark == "2"))
+    return held
 
 
 def worker_record(inc: str, text: str) -> WorkerRecord:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 CLASSES = ("critical", "high", "normal", "low", "batch")
 """The priority classes, best first; each has a lane of its name."""
 
+BATCH = "batch"
+"""The class of offline work, which runs beside the others in what they leave."""
+
 SUSPECT = "suspect"
 """The lane of the requests that were running when their worker's engine crashed."""
 
@@ -50,6 +53,11 @@ class Waiting:
     expected: int | None = None
 
     @property
+    def offline(self) -> bool:
+        """Whether it is of class BATCH, of whichever tenant."""
+        return class_of(self.lane) == BATCH
+
+    @property
     def cost(self) -> int:
         """The most tokens that the request will occupy."""
         return self.prompt_tokens + self.max_tokens
@@ -60,13 +68,29 @@ class Waiting:
         return self.cost if self.expected is None else self.prompt_tokens + min(self.max_tokens, self.expected)
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A request that a worker holds under `delivery`; `cost` in tokens, 0 where it was asked to leave.
+
+    `since_us`: when it was begun, or handed over where it was not begun. `batch`: whether it is a clean one of class
+    batch.
+    """
+
+    id: str
+    delivery: str
+    cost: int
+    since_us: int
+    batch: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
     """One incarnation of a worker, with what it holds.
 
     `rows`, `capacity` (tokens) and `budget` (tokens of one batch or step) are its limits; `held_rows`, `held_tokens`
-    and `longest` (the largest cost held; only kept for `cache == "rect"`) what it holds now. `rate` is in tokens/s, 0
-    while unknown. `faults` and `successes` count since its start. `beat_age_us` is its silence by the clock of Redis.
+    and `longest` (the largest cost held; only kept for `cache == "rect"`) what it holds now; `batch_rows` and
+    `batch_tokens` are the part of class batch, 0 where it was not asked for. `rate` is in tokens/s, 0 while unknown.
+    `faults` and `successes` count since its start. `beat_age_us` is its silence by the clock of Redis.
     """
 
     inc: str
@@ -87,6 +111,8 @@ class WorkerRecord:
     held_rows: int = 0
     held_tokens: int = 0
     longest: int = 0
+    batch_rows: int = 0
+    batch_tokens: int = 0
     figures: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -105,6 +105,7 @@ def _limits(config: Config) -> str:
         "WAKEUP": config.wakeup_bytes,
         "EVENTS_LEN": config.events_len,
         "GROUP_MOST": config.group,
+        "PREEMPT": config.preempt_ms * 1000,
         "RATE_WINDOW": RATE_WINDOW_US,
         "QUARANTINE_PATIENCE": QUARANTINE_PATIENCE_US,
         "VOID_TTL": VOID_TTL_MS,
@@ -257,6 +258,11 @@ def _parse_dispatch(reply: list[Any]) -> Dispatched:
 
 FENCED = -2
 """What counts are when another leads."""
+
+
+def make_room(token: str, inc: str, items: Iterable[tuple[str, str]]) -> Call[list[str]]:
+    """Call that asks an incarnation for (id, delivery) of class batch; gives OK and ASKED, GONE or SPARED for each."""
+    return Call("make_room", [token, inc, *(part for item in items for part in item)], _words)
 
 
 def reclaim(token: str, inc: str) -> Call[int]:

@@ -44,12 +44,12 @@ local evict = holder == inc and (now - tonumber(since) > QUARANTINE_PATIENCE or 
 
 local function look(id, m, flight)
   local wanted = corrected[id .. ' ' .. m.delivery]
-  if wanted and wanted ~= m.cost then
+  if wanted and wanted ~= m.cost and m.cost > 0 then -- what was asked to leave stays free
     credit = credit + wanted - m.cost
     m.cost = wanted
     changed[#changed + 1], changed[#changed + 2] = id, held_text(m)
   end
-  if not flight or match(flight, '^([^|]*)|') ~= m.delivery or evict and m.suspect == '0' then
+  if not flight or match(flight, '^([^|]*)|') ~= m.delivery or evict and m.suspect ~= '1' then
     out[#out + 1], out[#out + 2] = id, m.delivery
   elseif m.state == 'D' and (now - m.since > T or m.since > now) then
     m.since = now

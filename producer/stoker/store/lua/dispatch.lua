@@ -8,6 +8,7 @@
 --         | SEEN delivery ids... (this n was used: what is still held under it) | FENCED
 --         | REFUSED | BUSY (a quarantine runs) | DRAIN (will take suspects once it holds nothing) | QUARANTINE (takes no clean work)
 local n, inc = tonumber(ARGV[2]), ARGV[3]
+local MARKS = {suspect = '1', batch = '2'}
 local epoch, nonce = match(token, '^(%d+):[^:]*:(.*)$')
 local delivery = epoch .. '-' .. nonce .. '-' .. ARGV[2]
 local work = K .. 'work:' .. inc
@@ -60,8 +61,13 @@ if refused then return {refused, delivery} end
 
 local most_rows, capacity, rect = tonumber(c[ROWS]), tonumber(c[CAPACITY]), c[CACHE] == 'rect'
 local total, longest = tonumber(call('HGET', K .. 'credit', inc) or '0'), 0
-if rect then
-  for _, text in ipairs(call('HVALS', work)) do longest = math.max(longest, held(text).cost) end
+-- Rows that were asked to leave (make_room) cost nothing, and leave before what stands behind them in the stream is taken up.
+if rect or rows + #ids > most_rows then
+  for _, text in ipairs(call('HVALS', work)) do
+    local cost = held(text).cost
+    longest = math.max(longest, cost)
+    if cost == 0 then rows = rows - 1 end
+  end
 end
 local function fits(cost)
   if rows + 1 > most_rows then return false end
@@ -76,7 +82,7 @@ for name, z in pairs(by_lane) do
 end
 local flights = #ids > 0 and call('MGET', unpack(flight_keys)) or {}
 local out, took, costs, sets, entries, leaving, taken, reserved = {'OK', delivery}, {}, {}, {}, {}, {}, {}, 0
-local since = '|D|' .. int(now) .. (suspects and '|1' or '|0')
+local since = '|D|' .. int(now) .. '|'
 
 local function flight(i, id, score)
   if not flights[i] then return handed_over(id, delivery, score) end
@@ -94,7 +100,7 @@ local function take(i, id, score, cost)
   z[#z + 1] = ARGV[3 * i + 2]
   sets[2 * n - 1], sets[2 * n] = flight_keys[i], text
   costs[n] = int(cost)
-  entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since
+  entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since .. (MARKS[match(name, '^%l+')] or '0')
   took[n], taken[id] = id, true
   count_waiting(tenant, -1, tonumber(bytes))
   if tenant ~= '' and not suspects then count_lane(match(name, '^%l+'), tenant, -1) end

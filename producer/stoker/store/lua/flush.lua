@@ -1,5 +1,5 @@
 -- use: flight members
--- Publish new tokens of streaming requests, only where the member and the flight both carry the delivery: a reader
+-- Publish new tokens of streaming requests, and of others what an attempt leaves for the next one when it is preempted; only where the member and the flight both carry the delivery: a reader
 -- never sees tokens of an attempt that was taken back. What is there already is not published again.
 -- KEYS[1] prefix
 -- ARGV    inc, then per request: id, delivery, attempt, offset (tokens of the answer before these), token ids (packed),
@@ -22,7 +22,7 @@ for i = 2, #ARGV, 6 do
     if not again then
       call('XADD', key, 'MAXLEN', '~', 4 * tonumber(most) + 16, '*',
         'attempt', ARGV[i + 2], 'offset', ARGV[i + 3], 'ids', ARGV[i + 4], 'text', ARGV[i + 5])
-      call('PEXPIRE', key, MAX_AGE / 1000)
+      call('PEXPIRE', key, f[STREAM] == '1' and MAX_AGE / 1000 or TOKENS_TTL)
     end
     out[#out + 1] = 'OK'
   else

@@ -1,4 +1,5 @@
 -- What an incarnation holds: work:<inc> maps id -> delivery|cost|state|since|suspect. State D: handed over, R: running.
+-- Suspect: 1, or 0, or 2 for clean requests of class batch. Cost 0: it was asked to leave (make_room).
 local MEMBER = '^([^|]*)|([^|]*)|([^|]*)|([^|]*)|([^|]*)$'
 local function held(text)
   if not text then return nil end
@@ -20,7 +21,7 @@ end
 local function drop_all(inc)
   if #dropped > 0 then
     call('HDEL', K .. 'work:' .. inc, unpack(dropped))
-    call('HINCRBY', K .. 'credit', inc, -freed)
+    call('HINCRBY', K .. 'credit', inc, 0 - freed) -- -0 would be no number
     ring()
   end
   dropped, freed = {}, 0
