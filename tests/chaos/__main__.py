@@ -26,7 +26,7 @@ from chaos.verdict import Verdict, judge, late, table
 CLIENTS = 2
 QUIET_S = 120.0
 # What may be there when nothing waits and nothing runs; all else that a request leaves has its own end.
-EMPTY = ("lane:", "payload:", "flight:", "work:", "delayed", "deadlines", "tokens:")
+EMPTY = ("lane:", "payload:", "flight:", "work:", "delayed", "deadlines", "tokens:", "active")
 
 
 def plan(rng: random.Random, faults: int, kinds: list[str]) -> list[str]:

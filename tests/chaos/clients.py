@@ -20,6 +20,7 @@ from stoker_ops.tied import tie
 CHUNK = 8
 THREADS = 24
 CLASSES = ("normal", "normal", "high", "low", "batch", "critical")
+TENANTS = (None, "t1", "t2")
 CANCELLED_EVERY = 97
 PAUSE_S = 0.1
 
@@ -70,7 +71,9 @@ class Submitter:
 
     def _request(self, i: int) -> InferenceRequest:
         name = f"{self._name}-{i}"
-        return InferenceRequest(request_id=name, inputs=text_of(self._name, i), priority=CLASSES[i % len(CLASSES)])
+        tenant = TENANTS[i // len(CLASSES) % len(TENANTS)]
+        priority = CLASSES[i % len(CLASSES)]
+        return InferenceRequest(request_id=name, inputs=text_of(self._name, i), priority=priority, tenant=tenant)
 
     def _cancel(self, job: Job) -> bool:
         while True:
