@@ -223,6 +223,7 @@ HELD_BACK = {
     "fairness": "other tenants were served less",
     "order": "others are before it",
     "batching": "its batch may still become fuller",
+    "reserve": "room is kept for other classes",
 }
 
 

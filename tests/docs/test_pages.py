@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import stoker
+from chaos.faults import FAULTS
 from stoker import Config, errors
 from stoker.config import MIB
 
@@ -61,3 +62,13 @@ def test_a_test_that_a_page_names_is_there(page: Path) -> None:
         assert f"def {name}" in tests[file].read_text(), name
     for path in re.findall(r"`(tests/[\w/.]+)", page.read_text()):
         assert (ROOT / path).exists(), path
+
+
+def test_every_test_and_every_fault_that_the_page_of_faults_names_exists() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    tests = re.findall(r"`([\w/]+\.py)::(test_\w+)`", page)
+    assert len(tests) > 20
+    for file, name in tests:
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), (file, name)
+    cells = re.findall(r"chaos ((?:`[a-z-]+`(?:, )?)+)", page)
+    assert {kind for cell in cells for kind in re.findall(r"`([a-z-]+)`", cell)} == set(FAULTS)

@@ -11,11 +11,12 @@ import pytest
 
 from stoker import Config, InferenceRequest
 from stoker.store.codec import encode
+from stoker.store.connection import Store
 from stoker.store.pack import unpack_tokens
 from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun, Published, Settlement
 from stoker_workers.board import Board
-from stoker_workers.engine import Admitted, Failed, Unavailable
+from stoker_workers.engine import Admitted, Failed, Finished, Unavailable
 from stoker_workers.engines.sim import SimEngine, load_profile
 from stoker_workers.intake import open_row
 from stoker_workers.messages import Away, from_line
@@ -111,6 +112,14 @@ def test_a_request_that_the_model_refuses_is_invalid_and_counts_against_nobody(l
     assert b"too long, got 'HTTP 400'" in settled.body
 
 
+def test_a_result_that_is_too_large_fails_its_request_and_says_both_sizes(loop: Loop) -> None:
+    loop.engine.answer, loop.engine.event = Admitted(1), Finished("r", "stop", "x" * (CONFIG.result_bytes + 1))
+    loop.step()
+    (settled,) = loop.reports.settled
+    assert (settled.outcome, settled.reason, loop.board.read()["faults"]) == ("failure", "result_too_large", 0)
+    assert f"over result_bytes ({CONFIG.result_bytes})".encode() in settled.body
+
+
 def test_what_is_finished_is_reported_before_a_failed_engine_ends_the_process(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +136,16 @@ def test_what_is_finished_is_reported_before_a_failed_engine_ends_the_process(
     assert loop.reports.finished_within_s == LAST_REPORTS_S
     assert not loop.session.reading, "nothing more is begun"
     assert loop.board.crash_set() == ["r"], "and the step is still to blame"
+
+
+def test_what_redis_says_runs_here_and_does_not_is_given_back(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(CONFIG)
+    members = [("r", "d"), ("r", "older"), ("ended", "d")]
+    monkeypatch.setattr(store, "read", lambda _: members)
+    loop.session.begun.add(("r", "d"))
+    loop.worker._reader._take_stock(store, loop.session)
+    assert loop.reports.back == [("r", "older"), ("ended", "d")]
+    assert loop.session.begun == {("r", "d")}
 
 
 def test_that_a_model_went_away_is_passed_on_to_the_supervisor(loop: Loop) -> None:

@@ -56,6 +56,8 @@ class Reader:
                 )
                 for bell in bells:
                     self._answer(store, session, bell)
+                if own and not bells:
+                    self._take_stock(store, session)
                 own = own and bool(bells)
                 self._outage.back("reader")
             except RedisUnavailable as error:
@@ -84,6 +86,18 @@ class Reader:
         rows = [row for row in opened if row]
         if rows:
             self._arrived(session, rows)
+
+    def _take_stock(self, store: Store, session: Session) -> None:
+        """Give back what Redis says runs here and does not.
+
+        A Redis that came back without its last second (a disk that stalled, a failover) holds rows again that ended
+        long ago. Nobody else would ever take them from a worker that beats, and their room would be gone. What is being
+        reported goes first through the same queue, so that giving it back changes nothing.
+        """
+        gone = [key for key in store.read(reads.running(store.keys, session.inc)) if key not in session.begun]
+        if gone:
+            log.warning("redis forgot that these ended, giving them back", inc=session.inc, requests=len(gone))
+            session.give_back(gone)
 
     def _begin(self, store: Store, session: Session, bell: reads.Doorbell, ids: list[str]) -> list[Begun]:
         """Begin until Redis answers: the doorbell goes with the first call, so that nothing rings for these again."""

@@ -36,8 +36,9 @@ class Session:
 
     def give_back(self, keys: list[Key]) -> None:
         """Hand attempts back uncharged."""
-        self.begun.difference_update(keys)
+        # Reported first: whoever finds an attempt neither here nor there would take it for lost.
         self.reporter.hand_back(keys)
+        self.begun.difference_update(keys)
 
     def settle(self, items: list[Settlement]) -> None:
         """Report how attempts ended: all of a step at once, so that the reporter wakes up once."""
@@ -46,8 +47,8 @@ class Session:
             note = log.info if item.outcome in ("failure", "retry") else log.debug
             facts = {"outcome": item.outcome, "reason": item.reason, "attempt": item.attempt}
             note("attempt ended", inc=self.inc, id=item.id, delivery=item.delivery, **facts)
-        self.begun.difference_update((item.id, item.delivery) for item in items)
         self.reporter.settle(items)
+        self.begun.difference_update((item.id, item.delivery) for item in items)
 
     def take(self, row: Row) -> None:
         """Note an attempt that the engine holds now; one that it holds again brings tokens along."""

@@ -197,6 +197,16 @@ def _doorbell(entry: bytes, fields: Any) -> Doorbell:
     return Doorbell(entry.decode(), named.get(b"delivery", b"").decode(), tuple(ids), tuple(costs), asked)
 
 
+def running(keys: Keys, inc: str) -> Read[list[tuple[str, str]]]:
+    """Read which attempts an incarnation runs, each an id and its delivery, as Redis knows it."""
+    return Read([("HGETALL", keys.work(inc))], _parse_running)
+
+
+def _parse_running(reply: list[Any]) -> list[tuple[str, str]]:
+    members = ((request_id.decode(), member.decode().split("|")) for request_id, member in pairs(reply[0]).items())
+    return [(request_id, member[0]) for request_id, member in members if member[2] == "R"]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
     """One entry of a token stream. `end` is the request's outcome in its last entry, else empty."""
