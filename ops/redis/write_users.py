@@ -98,6 +98,7 @@ PRODUCER = together(
     ENDING,
     SUBMITTING,
     {
+        "beats": "zcount",
         "card": "get",
         "counts": "hmget",
         "flight:*": "getrange",
@@ -107,6 +108,7 @@ PRODUCER = together(
         "rates": "hmget",
         "reply:*": "blpop lpop",
         "result:*": "mget",
+        "tenants": "hmget",
         "tokens:*": "xread",
     },
 )
@@ -131,6 +133,8 @@ SCHEDULER = together(
         "h": "get set",
         "histograms": "hgetall",
         "inc": "hgetall hset",
+        "kept": "zrangebyscore zrem",
+        "kept:*": "del hgetall",
         "lane:*": "zcard zmscore zrandmember zrange zscore",
         "leader": "hdel hget hmget hset",
         "obituary:*": "get",
@@ -159,6 +163,8 @@ WORKER = together(
         "histograms": "hincrby",
         "inc": "hexists hgetall hset",
         "incs": "incr",
+        "kept": "zadd",
+        "kept:*": "hincrby",
         "obituary:*": "set",
         "payload:*": "mget",
         "rates": "hincrby hmget hset",

@@ -13,6 +13,7 @@ from stoker.errors import (
     DurabilityNotReached,
     IdempotencyConflict,
     InvalidRequest,
+    NoWorkers,
     QueueFull,
     RequestFailed,
     RequestLost,
@@ -162,7 +163,8 @@ def refusal(answer: Accepted, request_id: str, queue: str) -> StokerError | None
         case "CONFLICT":
             return IdempotencyConflict(request_id)
         case _:
-            return QueueFull(queue, answer.retry_after)
+            kind = QueueFull if answer.workers else NoWorkers
+            return kind(queue, answer.retry_after, field=answer.field, limit=answer.limit, value=answer.value)
 
 
 def unreached(job: Any, wanted: Durability) -> DurabilityNotReached | None:

@@ -9,7 +9,8 @@
             PayloadTooLarge                 the encoded request is over its limit
         IdempotencyConflict                 the id is taken by a request with other content
         ModelMismatch                       the queue serves another model
-        QueueFull                           retry_after, in seconds
+        QueueFull                           retry_after, in seconds; field, limit, value
+            NoWorkers                       and no worker is alive, so that nothing drains
         DurabilityNotReached                job: it was accepted, but not as durably as asked
         RedisUnavailable (ConnectionError)  what was tried, and since when
         ResultTimeout (TimeoutError)        the request goes on; ask again by its id
@@ -66,13 +67,35 @@ class ModelMismatch(StokerError):
 
 
 class QueueFull(StokerError):
-    """The queue is at its cap; try again after `retry_after` seconds."""
+    """A limit of the queue, or of the request's tenant, is reached: overloaded; try again after `retry_after` seconds.
 
-    def __init__(self, queue: str, retry_after: float) -> None:
-        """Name the queue; `retry_after` (seconds) comes from its measured drain rate."""
+    `field` names the setting, `limit` is what it allows, `value` what it would have come to with this request.
+    """
+
+    def __init__(self, queue: str, retry_after: float, *, field: str, limit: int, value: int) -> None:
+        """Name the queue and the limit; `retry_after` (seconds) comes from its measured drain rate."""
         self.queue = queue
         self.retry_after = retry_after
-        super().__init__(f"queue {queue!r} is full; try again in {retry_after:.1f} s, or submit with block=True")
+        self.field = field
+        self.limit = limit
+        self.value = value
+        who = f"the request's tenant is at a limit in queue {queue!r}" if self.of_tenant else f"queue {queue!r} is full"
+        super().__init__(f"{who}; {self._remedy()} ({field}: at most {limit:,}, got {value:,})")
+
+    @property
+    def of_tenant(self) -> bool:
+        """Whether the limit is one of the request's tenant: the queue has room for others."""
+        return self.field.startswith("tenant_")
+
+    def _remedy(self) -> str:
+        return f"try again in {self.retry_after:.1f} s, or submit with block=True"
+
+
+class NoWorkers(QueueFull):
+    """The queue is full and no worker is alive: nothing drains until one is started."""
+
+    def _remedy(self) -> str:
+        return "no worker is alive, start one with `stoker worker`"
 
 
 class DurabilityNotReached(StokerError):

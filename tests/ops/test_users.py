@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from protocol import batches as on_batch
-from protocol.rig import CLOCK, SETTINGS, A, B, C, D, H, Queue, T, settlement
+from protocol.rig import CLOCK, RESULT_TTL, SETTINGS, A, B, C, D, H, Queue, T, settlement
 from redis_roles import OPS_REDIS, SUPERUSER, Guarded, has_selectors, start_with_roles
 from stoker.config import Config
 from stoker.store import backlog, batches, inspections, lookups, reads, traces
@@ -191,6 +191,12 @@ def answers(q: Roles) -> None:
     q.tick(T + H, A)
     assert set(q.expire() or ()) == {"b", "d"}
     q.store.run(s.deregister(A))
+    q.ready()
+    q.submit("long")
+    q.settle(A, settlement("long", q.start(A, "long"), "ok", body=b"result"))
+    q.now += 2 * RESULT_TTL * 1_000_000
+    q.tick(5 * H)
+    q.expire()
 
 
 def failures(q: Roles) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import ResponseError
 
-from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, MakeQueue, Queue, changes, ok
+from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, MakeQueue, Queue, T, changes, ok
 from stoker.store import codec
 from stoker.store import scripts as s
 
@@ -24,9 +24,11 @@ def test_an_accepted_request_is_written_whole(q: Queue) -> None:
         "counts": {
             "waiting": 1,
             "waiting_bytes": q.size("a"),
+            "waiting_tokens": 7,
             "submitted": 1,
             "waiting:t": 1,
             "waiting_bytes:t": q.size("a"),
+            "waiting_tokens:t": 7,
             "submitted:t": 1,
         },
         "events": Added([q.event("submit", "-", f"a submit n-a normal 3:4:x {q.now + 5 * SECOND} {score}")]),
@@ -42,7 +44,7 @@ def test_a_request_without_a_deadline_or_a_tenant_writes_neither(q: Queue) -> No
         "payload:a": q.payload("a"),
         "lane:normal": {"a:3:4:x": q.now + NORMAL + 1},
         "mark": q.now + 1,
-        "counts": {"waiting": 1, "waiting_bytes": q.size("a"), "submitted": 1},
+        "counts": {"waiting": 1, "waiting_bytes": q.size("a"), "waiting_tokens": 7, "submitted": 1},
         "events": Added([q.event("submit", "-", f"a submit n-a normal 3:4:x 0 {q.now + NORMAL + 1}")]),
         "bell": Added([1]),
         "ttl": {"bell": BELL_TTL},
@@ -150,7 +152,7 @@ def test_one_id_twice_in_a_call_is_one_request(q: Queue) -> None:
     assert words == ["ACCEPTED", "SAME", "ACCEPTED", "CONFLICT"]
     after = changes(before, q.dump())
     assert after["lane:normal"] == {"a:3:4:x": q.now + NORMAL + 1, "b:3:4:x": q.now + NORMAL + 2}
-    assert after["counts"] == {"waiting": 2, "waiting_bytes": 2 * q.size("a"), "submitted": 2}
+    assert after["counts"] == {"waiting": 2, "waiting_bytes": 2 * q.size("a"), "waiting_tokens": 14, "submitted": 2}
     assert after["mark"] == q.now + 2
 
 
@@ -266,7 +268,7 @@ def test_a_full_queue_says_when_there_may_be_room(
     if rates:
         q.redis.hset(q.keys.rates, mapping={"since": q.now - int(rates["age"] * SECOND), **fields})
     _, answers = q.store.run(s.submit("g", 10**9, [q.encode("b")]))
-    assert answers == [s.Accepted("FULL", seconds)]
+    assert answers == [s.Accepted("FULL", seconds, "max_waiting", 1, 2, True)]
 
 
 def test_more_waiting_than_allowed_makes_the_wait_longer(make_queue: MakeQueue) -> None:
@@ -277,7 +279,85 @@ def test_more_waiting_than_allowed_makes_the_wait_longer(make_queue: MakeQueue) 
     q.hand_back(A, ("a", delivery), ("b", delivery))
     q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "4.000"})
     _, answers = q.store.run(s.submit("g", 10**9, [q.encode("e")]))
-    assert answers == [s.Accepted("FULL", 0.75)]
+    assert answers == [s.Accepted("FULL", 0.75, "max_waiting", 2, 5, True)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "full"),
+    [
+        ({"max_waiting_tokens": 20}, ("max_waiting_tokens", 20, 21)),
+        ({"max_stored_bytes": 100}, ("max_stored_bytes", 100, 0)),
+        ({"tenant_max_waiting": 2}, ("tenant_max_waiting", 2, 3)),
+        ({"tenant_max_tokens": 14}, ("tenant_max_tokens", 14, 21)),
+        ({"tenant_max_bytes": 100}, ("tenant_max_bytes", 100, 0)),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("together", [True, False], ids=["in-one-call", "one-by-one"])
+def test_the_limit_that_has_no_room_is_named(
+    make_queue: MakeQueue, limits: dict[str, int], full: tuple[str, int, int], together: bool
+) -> None:
+    q = make_queue(**limits)
+    items = [q.encode(name, tenant="t") for name in "abc"]
+    size = len(items[0].body)
+    if "bytes" in full[0]:
+        q = make_queue(**{full[0]: 3 * size - 1})
+        full = (full[0], 3 * size - 1, 3 * size)
+    calls = [items] if together else [[item] for item in items]
+    answers = [answer for call in calls for answer in q.store.run(s.submit("g", 10**9, call))[1]]
+    assert [answer.word for answer in answers] == ["ACCEPTED", "ACCEPTED", "FULL"]
+    assert (answers[2].field, answers[2].limit, answers[2].value) == full
+
+
+def test_a_tenants_own_limits_go_before_those_of_all(make_queue: MakeQueue) -> None:
+    q = make_queue(tenant_max_waiting=1)
+    q.redis.hset(q.keys.tenants, mapping={"large:max_waiting": 2, "small:max_tokens": 6})
+    assert q.submit("a", "b", "c", tenant="large") == ["ACCEPTED", "ACCEPTED", "FULL"]
+    assert q.submit("d", tenant="small") == ["FULL"]
+    assert q.submit("e", "f", tenant="other") == ["ACCEPTED", "FULL"]
+    assert q.submit("g", "h") == ["ACCEPTED", "ACCEPTED"]
+
+
+def test_results_count_against_the_bytes_until_they_lapsed(make_queue: MakeQueue) -> None:
+    size = len(make_queue().encode("a").body)
+    q = make_queue(max_stored_bytes=size + 50, result_ttl_s=16)
+    q.submit("a", tenant="t")
+    q.settle(A, ok("a", q.start(A, "a"), body=bytes(51)))
+    assert q.dump()["counts"]["kept_bytes:t"] == 51
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("b")]))
+    assert answers == [s.Accepted("FULL", 16.0, "max_stored_bytes", size + 50, size + 51, True)]
+    q.tick(16 * SECOND)
+    q.expire()
+    assert q.submit("b") == ["FULL"]
+    q.tick(1 * SECOND)
+    q.expire()
+    assert q.submit("b") == ["ACCEPTED"]
+    assert not {"kept", "kept_bytes"} & {*q.dump(), *q.dump()["counts"]}
+
+
+def test_a_tenants_room_comes_by_its_share_of_what_drains(make_queue: MakeQueue) -> None:
+    q = make_queue(tenant_max_waiting=2)
+    q.submit("a", "b", tenant="t")
+    q.submit("c", "d", "e", "f", "g", "h")
+    q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "4.000"})
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("i", tenant="t")]))
+    assert answers == [s.Accepted("FULL", 1.0, "tenant_max_waiting", 2, 3, True)]
+
+
+def test_room_for_tokens_comes_as_requests_of_their_usual_size_drain(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting_tokens=14)
+    q.submit("a", "b")
+    q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "4.000"})
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("c", max_tokens=11)]))
+    assert answers == [s.Accepted("FULL", 0.5, "max_waiting_tokens", 14, 28, True)]
+
+
+def test_a_full_queue_whose_workers_are_silent_says_so(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a")
+    q.now += T + 1
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("b")]))
+    assert not answers[0].workers
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------

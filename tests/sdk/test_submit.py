@@ -14,7 +14,15 @@ from helpers import wait_until
 from sdk.fleet import Fleet
 from stoker.client import Client, Job
 from stoker.config import Config
-from stoker.errors import ConfigError, IdempotencyConflict, InvalidRequest, QueueFull, RedisUnavailable, StokerError
+from stoker.errors import (
+    ConfigError,
+    IdempotencyConflict,
+    InvalidRequest,
+    NoWorkers,
+    QueueFull,
+    RedisUnavailable,
+    StokerError,
+)
 from stoker.request import InferenceRequest, RequestPriority
 from stoker_ops.embedded import ServerBinary, start
 
@@ -79,9 +87,33 @@ def full_config(redis_url: str, **settings: float) -> Config:
 def test_a_full_queue_says_when_to_try_again(redis_url: str) -> None:
     with Client(config=full_config(redis_url)) as client:
         client.submit_many(["a", "b"])
-        with pytest.raises(QueueFull, match=r"queue 'default' is full; try again in 1\.0 s") as caught:
+        fleet = Fleet(client.config)
+        fleet.open.clear()
+        with fleet:
+            wait_until(client.workers, what="a worker is there")
+            with pytest.raises(QueueFull) as caught:
+                client.submit(prompt="c")
+    error = caught.value
+    assert "queue 'default' is full; try again in 1.0 s" in str(error)
+    assert (error.retry_after, error.field, error.limit, error.value) == (1.0, "max_waiting", 2, 3)
+    assert not isinstance(error, NoWorkers)
+
+
+def test_a_full_queue_without_workers_says_so(redis_url: str) -> None:
+    with Client(config=full_config(redis_url)) as client:
+        client.submit_many(["a", "b"])
+        with pytest.raises(NoWorkers, match="no worker is alive") as caught:
             client.submit(prompt="c")
-        assert caught.value.retry_after == 1.0
+        assert caught.value.field == "max_waiting"
+
+
+def test_a_tenant_at_its_limit_is_told_so_and_others_get_in(redis_url: str) -> None:
+    with Client(config=Config(redis_url=redis_url, tenant_max_waiting=1)) as client:
+        client.submit(prompt="a", tenant="busy")
+        with pytest.raises(QueueFull, match="the request's tenant is at a limit") as caught:
+            client.submit(prompt="b", tenant="busy")
+        assert (caught.value.field, caught.value.of_tenant) == ("tenant_max_waiting", True)
+        assert client.submit(prompt="b", tenant="calm").status() == "queued"
 
 
 def test_a_full_queue_is_waited_out_for_so_long(redis_url: str) -> None:

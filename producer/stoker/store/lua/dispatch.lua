@@ -96,7 +96,7 @@ local function take(i, id, score, cost)
   costs[n] = int(cost)
   entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since
   took[n], taken[id] = id, true
-  count_waiting(tenant, -1, tonumber(bytes))
+  count_one(tenant, -1, tonumber(bytes), match(ARGV[3 * i + 2], ':(.*)'))
   ev(id, 'dispatch', delivery, inc, score, name, cost)
   return 'TOOK'
 end

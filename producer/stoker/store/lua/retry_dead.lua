@@ -29,7 +29,7 @@ if lives > 0 then call('ZADD', K .. 'deadlines', int(now + lives), id) end
 call('SET', K .. 'mark', int(t))
 call('DEL', K .. 'dead:' .. old)
 call('ZREM', K .. 'dead', old)
-count_waiting(tenant, 1, tonumber(bytes))
+count_one(tenant, 1, tonumber(bytes), tail)
 count('submitted', tenant, 1)
 counted()
 ring()

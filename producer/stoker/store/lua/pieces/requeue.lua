@@ -4,6 +4,6 @@ local function requeue(id, f, why)
   f[DELIVERY], f[STATE] = '', 'Q'
   call('ZADD', lane(f), f[SCORE], member(id, f))
   save(id, f)
-  count_waiting(f[TENANT], 1, tonumber(f[BYTES]))
+  count_one(f[TENANT], 1, tonumber(f[BYTES]), f[TAIL])
   ev(id, 'requeue', delivery, f[GROUP] ~= '' and 'suspect' or f[CLASS], f[SCORE], f[LOSSES], why)
 end
