@@ -31,6 +31,7 @@ ENDING: Grants = {
     "payload:*": "getrange unlink",
     "reply:*": "ltrim pexpire rpush",
     "result:*": "set",
+    "sheddable": "zrem",
     "tokens:*": "pexpire xadd",
 }
 """To end a request: everybody can, a client by cancelling it."""
@@ -38,7 +39,7 @@ ENDING: Grants = {
 BURYING: Grants = {"dead": "zadd", "dead:*": "set", "payload:*": "get"}
 """To make a dead letter of what ends."""
 
-REQUEUEING: Grants = {"flight:*": "mget set", "lane:*": "zadd"}
+REQUEUEING: Grants = {"flight:*": "mget set", "lane:*": "zadd", "sheddable": "zadd"}
 """To put a request back into its lane."""
 
 FORGETTING: Grants = {
@@ -57,6 +58,7 @@ SUBMITTING: Grants = {
     "lane:*": "zadd",
     "mark": "mget set",
     "result:*": "exists getrange",
+    "sheddable": "zadd",
     "skew": "mget",
 }
 """To put a request into the queue."""
@@ -108,6 +110,7 @@ PRODUCER = together(
         "rates": "hmget",
         "reply:*": "blpop lpop",
         "result:*": "mget",
+        "sheddable": "zrevrange",
         "tenants": "hmget",
         "tokens:*": "xread",
     },

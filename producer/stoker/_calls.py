@@ -61,6 +61,7 @@ class RequestFields(TypedDict, total=False):
     stop: str | Sequence[str] | None
     ignore_eos: bool
     stream: bool
+    sheddable: bool
     metadata: Mapping[str, Any] | None
 
 

@@ -123,7 +123,7 @@ def check_task(state: State, task: str) -> Flow[None]:
 
 
 def prepare(
-    state: State, items: Sequence[Item], fields: Mapping[str, Any] = NOTHING
+    state: State, items: Sequence[Item], fields: Mapping[str, Any] = NOTHING, *, displace: bool = False
 ) -> Flow[list[Submission | InvalidRequest]]:
     """Check and encode requests; ids and nonces are fixed here, so that a repeated call is the same call."""
     requests = [checked_request(item, fields) for item in items]
@@ -132,11 +132,12 @@ def prepare(
     if any(refusals):
         facts = yield from queue_facts(state, CARD_AGE_S)
         refusals = [over_card(request, facts.card) for request in requests]
-    return [refusal or _encoded(state, request, facts) for refusal, request in zip(refusals, requests, strict=True)]
+    pairs = zip(refusals, requests, strict=True)
+    return [refusal or _encoded(state, request, facts, displace) for refusal, request in pairs]
 
 
 def _encoded(
-    state: State, request: InferenceRequest | InvalidRequest, facts: QueueFacts
+    state: State, request: InferenceRequest | InvalidRequest, facts: QueueFacts, displace: bool
 ) -> Submission | InvalidRequest:
     if isinstance(request, InvalidRequest):
         return request
@@ -148,6 +149,7 @@ def _encoded(
             reply=state.book.channel,
             config=state.config,
             bytes_per_token=facts.bytes_per_token or BYTES_PER_TOKEN,
+            displace=displace,
         )
     except InvalidRequest as error:
         return error
@@ -190,10 +192,10 @@ def send(
 
 
 def submit(
-    state: State, items: Sequence[Item], durability: Durability = IN_MEMORY
+    state: State, items: Sequence[Item], durability: Durability = IN_MEMORY, *, displace: bool = False
 ) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
-    prepared = yield from prepare(state, items)
+    prepared = yield from prepare(state, items, displace=displace)
     outcomes: dict[int, Pending | StokerError] = {}
     ready: list[tuple[int, Submission]] = []
     for i, item in enumerate(prepared):
@@ -215,11 +217,17 @@ def submit(
 
 
 def submit_one(
-    state: State, request: InferenceRequest, durability: Durability, block: bool, block_timeout: float | None
+    state: State,
+    request: InferenceRequest,
+    durability: Durability,
+    block: bool,
+    block_timeout: float | None,
+    *,
+    displace: bool = False,
 ) -> Flow[Pending]:
     """Submit one request; with `block` wait for room in a full queue, at most `block_timeout` seconds."""
     deadline = None if block_timeout is None else time.monotonic() + block_timeout
-    [item] = yield from prepare(state, [request])
+    [item] = yield from prepare(state, [request], displace=displace)
     if not isinstance(item, Submission):
         raise item
     while True:

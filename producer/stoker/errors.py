@@ -16,6 +16,7 @@
         ResultTimeout (TimeoutError)        the request goes on; ask again by its id
         RequestError                        request_id
             RequestFailed                   reason, attempts
+                RequestDisplaced            retry_after: a better request took its place in a full queue
             RequestExpired
             RequestCancelled
             RequestLost                     the server came back without the request
@@ -137,6 +138,16 @@ class RequestFailed(RequestError):
         self.reason = reason
         self.attempts = attempts
         super().__init__(request_id, f"failed after {attempts} attempt(s): {reason}")
+
+
+class RequestDisplaced(RequestFailed):
+    """The request, submitted as sheddable, gave its place in a full queue to a better one; submit it again later."""
+
+    def __init__(self, request_id: str, retry_after: float) -> None:
+        """Name the request; `retry_after` (seconds) comes from the queue's measured drain rate."""
+        self.retry_after = retry_after
+        super().__init__(request_id, "displaced", 0)
+        self.args = (f"request {request_id!r} was displaced by a better one; submit it again in {retry_after:.1f} s",)
 
 
 class RequestExpired(RequestError):

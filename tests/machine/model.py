@@ -54,6 +54,10 @@ class Life:
         return self.accepted + timeout if timeout else 0
 
     @property
+    def sheddable(self) -> bool:
+        return self.head["tail"].endswith("s")
+
+    @property
     def lane(self) -> str:
         return "suspect" if self.group else self.head["cls"]
 
@@ -184,7 +188,7 @@ class Model:
         found = []
         for life in queued:
             prompt, most, exact = life.head["tail"].split(":")
-            waiting = Waiting(life.id, life.lane, life.member, life.score, int(prompt), int(most), exact == "x")
+            waiting = Waiting(life.id, life.lane, life.member, life.score, int(prompt), int(most), exact[0] == "x")
             found.append(waiting)
         return found
 
@@ -200,6 +204,7 @@ class Model:
     def expected(self) -> dict[str, Any]:
         """Every key, without the queue's prefix, that holds something, and its value."""
         keys: dict[str, Any] = {
+            "sheddable": {life.id: life.score for life in self.lives.values() if life.state == "Q" and life.sheddable},
             "delayed": {life.id: life.due for life in self.lives.values() if life.state == "Y"},
             "deadlines": {life.id: life.deadline for life in self.lives.values() if life.deadline},
             "dead": dict(self.dead),
@@ -335,10 +340,13 @@ class Model:
     def submit(self, random: str, max_bytes: int, items: Sequence[Submission]) -> tuple[str, list[scripts.Accepted]]:
         generation = str(self.scalars.setdefault("generation", random))
         base, taken, words = self._base(), 0, []
+        displaced: dict[str, tuple[Life, int]] = {}
         for item in items:
             head = split_header(item.header)
             word = self._known(item.id, head["digest"])
             limit = self._limit_met(head, max_bytes) if word is None else None
+            if limit and not limit[0].startswith("tenant_") and item.displace:
+                limit = self._make_room(head, max_bytes, base + int(head["term"]) + taken + 1, displaced) and limit
             if limit:
                 words.append(self._full(*limit, tenant=head["tenant"]))
                 continue
@@ -348,6 +356,10 @@ class Model:
                 self.lives[item.id] = Life(item.id, head, item.body, self.now, score)
                 self._count(self.counts, "submitted", head["tenant"], 1)
             words.append(scripts.Accepted(word))
+        for life, wait_ms in displaced.values():
+            self.lives[life.id] = life
+            body = b"\x81\xaeretry_after_ms\xcd" + wait_ms.to_bytes(2, "big")
+            self._finish(life, "failed", "displaced", body=body)
         if taken:
             self.scalars["mark"] = base + taken
             self.bell = True
@@ -385,6 +397,23 @@ class Model:
                 own = counts.get("waiting" + of, 0)
                 return name, most, value, over if parts == ("waiting",) or not has else over * own / has
         return None
+
+    def _make_room(self, head: dict[str, str], max_bytes: int, score: int, displaced: dict[str, Any]) -> bool:
+        """Take the worst sheddable ones out until there is room; returns whether there is still none."""
+        worst = sorted(
+            (life for life in self.lives.values() if life.state == "Q" and life.sheddable and life.id not in displaced),
+            key=lambda life: (life.score, life.id),
+        )
+        chosen = []
+        while limit := self._limit_met(head, max_bytes):
+            if limit[0].startswith("tenant_") or not worst or worst[-1].score <= score:
+                self.lives |= {life.id: life for life, _ in chosen}
+                return True
+            life = worst.pop()
+            chosen.append((life, int(1000 * self._full(*limit, tenant=head["tenant"]).retry_after)))
+            del self.lives[life.id]
+        displaced.update({life.id: (life, wait_ms) for life, wait_ms in chosen})
+        return False
 
     def _full(self, name: str, most: int, value: int, requests: float, tenant: str) -> scripts.Accepted:
         age = max(self.now - self.rates.get("since", self.now), 1)

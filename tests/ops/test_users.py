@@ -119,6 +119,8 @@ def clients(q: Roles) -> None:
     q.cancel("a")
     assert q.submit("a", timeout=100, tenant="t", stream=True) == ["DONE"]
     q.submit("big", max_bytes=1)
+    q.submit("shed", sheddable=True)
+    q.cancel("shed")
     q.cancel("b")
     for read in (
         reads.queue_facts(q.keys),
@@ -153,7 +155,7 @@ def crowds(q: Roles) -> None:
     q.submit(*ids, timeout=1)
     q.tick(2 * H)
     assert len(q.expire() or ()) == len(ids)
-    q.submit("b1")
+    q.submit("b1", sheddable=True)
     first = q.start(A, "b1")
     q.hand_back(A, ("b1", first))
     q.settle(A, settlement("b1", first, "ok"))
@@ -202,7 +204,7 @@ def answers(q: Roles) -> None:
 def failures(q: Roles) -> None:
     """Retries and dead letters, and what an operator does with them."""
     q.ready()
-    q.submit("a", "b", "c", "bad", stream=True, timeout=2000)
+    q.submit("a", "b", "c", "bad", stream=True, timeout=2000, sheddable=True)
     delivery = q.start(A, "a", "b", "bad")
     q.settle(A, settlement("a", delivery, "retry"), settlement("b", delivery, "failure"))
     q.settle(A, settlement("bad", delivery, "bad"))
@@ -244,7 +246,7 @@ def operate(q: Roles) -> None:
 def losses(q: Roles) -> None:
     """Workers die; what they held is blamed, set apart, given back or ended."""
     q.ready()
-    q.submit("a", "b", "c", stream=True, timeout=2000)
+    q.submit("a", "b", "c", stream=True, timeout=2000, sheddable=True)
     q.start(A, "a", "b")
     q.lose(A, "crash", "a", obituary=b"why")
     q.register(B, cache="rect")
@@ -410,6 +412,7 @@ def test_each_role_is_granted_what_it_does_and_nothing_more(guarded: Guarded) ->
         for flow in FLOWS:
             flow(q)
         small.submit("a", "b")
+        small.submit_all([small.encode("c", displace=True)])
         q.redis.echo("end")
         while '"ECHO" "end"' not in (line := monitor.connection.read_response().decode("utf-8", "replace")):
             lines.append(line)

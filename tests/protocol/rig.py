@@ -345,11 +345,18 @@ class Queue:
 
     # --- clients
 
-    def encode(self, request_id: str, nonce: str | None = None, reply: str = "c", **request: Any) -> codec.Submission:
+    def encode(
+        self, request_id: str, nonce: str | None = None, reply: str = "c", displace: bool = False, **request: Any
+    ) -> codec.Submission:
         """Return a request of 3 prompt tokens and at most 4 new ones, unless `request` says otherwise."""
         wanted = InferenceRequest(**({"prompt_tokens": [1, 2, 3], "max_tokens": 4} | request))
         return codec.encode(
-            wanted, request_id=request_id, nonce=nonce or f"n-{request_id}", reply=reply, config=self.config
+            wanted,
+            request_id=request_id,
+            nonce=nonce or f"n-{request_id}",
+            reply=reply,
+            config=self.config,
+            displace=displace,
         )
 
     def submit_all(self, items: Sequence[codec.Submission], random: str = "g", max_bytes: int = 10**9) -> list[str]:
@@ -393,7 +400,7 @@ class Queue:
             0.0,
             int(prompt),
             int(most),
-            exact == "x",
+            exact[0] == "x",
         )
 
     def offer(self, inc: str, *ids: str, cost: int | None = None, lane: str | None = None) -> s.Dispatched:

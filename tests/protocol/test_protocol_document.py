@@ -215,7 +215,9 @@ class Story:
         batches.enqueue(q)
         batches.lease(q)
         batches.write(q, b"x")
+        q.submit("shed", sheddable=True)
         self.look()
+        q.cancel("shed")
         batches.steer(q, "cancel")
         batches.end(q, state="cancelled")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from redis.exceptions import ResponseError
 
 from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, MakeQueue, Queue, T, changes, ok
+from stoker.errors import RequestDisplaced
 from stoker.store import codec
 from stoker.store import scripts as s
 
@@ -358,6 +361,91 @@ def test_a_full_queue_whose_workers_are_silent_says_so(make_queue: MakeQueue) ->
     q.now += T + 1
     _, answers = q.store.run(s.submit("g", 10**9, [q.encode("b")]))
     assert not answers[0].workers
+
+
+# --- displacing ------------------------------------------------------------------------------------------------------
+
+
+def displacing(q: Queue, request_id: str, **request: Any) -> s.Accepted:
+    _, [answer] = q.store.run(s.submit("g", 10**9, [q.encode(request_id, displace=True, **request)]))
+    return answer
+
+
+def test_a_better_newcomer_takes_the_place_of_the_worst_sheddable(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=3)
+    q.submit("kept", priority="batch")
+    q.submit("better", priority="low", sheddable=True)
+    q.submit("worst", priority="batch", sheddable=True, tenant="t")
+    q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "2.000"})
+    assert displacing(q, "new", priority="high").word == "ACCEPTED"
+    after = q.dump()
+    assert (after["lane:low"], after["lane:batch"]) == (
+        {"better:3:4:xs": q.now + 600 * SECOND + 2},
+        {"kept:3:4:x": q.now + 3600 * SECOND + 1},
+    )
+    assert after["sheddable"] == {"better": q.now + 600 * SECOND + 2}
+    assert (after["counts"]["waiting"], after["counts"]["failed:t"]) == (3, 1)
+    body = b"\x81\xaeretry_after_ms\xcd" + (500).to_bytes(2, "big")
+    assert after["result:worst"] == q.result("worst", "failed", body, reason="displaced")
+    assert after["reply:c"] == [after["result:worst"]]
+    assert not {"dead", "payload:worst"} & set(after)
+    error = codec.response_of(codec.decode_outcome(q.redis.get(q.keys.result("worst")))).error
+    assert isinstance(error, RequestDisplaced)
+    assert (error.retry_after, error.reason) == (0.5, "displaced")
+
+
+def test_a_displacing_submit_repeated_displaces_nobody_else(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=2)
+    q.submit("a", "b", priority="batch", sheddable=True)
+    assert displacing(q, "new").word == "ACCEPTED"
+    before = q.dump()
+    assert displacing(q, "new").word == "SAME"
+    assert changes(before, q.dump()) == {}
+    assert "payload:a" in before
+
+
+@pytest.mark.parametrize(
+    ("waiting", "newcomer"),
+    [
+        ({"priority": "batch"}, {"priority": "high", "displace": True}),
+        ({"priority": "batch", "sheddable": True}, {"priority": "high"}),
+        ({"priority": "normal", "sheddable": True}, {"priority": "normal", "displace": True}),
+        ({"priority": "normal", "sheddable": True}, {"priority": "batch", "displace": True}),
+        ({"priority": "batch", "sheddable": True}, {"priority": "high", "displace": True, "tenant": "capped"}),
+    ],
+    ids=["not-sheddable", "not-asked", "an-earlier-of-the-class", "a-worse-newcomer", "a-tenant-at-its-own-limit"],
+)
+def test_nobody_is_displaced(make_queue: MakeQueue, waiting: dict[str, Any], newcomer: dict[str, Any]) -> None:
+    q = make_queue(max_waiting=2)
+    q.redis.hset(q.keys.tenants, "capped:max_waiting", 1)
+    q.submit("a", **waiting)
+    q.submit("b", tenant="capped")
+    before = q.dump()
+    _, [answer] = q.store.run(s.submit("g", 10**9, [q.encode("new", **newcomer)]))
+    assert answer.word == "FULL"
+    assert changes(before, q.dump()) == {}
+
+
+def test_as_many_are_displaced_as_it_takes_and_none_where_that_is_not_enough(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting_tokens=21)
+    q.submit("a", "b", "c", priority="batch", sheddable=True)
+    assert displacing(q, "huge", max_tokens=30).word == "FULL"
+    assert set(q.dump()["sheddable"]) == {"a", "b", "c"}
+    assert displacing(q, "new", max_tokens=11).word == "ACCEPTED"
+    assert set(q.dump()["sheddable"]) == {"a"}
+
+
+def test_what_is_sheddable_can_be_displaced_only_while_it_waits(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a", priority="batch", sheddable=True)
+    delivery = q.start(A, "a")
+    assert "sheddable" not in q.dump()
+    q.submit("b")
+    assert displacing(q, "new", priority="high").word == "FULL"
+    q.hand_back(A, ("a", delivery))
+    assert set(q.dump()["sheddable"]) == {"a"}
+    q.cancel("a")
+    assert "sheddable" not in q.dump()
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------

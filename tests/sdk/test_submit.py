@@ -21,6 +21,7 @@ from stoker.errors import (
     NoWorkers,
     QueueFull,
     RedisUnavailable,
+    RequestDisplaced,
     StokerError,
 )
 from stoker.request import InferenceRequest, RequestPriority
@@ -258,3 +259,14 @@ def test_a_user_without_the_right_to_info_can_submit(redis_url: str) -> None:
             assert "guess" not in str(caught.value)
         finally:
             admin.acl_deluser("narrow")
+
+
+def test_a_displaced_request_says_so_to_whoever_waits_for_it(redis_url: str) -> None:
+    with Client(config=full_config(redis_url)) as client:
+        job = client.submit(prompt="a", priority="batch", sheddable=True)
+        client.submit(prompt="b")
+        assert client.submit(prompt="c", priority="high", displace=True).status() == "queued"
+        with pytest.raises(RequestDisplaced, match="submit it again in") as caught:
+            job.result(timeout=5)
+        assert (caught.value.reason, caught.value.retry_after) == ("displaced", 1.0)
+        assert client.dead_letters() == []

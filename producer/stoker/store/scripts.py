@@ -153,7 +153,8 @@ class Accepted:
 
 def submit(random: str, max_bytes: int, items: Sequence[Submission]) -> Call[tuple[str, list[Accepted]]]:
     """Call that accepts requests; gives the generation and a word for each."""
-    args: list[Arg] = [random, max_bytes]
+    displacing = "".join(f"{number}," for number, item in enumerate(items, 1) if item.displace)
+    args: list[Arg] = [random, max_bytes, f",{displacing}" if displacing else ""]
     for item in items:
         args += (item.id, item.header, item.body)
     return Call("submit", args, _parse_submit)

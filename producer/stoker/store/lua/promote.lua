@@ -13,6 +13,7 @@ for _, id in ipairs(due) do
   local f = record(id)
   f[STATE] = 'Q'
   call('ZADD', lane(f), f[SCORE], member(id, f))
+  if is_sheddable(f[TAIL]) then call('ZADD', K .. 'sheddable', f[SCORE], id) end
   save(id, f)
   ev(id, 'promote', f[GROUP] ~= '' and 'suspect' or f[CLASS], f[SCORE])
 end

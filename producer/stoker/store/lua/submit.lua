@@ -1,15 +1,18 @@
 -- use: events counts flight names
 -- Accept up to 512 requests. The id is the client's: the same id with the same digest is the same request until its result
 -- expires, and the check for it comes before any limit. Rings the scheduler.
+-- A request that may displace, and finds the queue full, takes the places of the worst sheddable ones that wait with worse
+-- scores: these are FAILED, no dead letters, and their results say when there may be room.
 -- KEYS[1] prefix
--- ARGV    random (becomes the generation of an empty Redis), most bytes that may wait, then per request: id (a name of at
+-- ARGV    random (becomes the generation of an empty Redis), most bytes that may wait, of which requests (numbers between
+--         commas, also around) may displace others, then per request: id (a name of at
 --         most 128 characters), header (see flight.lua; at most 496 bytes), body (msgpack)
 -- Returns generation, then a word per request: ACCEPTED, SAME (live), DONE (has its result), CONFLICT (other digest),
 --         FULL:<milliseconds until there may be room, by the measured drain rate>:<limit's name>:<limit>:<what it would be
 --         with this request>:<1: workers are alive, 0: none is>
 -- A tenant's limits are fields of `tenants`, <tenant>:max_waiting, :max_tokens and :max_bytes, else those that all have.
 -- Its first write grows, so that Redis refuses it when out of memory: a full server takes nothing new.
-local n, most_bytes = (#ARGV - 2) / 3, tonumber(ARGV[2])
+local n, most_bytes = (#ARGV - 3) / 3, tonumber(ARGV[2])
 if not most_bytes or n < 1 or n > 512 or n % 1 ~= 0 then return redis.error_reply('BADCALL: the number of arguments') end
 local counts = call('HMGET', K .. 'counts', 'waiting', 'waiting_bytes')
 local waiting, waiting_bytes = tonumber(counts[1] or '0'), tonumber(counts[2] or '0')
@@ -17,11 +20,11 @@ local MOST_TERM = 1e15 -- 30 years: with it, scores still are exact
 local stamp = string.format('%016.0f', now)
 
 -- As HEADER, without the fields that nothing here asks for.
-local ASKED = '^1|[%w._~-]+|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|((%d+):(%d+):[xe])|(%d+)|[%w._~-]*|[01]|[%w._~-]*|'
+local ASKED = '^1|[%w._~-]+|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|((%d+):(%d+):[xe]s?)|(%d+)|[%w._~-]*|[01]|[%w._~-]*|'
 local digests, classes, tenants, lives, terms, tails, tokens, sizes = {}, {}, {}, {}, {}, {}, {}, {}
 local keys, seen, twice, owned, tokens_asked, bytes_asked = {}, {}, false, false, 0, 0
 for i = 1, n do
-  local id, head = ARGV[3 * i], ARGV[3 * i + 1]
+  local id, head = ARGV[3 * i + 1], ARGV[3 * i + 2]
   local digest, class, tenant, timeout, term, tail, prompt, most, bytes = match(head, ASKED)
   -- What others read out of a lane must be of their form: one bad id or an infinite score would stop the scheduler.
   if not is_name(id) then return redis.error_reply('BADID of request ' .. i) end
@@ -30,7 +33,7 @@ for i = 1, n do
   end
   digests[i], classes[i], tenants[i], tails[i] = digest, class, tenant, tail
   lives[i], terms[i], tokens[i], sizes[i] = tonumber(timeout), tonumber(term), prompt + most, tonumber(bytes)
-  if sizes[i] ~= #ARGV[3 * i + 2] or lives[i] > MAX_AGE or terms[i] > MOST_TERM then
+  if sizes[i] ~= #ARGV[3 * i + 3] or lives[i] > MAX_AGE or terms[i] > MOST_TERM then
     return redis.error_reply('BADHEADER of ' .. id)
   end
   tokens_asked, bytes_asked, owned = tokens_asked + tokens[i], bytes_asked + sizes[i], owned or tenant ~= ''
@@ -49,28 +52,31 @@ local out, payloads, accepted, there = {generation}, {}, {}, false
 
 local function accept(i)
   local at = #accepted + 1
-  payloads[2 * at - 1], payloads[2 * at] = keys[2 * i - 1], stamp .. ARGV[3 * i + 1] .. ARGV[3 * i + 2]
+  payloads[2 * at - 1], payloads[2 * at] = keys[2 * i - 1], stamp .. ARGV[3 * i + 2] .. ARGV[3 * i + 3]
   accepted[at] = i
   out[i + 1] = 'ACCEPTED'
 end
 
+local shed
 local new = not twice and call('EXISTS', unpack(keys)) == 0
 if new and not owned and not MAX_TOKENS and not MAX_STORED and waiting + n <= MAX_WAITING
   and waiting_bytes + bytes_asked <= most_bytes then
   for i = 1, n do accept(i) end
 else
   -- Everything that the plain call need not even define.
+  -- include: finish
   -- include: limits
+  -- include: displace
 
   local function examine(i)
-    local id, digest = ARGV[3 * i], digests[i]
+    local id, digest = ARGV[3 * i + 1], digests[i]
     local before = seen[id] ~= true and seen[id]
     if before then return before == digest and 'SAME' or 'CONFLICT' end
     local _, live = match(call('GETRANGE', keys[2 * i - 1], 0, HEAD - 1), HEADER, STAMP + 1)
     if live then return live == digest and 'SAME' or 'CONFLICT' end
     local done = match(call('GETRANGE', keys[2 * i], 0, HEAD), '^[^|]*|[^|]*|([^|]*)|')
     if done then return done == digest and 'DONE' or 'CONFLICT' end
-    local full = refused(tenants[i], tokens[i], sizes[i])
+    local full = refused(i)
     if full then return full end
     seen[id] = digest
     accept(i)
@@ -90,8 +96,9 @@ if #accepted > 0 then
   local t = math.max(now + tonumber(known[3] or '0'), tonumber(known[2] or '0'))
   local lanes, deadlines, sums = {}, {}, {}
   for at, i in ipairs(accepted) do
-    local id, class, z = ARGV[3 * i], classes[i], lanes[classes[i]]
+    local id, class, z = ARGV[3 * i + 1], classes[i], lanes[classes[i]]
     local score = int(t + terms[i] + at)
+    if is_sheddable(tails[i]) then call('ZADD', K .. 'sheddable', score, id) end
     if not z then z = {} lanes[class] = z end
     local m = #z
     z[m + 1], z[m + 2] = score, id .. ':' .. tails[i]
@@ -103,11 +110,12 @@ if #accepted > 0 then
     local sum = sums[tenants[i]]
     if not sum then sum = {0, 0, 0} sums[tenants[i]] = sum end
     sum[1], sum[2], sum[3] = sum[1] + 1, sum[2] + sizes[i], sum[3] + tokens[i]
-    if EVENTS then ev(id, 'submit', match(ARGV[3 * i + 1], '|([^|]*)'), class, tails[i], deadline, score) end
+    if EVENTS then ev(id, 'submit', match(ARGV[3 * i + 2], '|([^|]*)'), class, tails[i], deadline, score) end
   end
   for class, z in pairs(lanes) do call('ZADD', K .. 'lane:' .. class, unpack(z)) end
   if #deadlines > 0 then call('ZADD', K .. 'deadlines', unpack(deadlines)) end
   call('SET', K .. 'mark', int(t + #accepted))
+  if shed then shed() end
   for tenant, sum in pairs(sums) do
     count_waiting(tenant, sum[1], sum[2], sum[3])
     count('submitted', tenant, sum[1])

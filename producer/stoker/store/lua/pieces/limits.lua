@@ -78,16 +78,3 @@ local function full_word(limits, limit, value)
   return table.concat({'FULL', int(wait_ms(limits, limit, value)), limit[NAME], int(limit[MOST]), int(value),
     alive and '1' or '0'}, ':')
 end
-
--- The word of a request that finds no room; else it takes its room.
-local function refused(tenant, tokens, bytes)
-  local own = limits_for(tenant)
-  local limit, value = over(queue, 1, tokens, bytes)
-  if limit then return full_word(queue, limit, value) end
-  if own then
-    limit, value = over(own, 1, tokens, bytes)
-    if limit then return full_word(own, limit, value) end
-    add(own, 1, tokens, bytes)
-  end
-  add(queue, 1, tokens, bytes)
-end
