@@ -111,7 +111,9 @@ PRODUCER = together(
         "reply:*": "blpop lpop",
         "result:*": "mget",
         "sheddable": "zrevrange",
-        "tenants": "hmget",
+        "lane:*": "zcount",
+        "leader": "hmget",
+        "tenants": "exists hmget",
         "tokens:*": "xread",
     },
 )

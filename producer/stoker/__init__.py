@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stoker.engine import DistributedServingEngine
     from stoker.errors import (
         ConfigError,
+        DeadlineInfeasible,
         DurabilityNotReached,
         IdempotencyConflict,
         InvalidRequest,
@@ -52,6 +53,7 @@ __all__ = [
     "Client",
     "Config",
     "ConfigError",
+    "DeadlineInfeasible",
     "DistributedServingEngine",
     "DurabilityNotReached",
     "IdempotencyConflict",

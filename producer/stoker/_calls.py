@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from stoker.errors import (
+    DeadlineInfeasible,
     DurabilityNotReached,
     IdempotencyConflict,
     InvalidRequest,
@@ -163,6 +164,8 @@ def refusal(answer: Accepted, request_id: str, queue: str) -> StokerError | None
             return None
         case "CONFLICT":
             return IdempotencyConflict(request_id)
+        case "LATE":
+            return DeadlineInfeasible(request_id, answer.limit / 1000, answer.value / 1000)
         case _:
             kind = QueueFull if answer.workers else NoWorkers
             return kind(queue, answer.retry_after, field=answer.field, limit=answer.limit, value=answer.value)

@@ -11,6 +11,7 @@
         ModelMismatch                       the queue serves another model
         QueueFull                           retry_after, in seconds; field, limit, value
             NoWorkers                       and no worker is alive, so that nothing drains
+        DeadlineInfeasible                  timeout and estimate, in seconds
         DurabilityNotReached                job: it was accepted, but not as durably as asked
         RedisUnavailable (ConnectionError)  what was tried, and since when
         ResultTimeout (TimeoutError)        the request goes on; ask again by its id
@@ -97,6 +98,20 @@ class NoWorkers(QueueFull):
 
     def _remedy(self) -> str:
         return "no worker is alive, start one with `stoker worker`"
+
+
+class DeadlineInfeasible(StokerError):
+    """The request would not be finished within its `timeout`: by the fleet's measured rate it takes `estimate` s."""
+
+    def __init__(self, request_id: str, timeout: float, estimate: float) -> None:
+        """Name the request, its time to live and how long it would take, in seconds."""
+        self.request_id = request_id
+        self.timeout = timeout
+        self.estimate = estimate
+        super().__init__(
+            f"timeout: request {request_id!r} would take about {estimate:.1f} s, got {timeout:g}; give it more time, a"
+            " higher class, or check_deadline=False"
+        )
 
 
 class DurabilityNotReached(StokerError):

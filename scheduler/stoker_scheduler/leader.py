@@ -27,9 +27,20 @@ class Leadership:
     3. After it was fenced, or found another Redis history, claims under a new nonce: no delivery id is ever made twice.
     """
 
-    def __init__(self, store: AsyncStore, config: Config, circuits: Callable[[], Mapping[str, str]] = dict) -> None:
-        """Lead the queue of `config`; `circuits` gives those that are not closed, for who looks at the queue."""
+    def __init__(
+        self,
+        store: AsyncStore,
+        config: Config,
+        circuits: Callable[[], Mapping[str, str]] = dict,
+        forecast: Callable[[], str] = str,
+    ) -> None:
+        """Lead the queue of `config`.
+
+        `circuits` gives those that are not closed, for who looks at the queue, `forecast` what submit holds deadlines
+        against.
+        """
         self._circuits = circuits
+        self._forecast = forecast
         self._store = store
         self._config = config
         self._node = f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
@@ -42,7 +53,8 @@ class Leadership:
     async def tick(self) -> None:
         """Take or renew the lease; raises `ConfigError` when the queue runs with another H."""
         me = f"{self._node}:{self._nonce}"
-        answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config, self._circuits()))
+        told = (self._circuits(), self._forecast())
+        answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config, *told))
         match answer.word:
             case "LEADER":
                 self._generation = answer.generation

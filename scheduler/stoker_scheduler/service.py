@@ -31,6 +31,7 @@ from stoker_scheduler.metrics import MetricsCollector
 from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
+from stoker_scheduler.service_time import ServiceTimes
 
 log = structlog.get_logger()
 
@@ -58,7 +59,8 @@ class Scheduler:
         self._store = AsyncStore(config)
         self._bell = AsyncStore(config, block_s=config.block_ms / 1000)
         self._health = HealthMonitor(config)
-        self._leadership = Leadership(self._store, config, self._health.not_closed)
+        self._times = ServiceTimes()
+        self._leadership = Leadership(self._store, config, self._health.not_closed, self._foretold)
         self._queue = RequestQueue(config)
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
@@ -140,6 +142,7 @@ class Scheduler:
         self._known = view.workers
         self._health.observe(view.workers, time.monotonic())
         self._metrics.observe_workers(view.workers, time.monotonic())
+        self._times.observe(view.workers)
         if await self._take_back(view) + await self._end_what_is_due(view):
             return 0.0
         await self._dispatch_suspects(view)
@@ -243,6 +246,7 @@ class Scheduler:
         if took:
             log.debug("dispatched", inc=worker.inc, ids=[request.id for request in took])
             self._queue.dispatched(took, now_us=now_us)
+            self._times.dispatched((request.prompt_tokens, request.max_tokens) for request in took)
             self._metrics.observe_batch(batch, worker)
             self._instruments.dispatched(batch)
         return len(took)
@@ -272,6 +276,11 @@ class Scheduler:
             if waited_us >= self._config.unschedulable_s * 1e6:
                 await self._store.run(scripts.refuse(self._leadership.token, request))
                 log.warning("unschedulable", id=request.id, cost=request.cost)
+
+    def _foretold(self) -> str:
+        """Return what the fleet does when it is full, as submit reads it; empty while that is not known."""
+        forecast = self._times.forecast(self._known)
+        return forecast.text() if forecast else ""
 
     # --- housekeeping ---------------------------------------------------------------------------------------------
 

@@ -119,6 +119,8 @@ def clients(q: Roles) -> None:
     q.cancel("a")
     assert q.submit("a", timeout=100, tenant="t", stream=True) == ["DONE"]
     q.submit("big", max_bytes=1)
+    q.lead(forecast="1|1|1|1")
+    q.submit("dated", timeout=1, tenant="t")
     q.submit("shed", sheddable=True)
     q.cancel("shed")
     q.cancel("b")

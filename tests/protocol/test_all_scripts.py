@@ -95,7 +95,7 @@ def test_a_script_begins_with_its_contract(name: str) -> None:
 @pytest.mark.parametrize("name", s.script_names())
 def test_the_contract_names_every_answer_and_no_other(name: str) -> None:
     contract = header(BODIES[name]).partition("Returns")[2]
-    text = "".join(PIECES[piece] for piece in used(BODIES[name]) if piece in ("fence", "limits")) + BODIES[name]
+    text = "".join(PIECES[piece] for piece in used(BODIES[name]) if piece in ("fence", "limits", "late")) + BODIES[name]
     body = re.sub(r"(redis\.error_reply|call)\('[A-Z]+", "(", code(text))
     answers = set(re.findall(r"'([A-Z][A-Z_]+):?'", body)) - REDIS_WORDS
     promised = set(re.findall(r"\b[A-Z][A-Z_]{1,}\b", contract)) - {"EXPIRED"}

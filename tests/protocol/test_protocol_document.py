@@ -124,7 +124,9 @@ def test_a_transition_says_who_when_what_and_the_answers(name: str) -> None:
 @pytest.mark.parametrize("name", s.script_names())
 def test_a_transition_gives_the_answers_of_its_script(name: str) -> None:
     replies = section(name, section("Transitions"), "###").partition("**Replies**")[2]
-    body = "".join([BODIES[name], *(PIECES[piece] for piece in ("fence", "limits") if piece in used(BODIES[name]))])
+    body = "".join(
+        [BODIES[name], *(PIECES[piece] for piece in ("fence", "limits", "late") if piece in used(BODIES[name]))]
+    )
     answers = {
         word
         for word in re.findall(r"\b[A-Z][A-Z_]+\b", header(BODIES[name]).partition("Returns")[2])

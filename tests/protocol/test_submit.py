@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
 
-from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, MakeQueue, Queue, T, changes, ok
+from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, L, MakeQueue, Queue, T, changes, ok
 from stoker.errors import RequestDisplaced
+from stoker.forecast import Forecast
 from stoker.store import codec
 from stoker.store import scripts as s
 
@@ -446,6 +448,69 @@ def test_what_is_sheddable_can_be_displaced_only_while_it_waits(make_queue: Make
     assert set(q.dump()["sheddable"]) == {"a"}
     q.cancel("a")
     assert "sheddable" not in q.dump()
+
+
+# --- deadlines -------------------------------------------------------------------------------------------------------
+
+FORECAST = Forecast(tokens_per_s=10, base_us=100_000, prompt_us=1000, answer_us=50_000)
+OWN_S = 0.1 + 3 * 0.001 + 4 * 0.05
+"""What a request of 3 prompt tokens and 4 more takes of its own."""
+
+
+def dated(q: Queue, timeout: float, **request: Any) -> s.Accepted:
+    _, [answer] = q.store.run(s.submit("g", 10**9, [q.encode("new", timeout=timeout, **request)]))
+    return answer
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+@pytest.mark.parametrize("margin", [-0.01, 0.01])
+def test_a_deadline_that_cannot_be_met_is_refused_with_the_estimate(q: Queue, ahead: int, margin: float) -> None:
+    q.lead(forecast=FORECAST.text())
+    if ahead:
+        q.submit(*(f"a{i}" for i in range(ahead)), priority="high")
+    estimate = FORECAST.finish_us(7 * ahead, 3, 4) / 1e6
+    assert estimate == pytest.approx(OWN_S + 0.7 * ahead)
+    before = q.before()
+    answer = dated(q, estimate + margin)
+    if margin > 0:
+        assert answer.word == "ACCEPTED"
+        return
+    assert (answer.word, answer.field, answer.limit) == ("LATE", "timeout", math.floor(1000 * (estimate + margin)))
+    assert answer.value == math.ceil(1000 * estimate)
+    assert changes(before, q.dump()) == {}
+
+
+def test_only_what_goes_first_is_before_it(q: Queue) -> None:
+    q.lead(forecast=FORECAST.text())
+    q.submit("a", "b", "c", priority="batch")
+    assert dated(q, OWN_S + 0.01, priority="high").word == "ACCEPTED"
+
+
+def test_of_one_call_the_earlier_are_before_the_later(q: Queue) -> None:
+    q.lead(forecast=FORECAST.text())
+    q.submit("a", priority="high")
+    items = [q.encode(name, timeout=OWN_S + 0.71, priority="high") for name in ("b", "c")]
+    _, answers = q.store.run(s.submit("g", 10**9, items))
+    assert [answer.word for answer in answers] == ["ACCEPTED", "LATE"]
+
+
+def test_a_deadline_is_not_held_against_what_nobody_knows_or_wants(q: Queue) -> None:
+    assert dated(q, 0.01).word == "ACCEPTED"
+    q.cancel("new")
+    q.redis.delete(q.keys.result("new"))
+    q.lead(forecast=FORECAST.text())
+    assert dated(q, 0.01, check_deadline=False).word == "ACCEPTED"
+    assert dated(q, 0.01).word == "SAME"
+    q.cancel("new")
+    q.redis.delete(q.keys.result("new"))
+    q.now += L
+    assert dated(q, 0.01).word == "ACCEPTED"
+
+
+def test_a_leader_that_knows_nothing_takes_its_forecast_back(q: Queue) -> None:
+    q.lead(forecast=FORECAST.text())
+    q.lead()
+    assert dated(q, 0.01).word == "ACCEPTED"
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------

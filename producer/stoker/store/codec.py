@@ -77,13 +77,17 @@ NEXT_HIGHER = {"critical": "critical", "high": "high", "normal": "high", "low": 
 
 @dataclass(slots=True)
 class Submission:
-    """One request as `submit` takes it. `displace`: it may take the place of worse sheddable ones in a full queue."""
+    """One request as `submit` takes it. `displace`: it may take the place of worse sheddable ones in a full queue.
+
+    `check_deadline`: it is refused where it could not be finished by its deadline.
+    """
 
     id: str
     nonce: str
     header: bytes
     body: bytes
     displace: bool = False
+    check_deadline: bool = True
 
 
 @dataclass(slots=True)
@@ -128,6 +132,7 @@ def encode(
     config: Config,
     bytes_per_token: float = BYTES_PER_TOKEN,
     displace: bool = False,
+    check_deadline: bool = True,
 ) -> Submission:
     """Return `request` as `submit` takes it.
 
@@ -159,7 +164,7 @@ def encode(
         "",
         "",
     )
-    return Submission(request_id, nonce, "|".join(fields).encode(), body, displace)
+    return Submission(request_id, nonce, "|".join(fields).encode(), body, displace, check_deadline)
 
 
 def prompt_tokens(request: InferenceRequest, bytes_per_token: float) -> tuple[int, bool]:

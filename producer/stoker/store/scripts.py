@@ -137,10 +137,11 @@ def _constant(number: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What became of one submission: ACCEPTED, SAME, DONE, CONFLICT or FULL.
+    """What became of one submission: ACCEPTED, SAME, DONE, CONFLICT, FULL, or LATE.
 
     Where it is FULL: `retry_after` in seconds; the name of the limit that was met, the limit, and the value that it
-    would have had; whether any worker is alive.
+    would have had; whether any worker is alive. Where it is LATE: `limit` is its timeout and `value` how long it would
+    take, in milliseconds.
     """
 
     word: str
@@ -153,8 +154,9 @@ class Accepted:
 
 def submit(random: str, max_bytes: int, items: Sequence[Submission]) -> Call[tuple[str, list[Accepted]]]:
     """Call that accepts requests; gives the generation and a word for each."""
+    unchecked = "".join(f"{number}," for number, item in enumerate(items, 1) if not item.check_deadline)
     displacing = "".join(f"{number}," for number, item in enumerate(items, 1) if item.displace)
-    args: list[Arg] = [random, max_bytes, f",{displacing}" if displacing else ""]
+    args: list[Arg] = [random, max_bytes, f",{displacing}|,{unchecked}" if displacing or unchecked else ""]
     for item in items:
         args += (item.id, item.header, item.body)
     return Call("submit", args, _parse_submit)
@@ -174,7 +176,10 @@ _ACCEPTED = {word.encode(): Accepted(word) for word in ("ACCEPTED", "SAME", "DON
 
 
 def _full(word: bytes) -> Accepted:
-    name, wait_ms, field, limit, value, workers = word.decode().split(":")
+    name, *parts = word.decode().split(":")
+    if name == "LATE":
+        return Accepted(name, field="timeout", limit=int(parts[0]), value=int(parts[1]))
+    wait_ms, field, limit, value, workers = parts
     return Accepted(name, float(wait_ms) / 1000, field, int(limit), int(value), workers == "1")
 
 
@@ -217,11 +222,14 @@ class Lead:
 
 
 def lead(
-    me: str, generation: str, random: str, config: Config, circuits: Mapping[str, str] | None = None
+    me: str, generation: str, random: str, config: Config, circuits: Mapping[str, str] | None = None, forecast: str = ""
 ) -> Call[Lead]:
-    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`, `circuits` those that are not closed."""
+    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`, `circuits` those that are not closed.
+
+    `forecast`: what submit holds deadlines against (`Forecast.text`), empty for nothing.
+    """
     told = "|".join(f"{worker}={state}" for worker, state in (circuits or {}).items())
-    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, told), _parse_lead)
+    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, told, forecast), _parse_lead)
 
 
 def _parse_lead(reply: list[Any]) -> Lead:

@@ -3,7 +3,8 @@
 -- there is a tick to compare with. Makes `generation` and `h` where there are none.
 -- KEYS[1] prefix
 -- ARGV    node:nonce, the generation known (or empty), random, H in microseconds, the circuits that are not closed
---         (name=state pairs between |), which a leader leaves here for those who look
+--         (name=state pairs between |), which a leader leaves here for those who look, and what submit holds deadlines
+--         against (four numbers between |, see `Forecast`; empty: nothing)
 -- Returns LEADER token generation | STANDBY the leader's token, generation | VOID generation (another Redis history)
 --         | OTHER_H h
 local me = ARGV[1]
@@ -34,8 +35,9 @@ else
   out = {'LEADER', token, generation}
 end
 if out[1] == 'LEADER' then
-  call('HDEL', K .. 'leader', 'circuits')
+  call('HDEL', K .. 'leader', 'circuits', 'forecast')
   if ARGV[5] ~= '' then call('HSET', K .. 'leader', 'circuits', ARGV[5]) end
+  if ARGV[6] ~= '' then call('HSET', K .. 'leader', 'forecast', ARGV[6]) end
 end
 emit('lead', me)
 return out

@@ -4,12 +4,12 @@
 -- A request that may displace, and finds the queue full, takes the places of the worst sheddable ones that wait with worse
 -- scores: these are FAILED, no dead letters, and their results say when there may be room.
 -- KEYS[1] prefix
--- ARGV    random (becomes the generation of an empty Redis), most bytes that may wait, of which requests (numbers between
---         commas, also around) may displace others, then per request: id (a name of at
+-- ARGV    random (becomes the generation of an empty Redis), most bytes that may wait, which requests may displace others
+--         and, behind a |, which do not have their deadlines checked (numbers between commas, also around; or empty), then per request: id (a name of at
 --         most 128 characters), header (see flight.lua; at most 496 bytes), body (msgpack)
 -- Returns generation, then a word per request: ACCEPTED, SAME (live), DONE (has its result), CONFLICT (other digest),
 --         FULL:<milliseconds until there may be room, by the measured drain rate>:<limit's name>:<limit>:<what it would be
---         with this request>:<1: workers are alive, 0: none is>
+--         with this request>:<1: workers are alive, 0: none is>, LATE:<its timeout>:<milliseconds that it would take>
 -- A tenant's limits are fields of `tenants`, <tenant>:max_waiting, :max_tokens and :max_bytes, else those that all have.
 -- Its first write grows, so that Redis refuses it when out of memory: a full server takes nothing new.
 local n, most_bytes = (#ARGV - 3) / 3, tonumber(ARGV[2])
@@ -22,7 +22,7 @@ local stamp = string.format('%016.0f', now)
 -- As HEADER, without the fields that nothing here asks for.
 local ASKED = '^1|[%w._~-]+|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|((%d+):(%d+):[xe]s?)|(%d+)|[%w._~-]*|[01]|[%w._~-]*|'
 local digests, classes, tenants, lives, terms, tails, tokens, sizes = {}, {}, {}, {}, {}, {}, {}, {}
-local keys, seen, twice, owned, tokens_asked, bytes_asked = {}, {}, false, false, 0, 0
+local keys, seen, twice, owned, dated, tokens_asked, bytes_asked = {}, {}, false, false, false, 0, 0
 for i = 1, n do
   local id, head = ARGV[3 * i + 1], ARGV[3 * i + 2]
   local digest, class, tenant, timeout, term, tail, prompt, most, bytes = match(head, ASKED)
@@ -37,6 +37,7 @@ for i = 1, n do
     return redis.error_reply('BADHEADER of ' .. id)
   end
   tokens_asked, bytes_asked, owned = tokens_asked + tokens[i], bytes_asked + sizes[i], owned or tenant ~= ''
+  dated = dated or lives[i] > 0
   keys[2 * i - 1], keys[2 * i] = K .. 'payload:' .. id, K .. 'result:' .. id
   twice = twice or seen[id]
   seen[id] = true
@@ -57,9 +58,18 @@ local function accept(i)
   out[i + 1] = 'ACCEPTED'
 end
 
+-- What a full fleet does, while a leader foretells it: tokens a second, and the microseconds of any request, of a token of
+-- its prompt, and of one of its max_tokens.
+local foretold
+if dated then
+  local told = call('HMGET', K .. 'leader', 'forecast', 'until')
+  if told[1] and now < tonumber(told[2]) then foretold = {match(told[1], '^([%d.]+)|([%d.]+)|([%d.]+)|([%d.]+)$')} end
+end
+if owned and not (TENANT_WAITING or TENANT_TOKENS or TENANT_BYTES) then owned = call('EXISTS', K .. 'tenants') == 1 end
+
 local shed
 local new = not twice and call('EXISTS', unpack(keys)) == 0
-if new and not owned and not MAX_TOKENS and not MAX_STORED and waiting + n <= MAX_WAITING
+if new and not owned and not foretold and not MAX_TOKENS and not MAX_STORED and waiting + n <= MAX_WAITING
   and waiting_bytes + bytes_asked <= most_bytes then
   for i = 1, n do accept(i) end
 else
@@ -67,6 +77,7 @@ else
   -- include: finish
   -- include: limits
   -- include: displace
+  -- include: late
 
   local function examine(i)
     local id, digest = ARGV[3 * i + 1], digests[i]
@@ -76,14 +87,14 @@ else
     if live then return live == digest and 'SAME' or 'CONFLICT' end
     local done = match(call('GETRANGE', keys[2 * i], 0, HEAD), '^[^|]*|[^|]*|([^|]*)|')
     if done then return done == digest and 'DONE' or 'CONFLICT' end
-    local full = refused(i)
+    local full = foretold and lives[i] > 0 and late(i) or refused(i)
     if full then return full end
     seen[id] = digest
     accept(i)
     return 'ACCEPTED'
   end
 
-  local all = new and fits_all()
+  local all = new and not foretold and fits_all()
   for i = 1, n do
     if all then accept(i) else out[i + 1] = examine(i) end
     there = there or out[i + 1] == 'SAME' or out[i + 1] == 'DONE'

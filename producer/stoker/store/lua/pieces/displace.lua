@@ -41,7 +41,7 @@ local function refused(i)
   local own, t_limit, t_value = limits_for(tenants[i]), nil, nil
   if own then t_limit, t_value = over(own, 1, tokens[i], sizes[i]) end
   local limit, value = over(queue, 1, tokens[i], sizes[i])
-  local may = not t_limit and string.find(ARGV[3], ',' .. i .. ',', 1, true)
+  local may = not t_limit and string.find(match(ARGV[3], '^[^|]*'), ',' .. i .. ',', 1, true)
   if limit and not (may and make_room(i)) then return full_word(queue, limit, value) end
   if t_limit then return full_word(own, t_limit, t_value) end
   if own then add(own, 1, tokens[i], sizes[i]) end

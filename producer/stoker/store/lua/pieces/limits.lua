@@ -5,7 +5,7 @@ local NAME, MOST, HAS, OF = 1, 2, 3, 4
 local function limits_of(name, of, requests, tokens, bytes, stored)
   local has = call('HMGET', K .. 'counts', 'waiting' .. of, 'waiting_tokens' .. of, 'waiting_bytes' .. of, 'kept_bytes' .. of)
   for i = 1, 4 do has[i] = tonumber(has[i] or '0') end
-  local found = {waiting = has[1], n = 0, tokens = 0, bytes = 0}
+  local found = {waiting = has[1], waiting_tokens = has[2], n = 0, tokens = 0, bytes = 0}
   if requests then found[#found + 1] = {name .. 'max_waiting', requests, has[1], 1} end
   if bytes then found[#found + 1] = {name .. 'max_waiting_bytes', bytes, has[3], 3} end
   if tokens then found[#found + 1] = {name .. (of == '' and 'max_waiting_tokens' or 'max_tokens'), tokens, has[2], 2} end
@@ -44,7 +44,7 @@ local function add(limits, requests, tokens, bytes)
     local limit = limits[i]
     limit[HAS] = limit[HAS] + (limit[OF] == 1 and requests or limit[OF] == 2 and tokens or bytes)
   end
-  limits.waiting = limits.waiting + requests
+  limits.waiting, limits.waiting_tokens = limits.waiting + requests, limits.waiting_tokens + tokens
 end
 
 -- Whether there is room for all of the call together.
