@@ -340,6 +340,14 @@ def test_results_count_against_the_bytes_until_they_lapsed(make_queue: MakeQueue
     assert not {"kept", "kept_bytes"} & {*q.dump(), *q.dump()["counts"]}
 
 
+def test_results_of_a_tenant_count_against_its_bytes(make_queue: MakeQueue) -> None:
+    q = make_queue(tenant_max_bytes=100)
+    q.submit("a", tenant="t")
+    q.settle(A, ok("a", q.start(A, "a"), body=bytes(99)))
+    assert q.submit("b", tenant="t") == ["FULL"]
+    assert q.submit("b", tenant="other") == ["ACCEPTED"]
+
+
 def test_a_tenants_room_comes_by_its_share_of_what_drains(make_queue: MakeQueue) -> None:
     q = make_queue(tenant_max_waiting=2)
     q.submit("a", "b", tenant="t")
@@ -426,6 +434,13 @@ def test_nobody_is_displaced(make_queue: MakeQueue, waiting: dict[str, Any], new
     _, [answer] = q.store.run(s.submit("g", 10**9, [q.encode("new", **newcomer)]))
     assert answer.word == "FULL"
     assert changes(before, q.dump()) == {}
+
+
+def test_a_worse_newcomer_displaces_nobody(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a", sheddable=True)
+    assert displacing(q, "new", priority="batch").word == "FULL"
+    assert displacing(q, "new").word == "FULL"
 
 
 def test_as_many_are_displaced_as_it_takes_and_none_where_that_is_not_enough(make_queue: MakeQueue) -> None:

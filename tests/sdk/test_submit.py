@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from stoker.client import Client, Job
 from stoker.config import Config
 from stoker.errors import (
     ConfigError,
+    DeadlineInfeasible,
     IdempotencyConflict,
     InvalidRequest,
     NoWorkers,
@@ -24,7 +26,10 @@ from stoker.errors import (
     RequestDisplaced,
     StokerError,
 )
+from stoker.forecast import Forecast
 from stoker.request import InferenceRequest, RequestPriority
+from stoker.store import scripts
+from stoker.store.connection import Store
 from stoker_ops.embedded import ServerBinary, start
 
 
@@ -270,3 +275,16 @@ def test_a_displaced_request_says_so_to_whoever_waits_for_it(redis_url: str) -> 
             job.result(timeout=5)
         assert (caught.value.reason, caught.value.retry_after) == ("displaced", 1.0)
         assert client.dead_letters() == []
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_unless_it_may_be_tried(redis_url: str) -> None:
+    config = Config(redis_url=redis_url, heartbeat_ms=100)
+    with Client(config=config) as client, contextlib.closing(Store(config)) as store:
+        forecast = Forecast(tokens_per_s=100, base_us=1e6, prompt_us=0, answer_us=0)
+        store.run(scripts.lead("s:1", "", "g", config, forecast=forecast.text()))
+        with pytest.raises(DeadlineInfeasible, match=r"would take about 1\.0 s, got 0\.5") as caught:
+            client.submit(prompt="a", timeout=0.5)
+        assert (caught.value.timeout, caught.value.estimate) == (0.5, 1.0)
+        assert client.submit(prompt="a", timeout=0.5, check_deadline=False).status() == "queued"
+        [refused] = client.map(["b"], timeout=0.5)
+        assert (refused.status, type(refused.error)) == ("refused", DeadlineInfeasible)
