@@ -32,6 +32,7 @@ ENDING: Grants = {
     "payload:*": "getrange unlink",
     "reply:*": "ltrim pexpire rpush",
     "result:*": "set",
+    "sheddable": "zrem",
     "tokens:*": "pexpire xadd",
 }
 """To end a request: everybody can, a client by cancelling it."""
@@ -39,7 +40,7 @@ ENDING: Grants = {
 BURYING: Grants = {"dead": "zadd", "dead:*": "set", "payload:*": "get"}
 """To make a dead letter of what ends."""
 
-REQUEUEING: Grants = {"flight:*": "mget set", "lane:*": "zadd"}
+REQUEUEING: Grants = {"flight:*": "mget set", "lane:*": "zadd", "sheddable": "zadd"}
 """To put a request back into its lane."""
 
 FORGETTING: Grants = {
@@ -58,6 +59,7 @@ SUBMITTING: Grants = {
     "lane:*": "zadd",
     "mark": "mget set",
     "result:*": "exists getrange",
+    "sheddable": "zadd",
     "skew": "mget",
 }
 """To put a request into the queue."""
@@ -101,6 +103,7 @@ PRODUCER = together(
     ENDING,
     SUBMITTING,
     {
+        "beats": "zcount",
         "card": "get",
         "counts": "hmget",
         "flight:*": "getrange",
@@ -110,6 +113,10 @@ PRODUCER = together(
         "rates": "hmget",
         "reply:*": "blpop lpop",
         "result:*": "mget",
+        "sheddable": "zrevrange",
+        "lane:*": "zcount",
+        "leader": "hmget",
+        "tenants": "exists hmget",
         "tokens:*": "xread",
     },
 )
@@ -135,6 +142,8 @@ SCHEDULER = together(
         "h": "get set",
         "histograms": "hgetall",
         "inc": "hgetall hset",
+        "kept": "zrangebyscore zrem",
+        "kept:*": "del hgetall",
         "lane:*": "zcard zmscore zrandmember zrange zscore",
         "leader": "hdel hget hmget hset",
         "obituary:*": "get",
@@ -164,6 +173,8 @@ WORKER = together(
         "histograms": "hincrby",
         "inc": "hexists hgetall hset",
         "incs": "incr",
+        "kept": "zadd",
+        "kept:*": "hincrby",
         "obituary:*": "set",
         "payload:*": "mget",
         "rates": "hincrby hmget hset",

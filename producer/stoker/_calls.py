@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from stoker.errors import (
+    DeadlineInfeasible,
     DurabilityNotReached,
     IdempotencyConflict,
     InvalidRequest,
+    NoWorkers,
     QueueFull,
     RequestFailed,
     RequestLost,
@@ -60,6 +62,7 @@ class RequestFields(TypedDict, total=False):
     stop: str | Sequence[str] | None
     ignore_eos: bool
     stream: bool
+    sheddable: bool
     metadata: Mapping[str, Any] | None
 
 
@@ -161,8 +164,11 @@ def refusal(answer: Accepted, request_id: str, queue: str) -> StokerError | None
             return None
         case "CONFLICT":
             return IdempotencyConflict(request_id)
+        case "LATE":
+            return DeadlineInfeasible(request_id, answer.limit / 1000, answer.value / 1000)
         case _:
-            return QueueFull(queue, answer.retry_after)
+            kind = QueueFull if answer.workers else NoWorkers
+            return kind(queue, answer.retry_after, field=answer.field, limit=answer.limit, value=answer.value)
 
 
 def unreached(job: Any, wanted: Durability) -> DurabilityNotReached | None:

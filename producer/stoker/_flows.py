@@ -126,7 +126,12 @@ def check_task(state: State, task: str) -> Flow[None]:
 
 
 def prepare(
-    state: State, items: Sequence[Item], fields: Mapping[str, Any] = NOTHING
+    state: State,
+    items: Sequence[Item],
+    fields: Mapping[str, Any] = NOTHING,
+    *,
+    displace: bool = False,
+    check_deadline: bool = True,
 ) -> Flow[list[Submission | InvalidRequest]]:
     """Check and encode requests; ids and nonces are fixed here, so that a repeated call is the same call."""
     requests = [checked_request(item, fields) for item in items]
@@ -135,11 +140,13 @@ def prepare(
     if any(refusals):
         facts = yield from queue_facts(state, CARD_AGE_S)
         refusals = [over_card(request, facts.card) for request in requests]
-    return [refusal or _encoded(state, request, facts) for refusal, request in zip(refusals, requests, strict=True)]
+    wishes = {"displace": displace, "check_deadline": check_deadline}
+    pairs = zip(refusals, requests, strict=True)
+    return [refusal or _encoded(state, request, facts, wishes) for refusal, request in pairs]
 
 
 def _encoded(
-    state: State, request: InferenceRequest | InvalidRequest, facts: QueueFacts
+    state: State, request: InferenceRequest | InvalidRequest, facts: QueueFacts, wishes: Mapping[str, bool]
 ) -> Submission | InvalidRequest:
     if isinstance(request, InvalidRequest):
         return request
@@ -151,6 +158,7 @@ def _encoded(
             reply=state.book.channel,
             config=state.config,
             bytes_per_token=facts.bytes_per_token or BYTES_PER_TOKEN,
+            **wishes,
         )
     except InvalidRequest as error:
         return error
@@ -193,10 +201,15 @@ def send(
 
 
 def submit(
-    state: State, items: Sequence[Item], durability: Durability = IN_MEMORY
+    state: State,
+    items: Sequence[Item],
+    durability: Durability = IN_MEMORY,
+    *,
+    displace: bool = False,
+    check_deadline: bool = True,
 ) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
-    prepared = yield from prepare(state, items)
+    prepared = yield from prepare(state, items, displace=displace, check_deadline=check_deadline)
     outcomes: dict[int, Pending | StokerError] = {}
     ready: list[tuple[int, Submission]] = []
     for i, item in enumerate(prepared):
@@ -218,11 +231,18 @@ def submit(
 
 
 def submit_one(
-    state: State, request: InferenceRequest, durability: Durability, block: bool, block_timeout: float | None
+    state: State,
+    request: InferenceRequest,
+    durability: Durability,
+    block: bool,
+    block_timeout: float | None,
+    *,
+    displace: bool = False,
+    check_deadline: bool = True,
 ) -> Flow[Pending]:
     """Submit one request; with `block` wait for room in a full queue, at most `block_timeout` seconds."""
     deadline = None if block_timeout is None else time.monotonic() + block_timeout
-    [item] = yield from prepare(state, [request])
+    [item] = yield from prepare(state, [request], displace=displace, check_deadline=check_deadline)
     if not isinstance(item, Submission):
         raise item
     while True:
@@ -269,7 +289,12 @@ def _restore(state: State, vanished: Sequence[Pending]) -> Flow[None]:
     """Submit again, as the same requests, what Redis accepted and lost in a crash or failover."""
     # What is older than a result's life may have ended unseen: it must not run twice.
     born = time.monotonic() - state.config.result_ttl_s
-    young = [(p, p.submission) for p in vanished if p.since > born and p.submission is not None]
+    # It was accepted before, with the time that it has left.
+    young = [
+        (p, replace(p.submission, check_deadline=False))
+        for p in vanished
+        if p.since > born and p.submission is not None
+    ]
     for pending in vanished:
         if pending.since <= born:
             state.book.lose(pending)

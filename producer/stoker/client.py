@@ -95,26 +95,37 @@ class Client:
         durability: str = MEMORY,
         block: bool = False,
         block_timeout: float | None = None,
+        displace: bool = False,
+        check_deadline: bool = True,
         **fields: Unpack[RequestFields],
     ) -> Job:
         """Submit a request, given whole or by its fields.
 
-        With `block` wait for room in a full queue, at most `block_timeout` seconds. `durability`: `memory`, `fsync` (it
-        is on the disk of Redis) or `replicated:n` (n replicas have it too); waits for it at most
-        `config.durability_timeout_s`. Raises `InvalidRequest`, `IdempotencyConflict`, `QueueFull`, and
+        With `block` wait for room in a full queue, at most `block_timeout` seconds. With `displace` it takes the place
+        of the worst sheddable request that waits there with a worse score, if any does. `durability`: `memory`,
+        `fsync` (it is on the disk of Redis) or `replicated:n` (n replicas have it too); waits for it at most
+        `config.durability_timeout_s`. Raises `InvalidRequest`, `IdempotencyConflict`, `QueueFull`,
+        `DeadlineInfeasible` (where workers are known well enough, unless `check_deadline=False`), and
         `DurabilityNotReached`, whose `job` goes on.
         """
         wanted = Durability.parse(durability)
         item = as_request(request, fields)
-        job = Job(self, self._drive(_flows.submit_one, item, wanted, block, block_timeout))
+        job = Job(
+            self,
+            self._drive(
+                _flows.submit_one, item, wanted, block, block_timeout, displace=displace, check_deadline=check_deadline
+            ),
+        )
         if error := unreached(job, wanted):
             raise error
         return job
 
-    def submit_many(self, requests: Iterable[Item], *, durability: str = MEMORY) -> list[Job | StokerError]:
+    def submit_many(
+        self, requests: Iterable[Item], *, durability: str = MEMORY, displace: bool = False, check_deadline: bool = True
+    ) -> list[Job | StokerError]:
         """Submit requests in groups; gives in order a job for each, or the error that its own `submit` had raised."""
         wanted = Durability.parse(durability)
-        outcomes = self._drive(_flows.submit, list(requests), wanted)
+        outcomes = self._drive(_flows.submit, list(requests), wanted, displace=displace, check_deadline=check_deadline)
         jobs = [Job(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes]
         return [(isinstance(job, Job) and unreached(job, wanted)) or job for job in jobs]
 

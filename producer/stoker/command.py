@@ -107,7 +107,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             fail(str(error), EXIT_UNREACHABLE)
         except (errors.ConfigError, errors.InvalidRequest, errors.ModelMismatch) as error:
             fail(str(error), EXIT_USAGE)
-        except (errors.ResultTimeout, errors.QueueFull) as error:
+        except (errors.ResultTimeout, errors.QueueFull, errors.DeadlineInfeasible) as error:
             fail(str(error), EXIT_TIMEOUT)
         except errors.StokerError as error:
             fail(str(error), EXIT_FAILED)

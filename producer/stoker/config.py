@@ -51,6 +51,21 @@ class Config(BaseSettings):
 
     max_waiting: int = Field(1_000_000, ge=1, description="requests that may wait in the queue")
     max_waiting_bytes: int = Field(2048 * MIB, ge=1, description="bytes that may wait; never over half of maxmemory")
+    max_waiting_tokens: int | None = Field(
+        None, ge=1, description="tokens (prompt and max_tokens) that may wait; unset: any number"
+    )
+    max_stored_bytes: int | None = Field(
+        None, ge=1, description="bytes of what waits and of the results that are kept; unset: any number"
+    )
+    tenant_max_waiting: int | None = Field(
+        None, ge=1, description="requests that may wait of one tenant, unless it has a limit of its own; unset: any"
+    )
+    tenant_max_tokens: int | None = Field(
+        None, ge=1, description="tokens that may wait of one tenant, unless it has a limit of its own; unset: any"
+    )
+    tenant_max_bytes: int | None = Field(
+        None, ge=1, description="bytes of one tenant's waiting requests and kept results, likewise; unset: any"
+    )
     max_age_s: int = Field(86_400, ge=1, description="the longest time to live of any request")
     unschedulable_s: float = Field(600, gt=0, description="how long what no worker could hold waits before it fails")
     max_attempts: int = Field(3, ge=1, le=100, description="failures charged to a request before it is a dead letter")

@@ -9,12 +9,15 @@
             PayloadTooLarge                 the encoded request is over its limit
         IdempotencyConflict                 the id is taken by a request with other content
         ModelMismatch                       the queue serves another model
-        QueueFull                           retry_after, in seconds
+        QueueFull                           retry_after, in seconds; field, limit, value
+            NoWorkers                       and no worker is alive, so that nothing drains
+        DeadlineInfeasible                  timeout and estimate, in seconds
         DurabilityNotReached                job: it was accepted, but not as durably as asked
         RedisUnavailable (ConnectionError)  what was tried, and since when
         ResultTimeout (TimeoutError)        the request goes on; ask again by its id
         RequestError                        request_id
             RequestFailed                   reason, attempts
+                RequestDisplaced            retry_after: a better request took its place in a full queue
             RequestExpired
             RequestCancelled
             RequestLost                     the server came back without the request
@@ -66,13 +69,49 @@ class ModelMismatch(StokerError):
 
 
 class QueueFull(StokerError):
-    """The queue is at its cap; try again after `retry_after` seconds."""
+    """A limit of the queue, or of the request's tenant, is reached: overloaded; try again after `retry_after` seconds.
 
-    def __init__(self, queue: str, retry_after: float) -> None:
-        """Name the queue; `retry_after` (seconds) comes from its measured drain rate."""
+    `field` names the setting, `limit` is what it allows, `value` what it would have come to with this request.
+    """
+
+    def __init__(self, queue: str, retry_after: float, *, field: str, limit: int, value: int) -> None:
+        """Name the queue and the limit; `retry_after` (seconds) comes from its measured drain rate."""
         self.queue = queue
         self.retry_after = retry_after
-        super().__init__(f"queue {queue!r} is full; try again in {retry_after:.1f} s, or submit with block=True")
+        self.field = field
+        self.limit = limit
+        self.value = value
+        who = f"the request's tenant is at a limit in queue {queue!r}" if self.of_tenant else f"queue {queue!r} is full"
+        super().__init__(f"{who}; {self._remedy()} ({field}: at most {limit:,}, got {value:,})")
+
+    @property
+    def of_tenant(self) -> bool:
+        """Whether the limit is one of the request's tenant: the queue has room for others."""
+        return self.field.startswith("tenant_")
+
+    def _remedy(self) -> str:
+        return f"try again in {self.retry_after:.1f} s, or submit with block=True"
+
+
+class NoWorkers(QueueFull):
+    """The queue is full and no worker is alive: nothing drains until one is started."""
+
+    def _remedy(self) -> str:
+        return "no worker is alive, start one with `stoker worker`"
+
+
+class DeadlineInfeasible(StokerError):
+    """The request would not be finished within its `timeout`: by the fleet's measured rate it takes `estimate` s."""
+
+    def __init__(self, request_id: str, timeout: float, estimate: float) -> None:
+        """Name the request, its time to live and how long it would take, in seconds."""
+        self.request_id = request_id
+        self.timeout = timeout
+        self.estimate = estimate
+        super().__init__(
+            f"timeout: request {request_id!r} would take about {estimate:.1f} s, got {timeout:g}; give it more time, a"
+            " higher class, or check_deadline=False"
+        )
 
 
 class DurabilityNotReached(StokerError):
@@ -114,6 +153,16 @@ class RequestFailed(RequestError):
         self.reason = reason
         self.attempts = attempts
         super().__init__(request_id, f"failed after {attempts} attempt(s): {reason}")
+
+
+class RequestDisplaced(RequestFailed):
+    """The request, submitted as sheddable, gave its place in a full queue to a better one; submit it again later."""
+
+    def __init__(self, request_id: str, retry_after: float) -> None:
+        """Name the request; `retry_after` (seconds) comes from the queue's measured drain rate."""
+        self.retry_after = retry_after
+        super().__init__(request_id, "displaced", 0)
+        self.args = (f"request {request_id!r} was displaced by a better one; submit it again in {retry_after:.1f} s",)
 
 
 class RequestExpired(RequestError):

@@ -57,7 +57,8 @@ class RequestPriority(enum.StrEnum):
 class InferenceRequest:
     """One request: exactly one of `prompt_tokens`, `prompt`, `messages` and `inputs`, and how to answer it.
 
-    `timeout` is the request's time to live in seconds from its acceptance. Raises `InvalidRequest` naming
+    `timeout` is the request's time to live in seconds from its acceptance. `sheddable`: while it waits in a full
+    queue, a better one may take its place (`submit(displace=True)`). Raises `InvalidRequest` naming
     the field, its limit and the value given.
     """
 
@@ -77,6 +78,7 @@ class InferenceRequest:
     stop: str | Sequence[str] | None = None
     ignore_eos: bool = False
     stream: bool = False
+    sheddable: bool = False
     metadata: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -269,7 +271,7 @@ def _check_stop(stop: object) -> tuple[str, ...]:
 
 
 def _check_flags(request: InferenceRequest) -> None:
-    for name in ("ignore_eos", "stream"):
+    for name in ("ignore_eos", "stream", "sheddable"):
         if type(getattr(request, name)) is not bool:
             raise InvalidRequest(name, "must be True or False", getattr(request, name))
     if request.metadata is not None and not isinstance(request.metadata, Mapping):

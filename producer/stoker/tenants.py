@@ -20,9 +20,15 @@ class Setting:
     whole: bool = False
 
 
+MOST = 10.0**15
+"""The largest limit: a script still counts exactly up to it."""
+
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
         "weight": Setting(0.001, 1000, "its share beside the other tenants of a class; 1 unless set"),
+        "max_waiting": Setting(1, MOST, "requests of it that may wait", whole=True),
+        "max_tokens": Setting(1, MOST, "tokens (prompt and max_tokens) of it that may wait", whole=True),
+        "max_bytes": Setting(1, MOST, "bytes of its waiting requests and kept results", whole=True),
     }
 )
 """All settings, by name. An operator's tool offers each of them, and a queue keeps no other."""

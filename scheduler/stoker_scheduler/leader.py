@@ -33,13 +33,16 @@ class Leadership:
         config: Config,
         circuits: Callable[[], Mapping[str, str]] = dict,
         served: Callable[[], Mapping[str, float]] = dict,
+        forecast: Callable[[], str] = str,
     ) -> None:
         """Lead the queue of `config`.
 
-        For who looks at the queue, `circuits` gives those that are not closed, `served` what tenants were served.
+        For who looks at the queue, `circuits` gives those that are not closed, `served` what tenants were served;
+        `forecast` gives what submit holds deadlines against.
         """
         self._circuits = circuits
         self._served = served
+        self._forecast = forecast
         self._store = store
         self._config = config
         self._node = f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
@@ -52,9 +55,8 @@ class Leadership:
     async def tick(self) -> None:
         """Take or renew the lease; raises `ConfigError` when the queue runs with another H."""
         me = f"{self._node}:{self._nonce}"
-        answer = await self._store.run(
-            scripts.lead(me, self._generation, new_id(), self._config, self._circuits(), self._served())
-        )
+        told = (self._circuits(), self._served(), self._forecast())
+        answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config, *told))
         match answer.word:
             case "LEADER":
                 self._generation = answer.generation

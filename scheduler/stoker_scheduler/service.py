@@ -35,6 +35,7 @@ from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
 from stoker_scheduler.reserve import Reserve
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
+from stoker_scheduler.service_time import ServiceTimes
 
 log = structlog.get_logger()
 
@@ -63,8 +64,11 @@ class Scheduler:
         self._store = AsyncStore(config)
         self._bell = AsyncStore(config, block_s=config.block_ms / 1000)
         self._health = HealthMonitor(config)
+        self._times = ServiceTimes()
         self._queue = RequestQueue(config)
-        self._leadership = Leadership(self._store, config, self._health.not_closed, self._queue.shares.served)
+        self._leadership = Leadership(
+            self._store, config, self._health.not_closed, self._queue.shares.served, self._foretold
+        )
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
         self._prices = StepPrices()
@@ -150,6 +154,7 @@ class Scheduler:
         self._health.observe(view.workers, time.monotonic())
         self._metrics.observe_workers(view.workers, time.monotonic())
         self._prices.observe(view.workers)
+        self._times.observe(view.workers)
         if await self._take_back(view) + await self._end_what_is_due(view):
             return 0.0
         await self._dispatch_suspects(view)
@@ -296,6 +301,7 @@ class Scheduler:
         if took:
             log.debug("dispatched", inc=worker.inc, ids=[request.id for request in took])
             self._queue.dispatched(took, now_us=now_us)
+            self._times.dispatched((request.prompt_tokens, request.max_tokens) for request in took)
             self._metrics.observe_batch(batch, worker)
             self._instruments.dispatched(batch)
         return len(took)
@@ -325,6 +331,11 @@ class Scheduler:
             if waited_us >= self._config.unschedulable_s * 1e6:
                 await self._store.run(scripts.refuse(self._leadership.token, request))
                 log.warning("unschedulable", id=request.id, cost=request.cost)
+
+    def _foretold(self) -> str:
+        """Return what the fleet does when it is full, as submit reads it; empty while that is not known."""
+        forecast = self._times.forecast(self._known)
+        return forecast.text() if forecast else ""
 
     # --- housekeeping ---------------------------------------------------------------------------------------------
 

@@ -103,11 +103,12 @@ def test_the_same_id_with_another_payload_is_a_conflict(cli: Cli) -> None:
     assert "request id 'a' is taken by a request with other content" in conflict.stderr
 
 
-def test_a_full_queue_exits_with_4_and_says_when_to_try_again(cli: Cli) -> None:
+def test_a_full_queue_exits_with_4_and_says_why(cli: Cli) -> None:
     assert cli("submit", "one", "--no-wait", STOKER_MAX_WAITING="1").exit_code == 0
     full = cli("submit", "two", "--no-wait", STOKER_MAX_WAITING="1")
     assert full.exit_code == 4
-    assert "queue 'default' is full; try again in" in full.stderr
+    assert "queue 'default' is full; no worker is alive" in full.stderr
+    assert "(max_waiting: at most 1, got 2)" in full.stderr
 
 
 @pytest.mark.parametrize("wait", ["-1", "0", "nan"])

@@ -389,6 +389,7 @@ def test_ours_are_the_keys_in_the_protocols_table_and_no_others() -> None:
         "<nonce>": "ab3f",
         "<client>": "ab3f",
         "<name>": "out-1",
+        "<slice>": "27200000",
     }
     names = re.findall(r"^\| `([^`]+)` \| (\w+)", table, re.MULTILINE)
     assert len(names) > 25

@@ -54,6 +54,10 @@ class Life:
         return self.accepted + timeout if timeout else 0
 
     @property
+    def sheddable(self) -> bool:
+        return self.head["tail"].endswith("s")
+
+    @property
     def lane(self) -> str:
         own = f"{self.head['cls']}:{self.head['tenant']}" if self.head["tenant"] else self.head["cls"]
         return "suspect" if self.group else own
@@ -142,6 +146,10 @@ def text(*parts: object) -> bytes:
     return "|".join(str(part) for part in parts).encode()
 
 
+def tokens_of(head: dict[str, str]) -> int:
+    return sum(map(int, head["tail"].split(":")[:2]))
+
+
 def split_header(header: bytes) -> dict[str, str]:
     return dict(zip(FIELDS, header.decode().split("|"), strict=False))
 
@@ -164,6 +172,7 @@ class Model:
         self.counts: Counter[str] = Counter()
         self.histograms: dict[str, int] = {}
         self.rates: dict[str, float] = {}
+        self.kept: dict[int, Counter[str]] = {}
         self.quarantine: tuple[str, int] | None = None
         self.scalars: dict[str, int | str] = {}
         self.leader: dict[str, int | str] = {}
@@ -181,7 +190,7 @@ class Model:
         found = []
         for life in queued:
             prompt, most, exact = life.head["tail"].split(":")
-            waiting = Waiting(life.id, life.lane, life.member, life.score, int(prompt), int(most), exact == "x")
+            waiting = Waiting(life.id, life.lane, life.member, life.score, int(prompt), int(most), exact[0] == "x")
             found.append(waiting)
         return found
 
@@ -191,11 +200,13 @@ class Model:
             if life.waits:
                 self._count(counts, "waiting", life.head["tenant"], 1)
                 self._count(counts, "waiting_bytes", life.head["tenant"], int(life.head["bytes"]))
+                self._count(counts, "waiting_tokens", life.head["tenant"], tokens_of(life.head))
         return {name: number for name, number in counts.items() if number}
 
     def expected(self) -> dict[str, Any]:
         """Every key, without the queue's prefix, that holds something, and its value."""
         keys: dict[str, Any] = {
+            "sheddable": {life.id: life.score for life in self.lives.values() if life.state == "Q" and life.sheddable},
             "delayed": {life.id: life.due for life in self.lives.values() if life.state == "Y"},
             "deadlines": {life.id: life.deadline for life in self.lives.values() if life.deadline},
             "dead": dict(self.dead),
@@ -223,6 +234,11 @@ class Model:
                 request_id: text(m.delivery, m.cost, m.state, m.since, 2 if m.batch else int(m.suspect))
                 for request_id, m in inc.work.items()
             }
+        keys["kept"] = {str(number): self._lapse(number) for number in self.kept}
+        keys |= {
+            f"kept:{number}": {tenant: str(size).encode() for tenant, size in sizes.items()}
+            for number, sizes in self.kept.items()
+        }
         keys |= {f"result:{request_id}": result.value for request_id, result in self.results.items()}
         keys |= {f"dead:{request_id}": letter for request_id, letter in self.letters.items()}
         keys |= {f"obituary:{name}": words for name, words in self.obituaries.items()}
@@ -329,13 +345,15 @@ class Model:
     def submit(self, random: str, max_bytes: int, items: Sequence[Submission]) -> tuple[str, list[scripts.Accepted]]:
         generation = str(self.scalars.setdefault("generation", random))
         base, taken, words = self._base(), 0, []
+        displaced: dict[str, tuple[Life, int]] = {}
         for item in items:
             head = split_header(item.header)
             word = self._known(item.id, head["digest"])
-            counts = self.all_counts()
-            held, held_bytes = counts.get("waiting", 0), counts.get("waiting_bytes", 0)
-            if word is None and (held >= self.config.max_waiting or held_bytes + int(head["bytes"]) > max_bytes):
-                words.append(self._full(held))
+            limit = self._limit_met(head, max_bytes) if word is None else None
+            if limit and not limit[0].startswith("tenant_") and item.displace:
+                limit = self._make_room(head, max_bytes, base + int(head["term"]) + taken + 1, displaced) and limit
+            if limit:
+                words.append(self._full(*limit, tenant=head["tenant"]))
                 continue
             if word is None:
                 word, taken = "ACCEPTED", taken + 1
@@ -343,6 +361,10 @@ class Model:
                 self.lives[item.id] = Life(item.id, head, item.body, self.now, score)
                 self._count(self.counts, "submitted", head["tenant"], 1)
             words.append(scripts.Accepted(word))
+        for life, wait_ms in displaced.values():
+            self.lives[life.id] = life
+            body = b"\x81\xaeretry_after_ms\xcd" + wait_ms.to_bytes(2, "big")
+            self._finish(life, "failed", "displaced", body=body)
         if taken:
             self.scalars["mark"] = base + taken
             self.bell = True
@@ -356,14 +378,61 @@ class Model:
             return "DONE" if result.digest == digest else "CONFLICT"
         return None
 
-    def _full(self, waiting: int) -> scripts.Accepted:
+    def _limit_met(self, head: dict[str, str], max_bytes: int) -> tuple[str, int, int, float] | None:
+        """Return the first limit that has no room: its name, itself, what it would come to, and so many too many."""
+        config, counts, tenant = self.config, self.all_counts(), head["tenant"]
+        sizes = {"waiting": 1, "waiting_bytes": int(head["bytes"]), "waiting_tokens": tokens_of(head), "kept_bytes": 0}
+        limits: list[tuple[str, int | None, str, tuple[str, ...]]] = [
+            ("max_waiting", config.max_waiting, "", ("waiting",)),
+            ("max_waiting_bytes", max_bytes, "", ("waiting_bytes",)),
+            ("max_waiting_tokens", config.max_waiting_tokens, "", ("waiting_tokens",)),
+            ("max_stored_bytes", config.max_stored_bytes, "", ("waiting_bytes", "kept_bytes")),
+        ]
+        if tenant:
+            limits += [
+                ("tenant_max_waiting", config.tenant_max_waiting, f":{tenant}", ("waiting",)),
+                ("tenant_max_tokens", config.tenant_max_tokens, f":{tenant}", ("waiting_tokens",)),
+                ("tenant_max_bytes", config.tenant_max_bytes, f":{tenant}", ("waiting_bytes", "kept_bytes")),
+            ]
+        for name, most, of, parts in limits:
+            has = sum(counts.get(part + of, 0) for part in parts)
+            value = has + sum(sizes[part] for part in parts)
+            if most is not None and value > most:
+                over = value - most
+                own = counts.get("waiting" + of, 0)
+                return name, most, value, over if parts == ("waiting",) or not has else over * own / has
+        return None
+
+    def _make_room(self, head: dict[str, str], max_bytes: int, score: int, displaced: dict[str, Any]) -> bool:
+        """Take the worst sheddable ones out until there is room; returns whether there is still none."""
+        worst = sorted(
+            (life for life in self.lives.values() if life.state == "Q" and life.sheddable and life.id not in displaced),
+            key=lambda life: (life.score, life.id),
+        )
+        chosen = []
+        while limit := self._limit_met(head, max_bytes):
+            if limit[0].startswith("tenant_") or not worst or worst[-1].score <= score:
+                self.lives |= {life.id: life for life, _ in chosen}
+                return True
+            life = worst.pop()
+            chosen.append((life, int(1000 * self._full(*limit, tenant=head["tenant"]).retry_after)))
+            del self.lives[life.id]
+        displaced.update({life.id: (life, wait_ms) for life, wait_ms in chosen})
+        return False
+
+    def _full(self, name: str, most: int, value: int, requests: float, tenant: str) -> scripts.Accepted:
         age = max(self.now - self.rates.get("since", self.now), 1)
         rate = self.rates.get("drain", 0)
         if age > WINDOW_US or rate == 0:
             rate = self.rates.get("settled", 0) * 1e6 / max(age, 1e6)
-        over = max(waiting + 1 - self.config.max_waiting, 1)
-        wait = min(max(1000 * over / rate, 50), 60_000) if rate > 0 else 1000
-        return scripts.Accepted("FULL", float(f"{wait:.0f}") / 1000)
+        counts = self.all_counts()
+        if name.startswith("tenant_") and counts.get(f"waiting:{tenant}", 0) < counts.get("waiting", 0):
+            rate *= counts.get(f"waiting:{tenant}", 0) / counts["waiting"]
+        wait = min(max(1000 * requests / rate, 50), 60_000) if rate > 0 else 1000
+        if name in ("max_stored_bytes", "tenant_max_bytes"):
+            wait = min(self.config.result_ttl_s * 1000, 60_000)
+        workers = any(self.now - self.config.lease_us <= inc.beat for inc in self.incs.values())
+        return scripts.Accepted("FULL", float(f"{wait:.0f}") / 1000, name, most, value, workers)
 
     def cancel(self, request_id: str, nonce: str = "") -> str:
         life, result = self.lives.get(request_id), self.results.get(request_id)
@@ -603,6 +672,9 @@ class Model:
             self._finish(self.lives[request_id], "expired", "age")
         kept = self.now - int(self.config.dead_ttl_s * 1e6)
         self.dead = {i: at for i, at in self.dead.items() if at > kept}
+        for number in [number for number in self.kept if self._lapse(number) <= self.now]:
+            for tenant, size in self.kept.pop(number).items():
+                self._count(self.counts, "kept_bytes", tenant, -size)
         return [*reasons, *old]
 
     @property
@@ -671,22 +743,36 @@ class Model:
             if not current and life.head["stream"] == "1" and item.attempt < life.attempts:
                 return "STALE"
             self._measure(life, item)
-            self._finish(life, "succeeded", item.reason, body=item.body, inc=inc)
+            self._end(life, "succeeded", item, inc)
             return "OK"
         if not current:
             return "STALE"
         life.note_end(inc, item.reason)
         if item.outcome == "bad":
-            self._finish(life, "failed", item.reason, body=item.body, inc=inc)
+            self._end(life, "failed", item, inc)
             return "OK"
         life.failures += 1
         if item.outcome == "failure" or life.failures >= self.config.max_attempts:
-            self._finish(life, "failed", item.reason, body=item.body, inc=inc, dead=True)
+            self._end(life, "failed", item, inc, dead=True)
             return "OK"
         cap = min(self.config.backoff_max_ms, self.config.backoff_min_ms * 2 ** (life.failures - 1)) * 1000
         life.delivery, life.state, life.due = "", "Y", int(f"{self.now + cap * jitter:.0f}")
         self.counts["retries"] += 1
         return "OK"
+
+    def _end(self, life: Life, state: str, item: scripts.Settlement, inc: str, dead: bool = False) -> None:
+        self._finish(life, state, item.reason, body=item.body, inc=inc, dead=dead)
+        tenant, size = life.head["tenant"], len(item.body)
+        if size:
+            self._count(self.counts, "kept_bytes", tenant, size)
+            self.kept.setdefault(self.now // self._slice, Counter())[tenant] += size
+
+    @property
+    def _slice(self) -> int:
+        return int(self.config.result_ttl_s * 1e6 / scripts.RESULT_SLICES)
+
+    def _lapse(self, number: int) -> int:
+        return (number + 1) * self._slice + int(self.config.result_ttl_s * 1000) * 1000
 
     def _measure(self, life: Life, item: scripts.Settlement) -> None:
         cls = life.head["cls"]

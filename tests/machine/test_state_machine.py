@@ -133,11 +133,13 @@ class Machine(Compared):
             timeout=dice.pick([None, None, None, 0.4, 2.0, 9.0, 30.0]),
             tenant=dice.pick([None, "t1", "t2"]),
             stream=stream or dice.chance(25),
+            sheddable=dice.chance(25),
             **fields,
         )
         name = f"r{dice.below(6)}" if dice.chance(40) else self.new()
         reply = dice.pick(["c1", "c2", ""])
-        return codec.encode(request, request_id=name, nonce=self.new(), reply=reply, config=CONFIG)
+        displace = dice.chance(30)
+        return codec.encode(request, request_id=name, nonce=self.new(), reply=reply, config=CONFIG, displace=displace)
 
     @step
     def submit(self) -> None:

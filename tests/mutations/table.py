@@ -117,7 +117,7 @@ MUTATIONS = [
     Mutation(
         "what was cancelled stays in its lane",
         "pieces/finish.lua",
-        "if f[STATE] == 'Q' then call('ZREM', lane(f), member(id, f)) end\n",
+        "    call('ZREM', lane(f), member(id, f))\n",
         "",
         "protocol.test_cancel:test_a_requeued_request_leaves_its_lane",
     ),
@@ -292,7 +292,7 @@ MUTATIONS = [
     Mutation(
         "a clock set back lets later arrivals overtake",
         "submit.lua",
-        "math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0'))",
+        "math.max(now + tonumber(known[3] or '0'), tonumber(known[2] or '0'))",
         "now",
         "mutations.test_histories:test_arrivals_keep_their_order_over_a_clock_set_back",
     ),
@@ -365,6 +365,42 @@ MUTATIONS = [
         "if live then return live == digest and 'SAME' or 'CONFLICT' end",
         "if live then return 'SAME' end",
         "protocol.test_submit:test_an_id_with_another_digest_conflicts",
+    ),
+    # --- admission
+    Mutation(
+        "a tenant's results do not count",
+        "pieces/limits.lua",
+        "stored, has[3] + has[4], 3, true",
+        "stored, has[3], 3, true",
+        "protocol.test_submit:test_results_of_a_tenant_count_against_its_bytes",
+    ),
+    Mutation(
+        "results count for good",
+        "expire.lua",
+        "count('kept_bytes', bytes[i], -tonumber(bytes[i + 1]))",
+        "count('kept_bytes', bytes[i], 0)",
+        "protocol.test_submit:test_results_count_against_the_bytes_until_they_lapsed",
+    ),
+    Mutation(
+        "a worse newcomer displaces",
+        "pieces/displace.lua",
+        "tonumber(worst[at + 1]) > score and",
+        "",
+        "protocol.test_submit:test_a_worse_newcomer_displaces_nobody",
+    ),
+    Mutation(
+        "what runs stays sheddable",
+        "dispatch.lua",
+        "if #sheddable > 0 then call('ZREM', K .. 'sheddable', unpack(sheddable)) end",
+        "",
+        "protocol.test_submit:test_what_is_sheddable_can_be_displaced_only_while_it_waits",
+    ),
+    Mutation(
+        "a forecast outlives its leader",
+        "submit.lua",
+        "if told[1] and now < tonumber(told[2]) then",
+        "if told[1] then",
+        "protocol.test_submit:test_a_deadline_is_not_held_against_what_nobody_knows_or_wants",
     ),
     # --- time
     Mutation(

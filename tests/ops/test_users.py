@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from protocol import batches as on_batch
-from protocol.rig import CLOCK, SETTINGS, A, B, C, D, H, Queue, T, settlement
+from protocol.rig import CLOCK, RESULT_TTL, SETTINGS, A, B, C, D, H, Queue, T, settlement
 from redis_roles import OPS_REDIS, SUPERUSER, Guarded, has_selectors, start_with_roles
 from stoker.config import Config
 from stoker.store import backlog, batches, inspections, lookups, reads, traces
@@ -119,6 +119,10 @@ def clients(q: Roles) -> None:
     q.cancel("a")
     assert q.submit("a", timeout=100, tenant="t", stream=True) == ["DONE"]
     q.submit("big", max_bytes=1)
+    q.lead(forecast="1|1|1|1")
+    q.submit("dated", timeout=1, tenant="t")
+    q.submit("shed", sheddable=True)
+    q.cancel("shed")
     q.cancel("b")
     for read in (
         reads.queue_facts(q.keys),
@@ -153,7 +157,7 @@ def crowds(q: Roles) -> None:
     q.submit(*ids, timeout=1, tenant="t")
     q.tick(2 * H)
     assert len(q.expire() or ()) == len(ids)
-    q.submit("b1", tenant="t")
+    q.submit("b1", tenant="t", sheddable=True)
     first = q.start(A, "b1")
     q.hand_back(A, ("b1", first))
     q.settle(A, settlement("b1", first, "ok"))
@@ -191,12 +195,18 @@ def answers(q: Roles) -> None:
     q.tick(T + H, A)
     assert set(q.expire() or ()) == {"b", "d"}
     q.store.run(s.deregister(A))
+    q.ready()
+    q.submit("long")
+    q.settle(A, settlement("long", q.start(A, "long"), "ok", body=b"result"))
+    q.now += 2 * RESULT_TTL * 1_000_000
+    q.tick(5 * H)
+    q.expire()
 
 
 def failures(q: Roles) -> None:
     """Retries and dead letters, and what an operator does with them."""
     q.ready()
-    q.submit("a", "b", "c", "bad", stream=True, timeout=2000)
+    q.submit("a", "b", "c", "bad", stream=True, timeout=2000, sheddable=True)
     delivery = q.start(A, "a", "b", "bad")
     q.settle(A, settlement("a", delivery, "retry"), settlement("b", delivery, "failure"))
     q.settle(A, settlement("bad", delivery, "bad"))
@@ -240,7 +250,7 @@ def operate(q: Roles) -> None:
 def losses(q: Roles) -> None:
     """Workers die; what they held is blamed, set apart, given back or ended."""
     q.ready()
-    q.submit("a", "b", "c", stream=True, timeout=2000)
+    q.submit("a", "b", "c", stream=True, timeout=2000, sheddable=True)
     q.start(A, "a", "b")
     q.lose(A, "crash", "a", obituary=b"why")
     q.register(B, cache="rect")
@@ -412,6 +422,7 @@ def test_each_role_is_granted_what_it_does_and_nothing_more(guarded: Guarded) ->
         for flow in FLOWS:
             flow(q)
         small.submit("a", "b")
+        small.submit_all([small.encode("c", displace=True)])
         q.redis.echo("end")
         while '"ECHO" "end"' not in (line := monitor.connection.read_response().decode("utf-8", "replace")):
             lines.append(line)

@@ -345,11 +345,25 @@ class Queue:
 
     # --- clients
 
-    def encode(self, request_id: str, nonce: str | None = None, reply: str = "c", **request: Any) -> codec.Submission:
+    def encode(
+        self,
+        request_id: str,
+        nonce: str | None = None,
+        reply: str = "c",
+        displace: bool = False,
+        check_deadline: bool = True,
+        **request: Any,
+    ) -> codec.Submission:
         """Return a request of 3 prompt tokens and at most 4 new ones, unless `request` says otherwise."""
         wanted = InferenceRequest(**({"prompt_tokens": [1, 2, 3], "max_tokens": 4} | request))
         return codec.encode(
-            wanted, request_id=request_id, nonce=nonce or f"n-{request_id}", reply=reply, config=self.config
+            wanted,
+            request_id=request_id,
+            nonce=nonce or f"n-{request_id}",
+            reply=reply,
+            config=self.config,
+            displace=displace,
+            check_deadline=check_deadline,
         )
 
     def submit_all(self, items: Sequence[codec.Submission], random: str = "g", max_bytes: int = 10**9) -> list[str]:
@@ -371,9 +385,9 @@ class Queue:
 
     # --- schedulers
 
-    def lead(self, me: str = "s:1", generation: str = "", random: str = "g") -> s.Lead:
+    def lead(self, me: str = "s:1", generation: str = "", random: str = "g", forecast: str = "") -> s.Lead:
         """Take or renew the lease; the default scheduler's token is remembered."""
-        answer = self.store.run(s.lead(me, generation, random, self.config))
+        answer = self.store.run(s.lead(me, generation, random, self.config, forecast=forecast))
         if answer.word == "LEADER" and me == "s:1":
             self.n = self.n if answer.token == self.token else 0
             self.token = answer.token
@@ -393,7 +407,7 @@ class Queue:
             0.0,
             int(prompt),
             int(most),
-            exact == "x",
+            exact[0] == "x",
         )
 
     def offer(self, inc: str, *ids: str, cost: int | None = None, lane: str | None = None) -> s.Dispatched:

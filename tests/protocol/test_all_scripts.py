@@ -23,9 +23,9 @@ REDIS_WORDS = {"COUNT", "CREATE", "HEAD", "LIMIT", "MAXLEN", "MKSTREAM", "NX", "
 
 
 def used(body: str) -> list[str]:
-    """Return the pieces that a script says it uses."""
+    """Return the pieces that a script says it uses, at its beginning or further down."""
     found = re.match(r"-- use: ([a-z ]+)\n", body)
-    return found[1].split() if found else []
+    return [*(found[1].split() if found else []), *re.findall(r"^ *-- include: (\w+)$", body, re.MULTILINE)]
 
 
 def header(body: str) -> str:
@@ -95,7 +95,7 @@ def test_a_script_begins_with_its_contract(name: str) -> None:
 @pytest.mark.parametrize("name", s.script_names())
 def test_the_contract_names_every_answer_and_no_other(name: str) -> None:
     contract = header(BODIES[name]).partition("Returns")[2]
-    text = "".join(PIECES[piece] for piece in used(BODIES[name]) if piece == "fence") + BODIES[name]
+    text = "".join(PIECES[piece] for piece in used(BODIES[name]) if piece in ("fence", "limits", "late")) + BODIES[name]
     body = re.sub(r"(redis\.error_reply|call)\('[A-Z]+", "(", code(text))
     answers = set(re.findall(r"'([A-Z][A-Z_]+):?'", body)) - REDIS_WORDS
     promised = set(re.findall(r"\b[A-Z][A-Z_]{1,}\b", contract)) - {"EXPIRED"}
@@ -164,11 +164,12 @@ def test_limits_stand_in_the_text_in_microseconds_and_milliseconds() -> None:
     config = Config(heartbeat_ms=200, max_age_s=2, result_ttl_s=3, backoff_min_ms=4, backoff_max_ms=5, events=True)
     first, events, *_ = s.load_scripts(config)["submit"].source.splitlines()
     found, values = first.removeprefix("local ").split(" = ")
-    limits = dict(zip(found.split(", "), map(int, values.split(", ")), strict=True))
-    assert limits["H"] == 200_000
-    assert (limits["T"], limits["L"]) == (660_000, 600_000)
-    assert (limits["MAX_AGE"], limits["RESULT_TTL"]) == (2_000_000, 3000)
-    assert (limits["BACKOFF_MIN"], limits["BACKOFF_MAX"]) == (4000, 5000)
+    limits = dict(zip(found.split(", "), values.split(", "), strict=True))
+    assert limits["H"] == "200000"
+    assert (limits["T"], limits["L"]) == ("660000", "600000")
+    assert (limits["MAX_AGE"], limits["RESULT_TTL"]) == ("2000000", "3000")
+    assert (limits["BACKOFF_MIN"], limits["BACKOFF_MAX"]) == ("4000", "5000")
+    assert limits["MAX_TOKENS"] == "nil"
     assert events == "local EVENTS = true"
 
 

@@ -22,8 +22,10 @@ def test_a_waiting_request_leaves_nothing_but_its_result(q: Queue) -> None:
         "counts": {
             "waiting": GONE,
             "waiting_bytes": GONE,
+            "waiting_tokens": GONE,
             "waiting:t": GONE,
             "waiting_bytes:t": GONE,
+            "waiting_tokens:t": GONE,
             "cancelled": 1,
             "cancelled:t": 1,
         },
@@ -64,7 +66,7 @@ def test_a_delayed_request_leaves_the_delays(q: Queue) -> None:
         "delayed": GONE,
         "result:a": q.result("a", "cancelled", **ended),
         "reply:c": Added([q.result("a", "cancelled", **ended)]),
-        "counts": {"waiting": GONE, "waiting_bytes": GONE, "cancelled": 1},
+        "counts": {"waiting": GONE, "waiting_bytes": GONE, "waiting_tokens": GONE, "cancelled": 1},
         "events": Added([q.event("cancel", "-", "a end cancelled n-a - -")]),
         "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL},
     }

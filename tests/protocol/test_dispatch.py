@@ -22,7 +22,14 @@ def test_a_taken_request_changes_hands_whole(q: Queue) -> None:
         f"work:{A}": {"a": member("1-1-1", since=q.now)},
         "credit": {A: 7},
         f"stream:{A}": {"bells": Added(["1-1-1 a"])},
-        "counts": {"waiting": GONE, "waiting_bytes": GONE, "waiting:t": GONE, "waiting_bytes:t": GONE},
+        "counts": {
+            "waiting": GONE,
+            "waiting_bytes": GONE,
+            "waiting_tokens": GONE,
+            "waiting:t": GONE,
+            "waiting_bytes:t": GONE,
+            "waiting_tokens:t": GONE,
+        },
         "events": Added([q.event("dispatch", q.token, f"a dispatch 1-1-1 {A} {score} normal:t 7")]),
     }
 
@@ -157,7 +164,7 @@ def test_one_request_twice_in_a_call_is_taken_once(q: Queue) -> None:
     assert q.offer(A, "a", "a").words == ("TOOK", "GONE")
     after = changes(before, q.dump())
     assert after["credit"] == {A: 7}
-    assert after["counts"] == {"waiting": GONE, "waiting_bytes": GONE}
+    assert after["counts"] == {"waiting": GONE, "waiting_bytes": GONE, "waiting_tokens": GONE}
     assert after[f"stream:{A}"] == {"bells": Added(["1-1-1 a"])}
 
 

@@ -41,8 +41,10 @@ def test_what_is_past_its_deadline_expires(q: Queue) -> None:
         "counts": {
             "waiting": 2,
             "waiting_bytes": 2 * q.size("a"),
+            "waiting_tokens": 14,
             "waiting:t": GONE,
             "waiting_bytes:t": GONE,
+            "waiting_tokens:t": GONE,
             "expired": 1,
             "expired:t": 1,
         },

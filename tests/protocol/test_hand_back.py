@@ -21,8 +21,10 @@ def test_a_row_that_never_began_waits_again_uncharged_with_its_score(q: Queue) -
         "counts": {
             "waiting": 1,
             "waiting_bytes": q.size("a"),
+            "waiting_tokens": 7,
             "waiting:t": 1,
             "waiting_bytes:t": q.size("a"),
+            "waiting_tokens:t": 7,
         },
         "events": Added([q.event("hand_back", A, f"a requeue {delivery} normal {score} 0 handed_back")]),
         "bell": Added([1]),

@@ -64,8 +64,10 @@ def test_a_lost_workers_requests_wait_again_with_their_original_scores(q: Queue)
         "counts": {
             "waiting": 2,
             "waiting_bytes": 2 * q.size("running"),
+            "waiting_tokens": 14,
             "waiting:t": 2,
             "waiting_bytes:t": 2 * q.size("running"),
+            "waiting_tokens:t": 14,
         },
         "bell": Added([1]),
         "ttl": {"bell": BELL_TTL, f"void:{A}": VOID_TTL},

@@ -29,8 +29,10 @@ def test_a_refused_request_is_a_dead_letter(q: Queue) -> None:
         "counts": {
             "waiting": GONE,
             "waiting_bytes": GONE,
+            "waiting_tokens": GONE,
             "waiting:t": GONE,
             "waiting_bytes:t": GONE,
+            "waiting_tokens:t": GONE,
             "failed": 1,
             "failed:t": 1,
         },

@@ -39,9 +39,11 @@ def test_the_payload_waits_again_under_a_new_id_linked_to_the_old(q: Queue) -> N
         "counts": {
             "waiting": 1,
             "waiting_bytes": size,
+            "waiting_tokens": 7,
             "submitted": 2,
             "waiting:t": 1,
             "waiting_bytes:t": size,
+            "waiting_tokens:t": 7,
             "submitted:t": 2,
         },
         "events": Added([q.event("retry_dead", "-", f"b submit n-b low 3:4:x {q.now + 500 * SECOND} {score}")]),

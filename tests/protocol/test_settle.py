@@ -25,6 +25,7 @@ from protocol.rig import (
 
 MS = 1000
 SECOND = 1_000_000
+SLICE = RESULT_TTL * SECOND // 16
 FREED = {f"work:{A}": GONE, "credit": {A: 0}, "bell": Added([1])}
 
 
@@ -38,6 +39,12 @@ def again(q: Queue, *items: object, inc: str = A) -> list[str]:
     assert set(after) == {"counts"}
     assert set(after["counts"]) == {"fenced"}
     return words
+
+
+def kept(now: int, **bytes_of: int) -> dict[str, dict[str, int]]:
+    """Return the keys that say when results of now lapse, and how long they are, by tenant."""
+    number = now // SLICE
+    return {"kept": {str(number): (number + 1) * SLICE + RESULT_TTL * SECOND}, f"kept:{number}": bytes_of}
 
 
 # --- success ---------------------------------------------------------------------------------------------------------
@@ -59,7 +66,15 @@ def test_a_success_leaves_nothing_but_its_result(q: Queue) -> None:
         "deadlines": GONE,
         "result:a": result,
         "reply:c": Added([result]),
-        "counts": {"succeeded": 1, "succeeded:t": 1, "prompt_tokens": 3, "generation_tokens": 4},
+        "counts": {
+            "succeeded": 1,
+            "succeeded:t": 1,
+            "prompt_tokens": 3,
+            "generation_tokens": 4,
+            "kept_bytes": 4,
+            "kept_bytes:t": 4,
+        },
+        **kept(q.now, t=4),
         "histograms": {
             "queue:normal:14": 1,
             "queue:normal:sum": 100 * MS,
@@ -92,12 +107,13 @@ def test_a_success_of_an_attempt_that_was_taken_back_leaves_the_lane(q: Queue) -
         "payload:a": GONE,
         "flight:a": GONE,
         "result:a": result,
-        "counts": {"waiting": GONE, "waiting_bytes": GONE, "succeeded": 1},
+        "counts": {"waiting": GONE, "waiting_bytes": GONE, "waiting_tokens": GONE, "succeeded": 1, "kept_bytes": 4},
     }
     assert set(after) - {"lane:normal", "payload:a", "flight:a", "result:a", "counts"} == {
         "reply:c",
         "histograms",
         "rates",
+        *kept(q.now),
         "events",
         "ttl",
     }
@@ -263,7 +279,8 @@ def test_a_bad_request_fails_at_once_and_is_no_dead_letter(q: Queue) -> None:
         "flight:a": GONE,
         "result:a": result,
         "reply:c": Added([result]),
-        "counts": {"failed": 1, "failed:t": 1},
+        "counts": {"failed": 1, "failed:t": 1, "kept_bytes": 3, "kept_bytes:t": 3},
+        **kept(q.now, t=3),
         "rates": {"since": q.now, "settled": 1},
         "events": Added([q.event("settle", A, "a end failed n-a invalid -")]),
         "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL, "bell": BELL_TTL},
@@ -287,7 +304,9 @@ def test_a_failure_without_a_retry_becomes_a_dead_letter(q: Queue) -> None:
         "reply:c": Added([result]),
         "dead": {"a": q.now},
         "dead:a": dead | {"size": 3, "body": b"why", "payload": q.payload("a")},
-        "counts": {"failed": 1},
+        "counts": {"failed": 1, "kept_bytes": 3},
+        "kept": kept(q.now)["kept"],
+        f"kept:{q.now // SLICE}": {"": 3},
         "rates": {"since": q.now, "settled": 1},
         "events": Added([q.event("settle", A, f"a failure {delivery} 1", "a end failed n-a oom dead")]),
         "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL, "dead:a": DEAD_TTL, "bell": BELL_TTL},
@@ -308,8 +327,10 @@ def test_a_retry_waits_uncounted_attempts_apart_and_charged(q: Queue) -> None:
         "counts": {
             "waiting": 1,
             "waiting_bytes": q.size("a"),
+            "waiting_tokens": 7,
             "waiting:t": 1,
             "waiting_bytes:t": q.size("a"),
+            "waiting_tokens:t": 7,
             "retries": 1,
         },
         "events": Added([q.event("settle", A, f"a failure {delivery} 1", f"a delay {due}")]),

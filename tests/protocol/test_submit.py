@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 from redis.exceptions import ResponseError
 
-from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, MakeQueue, Queue, changes, ok
+from protocol.rig import BELL_TTL, GONE, NORMAL, START, A, Added, H, L, MakeQueue, Queue, T, changes, ok
+from stoker.errors import RequestDisplaced
+from stoker.forecast import Forecast
 from stoker.store import codec
 from stoker.store import scripts as s
 
@@ -25,9 +30,11 @@ def test_an_accepted_request_is_written_whole(q: Queue) -> None:
         "counts": {
             "waiting": 1,
             "waiting_bytes": q.size("a"),
+            "waiting_tokens": 7,
             "submitted": 1,
             "waiting:t": 1,
             "waiting_bytes:t": q.size("a"),
+            "waiting_tokens:t": 7,
             "submitted:t": 1,
         },
         "events": Added([q.event("submit", "-", f"a submit n-a normal 3:4:x {q.now + 5 * SECOND} {score}")]),
@@ -43,7 +50,7 @@ def test_a_request_without_a_deadline_or_a_tenant_writes_neither(q: Queue) -> No
         "payload:a": q.payload("a"),
         "lane:normal": {"a:3:4:x": q.now + NORMAL + 1},
         "mark": q.now + 1,
-        "counts": {"waiting": 1, "waiting_bytes": q.size("a"), "submitted": 1},
+        "counts": {"waiting": 1, "waiting_bytes": q.size("a"), "waiting_tokens": 7, "submitted": 1},
         "events": Added([q.event("submit", "-", f"a submit n-a normal 3:4:x 0 {q.now + NORMAL + 1}")]),
         "bell": Added([1]),
         "ttl": {"bell": BELL_TTL},
@@ -151,7 +158,7 @@ def test_one_id_twice_in_a_call_is_one_request(q: Queue) -> None:
     assert words == ["ACCEPTED", "SAME", "ACCEPTED", "CONFLICT"]
     after = changes(before, q.dump())
     assert after["lane:normal"] == {"a:3:4:x": q.now + NORMAL + 1, "b:3:4:x": q.now + NORMAL + 2}
-    assert after["counts"] == {"waiting": 2, "waiting_bytes": 2 * q.size("a"), "submitted": 2}
+    assert after["counts"] == {"waiting": 2, "waiting_bytes": 2 * q.size("a"), "waiting_tokens": 14, "submitted": 2}
     assert after["mark"] == q.now + 2
 
 
@@ -267,7 +274,7 @@ def test_a_full_queue_says_when_there_may_be_room(
     if rates:
         q.redis.hset(q.keys.rates, mapping={"since": q.now - int(rates["age"] * SECOND), **fields})
     _, answers = q.store.run(s.submit("g", 10**9, [q.encode("b")]))
-    assert answers == [s.Accepted("FULL", seconds)]
+    assert answers == [s.Accepted("FULL", seconds, "max_waiting", 1, 2, True)]
 
 
 def test_more_waiting_than_allowed_makes_the_wait_longer(make_queue: MakeQueue) -> None:
@@ -278,7 +285,248 @@ def test_more_waiting_than_allowed_makes_the_wait_longer(make_queue: MakeQueue) 
     q.hand_back(A, ("a", delivery), ("b", delivery))
     q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "4.000"})
     _, answers = q.store.run(s.submit("g", 10**9, [q.encode("e")]))
-    assert answers == [s.Accepted("FULL", 0.75)]
+    assert answers == [s.Accepted("FULL", 0.75, "max_waiting", 2, 5, True)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "full"),
+    [
+        ({"max_waiting_tokens": 20}, ("max_waiting_tokens", 20, 21)),
+        ({"max_stored_bytes": 100}, ("max_stored_bytes", 100, 0)),
+        ({"tenant_max_waiting": 2}, ("tenant_max_waiting", 2, 3)),
+        ({"tenant_max_tokens": 14}, ("tenant_max_tokens", 14, 21)),
+        ({"tenant_max_bytes": 100}, ("tenant_max_bytes", 100, 0)),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("together", [True, False], ids=["in-one-call", "one-by-one"])
+def test_the_limit_that_has_no_room_is_named(
+    make_queue: MakeQueue, limits: dict[str, int], full: tuple[str, int, int], together: bool
+) -> None:
+    q = make_queue(**limits)
+    items = [q.encode(name, tenant="t") for name in "abc"]
+    size = len(items[0].body)
+    if "bytes" in full[0]:
+        q = make_queue(**{full[0]: 3 * size - 1})
+        full = (full[0], 3 * size - 1, 3 * size)
+    calls = [items] if together else [[item] for item in items]
+    answers = [answer for call in calls for answer in q.store.run(s.submit("g", 10**9, call))[1]]
+    assert [answer.word for answer in answers] == ["ACCEPTED", "ACCEPTED", "FULL"]
+    assert (answers[2].field, answers[2].limit, answers[2].value) == full
+
+
+def test_a_tenants_own_limits_go_before_those_of_all(make_queue: MakeQueue) -> None:
+    q = make_queue(tenant_max_waiting=1)
+    q.redis.hset(q.keys.tenants, mapping={"large:max_waiting": 2, "small:max_tokens": 6})
+    assert q.submit("a", "b", "c", tenant="large") == ["ACCEPTED", "ACCEPTED", "FULL"]
+    assert q.submit("d", tenant="small") == ["FULL"]
+    assert q.submit("e", "f", tenant="other") == ["ACCEPTED", "FULL"]
+    assert q.submit("g", "h") == ["ACCEPTED", "ACCEPTED"]
+
+
+def test_results_count_against_the_bytes_until_they_lapsed(make_queue: MakeQueue) -> None:
+    size = len(make_queue().encode("a").body)
+    q = make_queue(max_stored_bytes=size + 50, result_ttl_s=16)
+    q.submit("a", tenant="t")
+    q.settle(A, ok("a", q.start(A, "a"), body=bytes(51)))
+    assert q.dump()["counts"]["kept_bytes:t"] == 51
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("b")]))
+    assert answers == [s.Accepted("FULL", 16.0, "max_stored_bytes", size + 50, size + 51, True)]
+    q.tick(16 * SECOND)
+    q.expire()
+    assert q.submit("b") == ["FULL"]
+    q.tick(1 * SECOND)
+    q.expire()
+    assert q.submit("b") == ["ACCEPTED"]
+    assert not {"kept", "kept_bytes"} & {*q.dump(), *q.dump()["counts"]}
+
+
+def test_results_of_a_tenant_count_against_its_bytes(make_queue: MakeQueue) -> None:
+    q = make_queue(tenant_max_bytes=100)
+    q.submit("a", tenant="t")
+    q.settle(A, ok("a", q.start(A, "a"), body=bytes(99)))
+    assert q.submit("b", tenant="t") == ["FULL"]
+    assert q.submit("b", tenant="other") == ["ACCEPTED"]
+
+
+def test_a_tenants_room_comes_by_its_share_of_what_drains(make_queue: MakeQueue) -> None:
+    q = make_queue(tenant_max_waiting=2)
+    q.submit("a", "b", tenant="t")
+    q.submit("c", "d", "e", "f", "g", "h")
+    q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "4.000"})
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("i", tenant="t")]))
+    assert answers == [s.Accepted("FULL", 1.0, "tenant_max_waiting", 2, 3, True)]
+
+
+def test_room_for_tokens_comes_as_requests_of_their_usual_size_drain(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting_tokens=14)
+    q.submit("a", "b")
+    q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "4.000"})
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("c", max_tokens=11)]))
+    assert answers == [s.Accepted("FULL", 0.5, "max_waiting_tokens", 14, 28, True)]
+
+
+def test_a_full_queue_whose_workers_are_silent_says_so(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a")
+    q.now += T + 1
+    _, answers = q.store.run(s.submit("g", 10**9, [q.encode("b")]))
+    assert not answers[0].workers
+
+
+# --- displacing ------------------------------------------------------------------------------------------------------
+
+
+def displacing(q: Queue, request_id: str, **request: Any) -> s.Accepted:
+    _, [answer] = q.store.run(s.submit("g", 10**9, [q.encode(request_id, displace=True, **request)]))
+    return answer
+
+
+def test_a_better_newcomer_takes_the_place_of_the_worst_sheddable(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=3)
+    q.submit("kept", priority="batch")
+    q.submit("better", priority="low", sheddable=True)
+    q.submit("worst", priority="batch", sheddable=True, tenant="t")
+    q.redis.hset(q.keys.rates, mapping={"since": q.now, "settled": 0, "drain": "2.000"})
+    assert displacing(q, "new", priority="high").word == "ACCEPTED"
+    after = q.dump()
+    assert (after["lane:low"], after["lane:batch"]) == (
+        {"better:3:4:xs": q.now + 600 * SECOND + 2},
+        {"kept:3:4:x": q.now + 3600 * SECOND + 1},
+    )
+    assert after["sheddable"] == {"better": q.now + 600 * SECOND + 2}
+    assert (after["counts"]["waiting"], after["counts"]["failed:t"]) == (3, 1)
+    body = b"\x81\xaeretry_after_ms\xcd" + (500).to_bytes(2, "big")
+    assert after["result:worst"] == q.result("worst", "failed", body, reason="displaced")
+    assert after["reply:c"] == [after["result:worst"]]
+    assert not {"dead", "payload:worst"} & set(after)
+    error = codec.response_of(codec.decode_outcome(q.redis.get(q.keys.result("worst")))).error
+    assert isinstance(error, RequestDisplaced)
+    assert (error.retry_after, error.reason) == (0.5, "displaced")
+
+
+def test_a_displacing_submit_repeated_displaces_nobody_else(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=2)
+    q.submit("a", "b", priority="batch", sheddable=True)
+    assert displacing(q, "new").word == "ACCEPTED"
+    before = q.dump()
+    assert displacing(q, "new").word == "SAME"
+    assert changes(before, q.dump()) == {}
+    assert "payload:a" in before
+
+
+@pytest.mark.parametrize(
+    ("waiting", "newcomer"),
+    [
+        ({"priority": "batch"}, {"priority": "high", "displace": True}),
+        ({"priority": "batch", "sheddable": True}, {"priority": "high"}),
+        ({"priority": "normal", "sheddable": True}, {"priority": "normal", "displace": True}),
+        ({"priority": "normal", "sheddable": True}, {"priority": "batch", "displace": True}),
+        ({"priority": "batch", "sheddable": True}, {"priority": "high", "displace": True, "tenant": "capped"}),
+    ],
+    ids=["not-sheddable", "not-asked", "an-earlier-of-the-class", "a-worse-newcomer", "a-tenant-at-its-own-limit"],
+)
+def test_nobody_is_displaced(make_queue: MakeQueue, waiting: dict[str, Any], newcomer: dict[str, Any]) -> None:
+    q = make_queue(max_waiting=2)
+    q.redis.hset(q.keys.tenants, "capped:max_waiting", 1)
+    q.submit("a", **waiting)
+    q.submit("b", tenant="capped")
+    before = q.dump()
+    _, [answer] = q.store.run(s.submit("g", 10**9, [q.encode("new", **newcomer)]))
+    assert answer.word == "FULL"
+    assert changes(before, q.dump()) == {}
+
+
+def test_a_worse_newcomer_displaces_nobody(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a", sheddable=True)
+    assert displacing(q, "new", priority="batch").word == "FULL"
+    assert displacing(q, "new").word == "FULL"
+
+
+def test_as_many_are_displaced_as_it_takes_and_none_where_that_is_not_enough(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting_tokens=21)
+    q.submit("a", "b", "c", priority="batch", sheddable=True)
+    assert displacing(q, "huge", max_tokens=30).word == "FULL"
+    assert set(q.dump()["sheddable"]) == {"a", "b", "c"}
+    assert displacing(q, "new", max_tokens=11).word == "ACCEPTED"
+    assert set(q.dump()["sheddable"]) == {"a"}
+
+
+def test_what_is_sheddable_can_be_displaced_only_while_it_waits(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a", priority="batch", sheddable=True)
+    delivery = q.start(A, "a")
+    assert "sheddable" not in q.dump()
+    q.submit("b")
+    assert displacing(q, "new", priority="high").word == "FULL"
+    q.hand_back(A, ("a", delivery))
+    assert set(q.dump()["sheddable"]) == {"a"}
+    q.cancel("a")
+    assert "sheddable" not in q.dump()
+
+
+# --- deadlines -------------------------------------------------------------------------------------------------------
+
+FORECAST = Forecast(tokens_per_s=10, base_us=100_000, prompt_us=1000, answer_us=50_000)
+OWN_S = 0.1 + 3 * 0.001 + 4 * 0.05
+"""What a request of 3 prompt tokens and 4 more takes of its own."""
+
+
+def dated(q: Queue, timeout: float, **request: Any) -> s.Accepted:
+    _, [answer] = q.store.run(s.submit("g", 10**9, [q.encode("new", timeout=timeout, **request)]))
+    return answer
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+@pytest.mark.parametrize("margin", [-0.01, 0.01])
+def test_a_deadline_that_cannot_be_met_is_refused_with_the_estimate(q: Queue, ahead: int, margin: float) -> None:
+    q.lead(forecast=FORECAST.text())
+    if ahead:
+        q.submit(*(f"a{i}" for i in range(ahead)), priority="high")
+    estimate = FORECAST.finish_us(7 * ahead, 3, 4) / 1e6
+    assert estimate == pytest.approx(OWN_S + 0.7 * ahead)
+    before = q.before()
+    answer = dated(q, estimate + margin)
+    if margin > 0:
+        assert answer.word == "ACCEPTED"
+        return
+    assert (answer.word, answer.field, answer.limit) == ("LATE", "timeout", math.floor(1000 * (estimate + margin)))
+    assert answer.value == math.ceil(1000 * estimate)
+    assert changes(before, q.dump()) == {}
+
+
+def test_only_what_goes_first_is_before_it(q: Queue) -> None:
+    q.lead(forecast=FORECAST.text())
+    q.submit("a", "b", "c", priority="batch")
+    assert dated(q, OWN_S + 0.01, priority="high").word == "ACCEPTED"
+
+
+def test_of_one_call_the_earlier_are_before_the_later(q: Queue) -> None:
+    q.lead(forecast=FORECAST.text())
+    q.submit("a", priority="high")
+    items = [q.encode(name, timeout=OWN_S + 0.71, priority="high") for name in ("b", "c")]
+    _, answers = q.store.run(s.submit("g", 10**9, items))
+    assert [answer.word for answer in answers] == ["ACCEPTED", "LATE"]
+
+
+def test_a_deadline_is_not_held_against_what_nobody_knows_or_wants(q: Queue) -> None:
+    assert dated(q, 0.01).word == "ACCEPTED"
+    q.cancel("new")
+    q.redis.delete(q.keys.result("new"))
+    q.lead(forecast=FORECAST.text())
+    assert dated(q, 0.01, check_deadline=False).word == "ACCEPTED"
+    assert dated(q, 0.01).word == "SAME"
+    q.cancel("new")
+    q.redis.delete(q.keys.result("new"))
+    q.now += L
+    assert dated(q, 0.01).word == "ACCEPTED"
+
+
+def test_a_leader_that_knows_nothing_takes_its_forecast_back(q: Queue) -> None:
+    q.lead(forecast=FORECAST.text())
+    q.lead()
+    assert dated(q, 0.01).word == "ACCEPTED"
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------

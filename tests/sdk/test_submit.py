@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -14,8 +15,21 @@ from helpers import wait_until
 from sdk.fleet import Fleet
 from stoker.client import Client, Job
 from stoker.config import Config
-from stoker.errors import ConfigError, IdempotencyConflict, InvalidRequest, QueueFull, RedisUnavailable, StokerError
+from stoker.errors import (
+    ConfigError,
+    DeadlineInfeasible,
+    IdempotencyConflict,
+    InvalidRequest,
+    NoWorkers,
+    QueueFull,
+    RedisUnavailable,
+    RequestDisplaced,
+    StokerError,
+)
+from stoker.forecast import Forecast
 from stoker.request import InferenceRequest, RequestPriority
+from stoker.store import scripts
+from stoker.store.connection import Store
 from stoker_ops.embedded import ServerBinary, start
 
 
@@ -79,9 +93,33 @@ def full_config(redis_url: str, **settings: float) -> Config:
 def test_a_full_queue_says_when_to_try_again(redis_url: str) -> None:
     with Client(config=full_config(redis_url)) as client:
         client.submit_many(["a", "b"])
-        with pytest.raises(QueueFull, match=r"queue 'default' is full; try again in 1\.0 s") as caught:
+        fleet = Fleet(client.config)
+        fleet.open.clear()
+        with fleet:
+            wait_until(client.workers, what="a worker is there")
+            with pytest.raises(QueueFull) as caught:
+                client.submit(prompt="c")
+    error = caught.value
+    assert "queue 'default' is full; try again in 1.0 s" in str(error)
+    assert (error.retry_after, error.field, error.limit, error.value) == (1.0, "max_waiting", 2, 3)
+    assert not isinstance(error, NoWorkers)
+
+
+def test_a_full_queue_without_workers_says_so(redis_url: str) -> None:
+    with Client(config=full_config(redis_url)) as client:
+        client.submit_many(["a", "b"])
+        with pytest.raises(NoWorkers, match="no worker is alive") as caught:
             client.submit(prompt="c")
-        assert caught.value.retry_after == 1.0
+        assert caught.value.field == "max_waiting"
+
+
+def test_a_tenant_at_its_limit_is_told_so_and_others_get_in(redis_url: str) -> None:
+    with Client(config=Config(redis_url=redis_url, tenant_max_waiting=1)) as client:
+        client.submit(prompt="a", tenant="busy")
+        with pytest.raises(QueueFull, match="the request's tenant is at a limit") as caught:
+            client.submit(prompt="b", tenant="busy")
+        assert (caught.value.field, caught.value.of_tenant) == ("tenant_max_waiting", True)
+        assert client.submit(prompt="b", tenant="calm").status() == "queued"
 
 
 def test_a_full_queue_is_waited_out_for_so_long(redis_url: str) -> None:
@@ -226,3 +264,27 @@ def test_a_user_without_the_right_to_info_can_submit(redis_url: str) -> None:
             assert "guess" not in str(caught.value)
         finally:
             admin.acl_deluser("narrow")
+
+
+def test_a_displaced_request_says_so_to_whoever_waits_for_it(redis_url: str) -> None:
+    with Client(config=full_config(redis_url)) as client:
+        job = client.submit(prompt="a", priority="batch", sheddable=True)
+        client.submit(prompt="b")
+        assert client.submit(prompt="c", priority="high", displace=True).status() == "queued"
+        with pytest.raises(RequestDisplaced, match="submit it again in") as caught:
+            job.result(timeout=5)
+        assert (caught.value.reason, caught.value.retry_after) == ("displaced", 1.0)
+        assert client.dead_letters() == []
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_unless_it_may_be_tried(redis_url: str) -> None:
+    config = Config(redis_url=redis_url, heartbeat_ms=100)
+    with Client(config=config) as client, contextlib.closing(Store(config)) as store:
+        forecast = Forecast(tokens_per_s=100, base_us=1e6, prompt_us=0, answer_us=0)
+        store.run(scripts.lead("s:1", "", "g", config, forecast=forecast.text()))
+        with pytest.raises(DeadlineInfeasible, match=r"would take about 1\.0 s, got 0\.5") as caught:
+            client.submit(prompt="a", timeout=0.5)
+        assert (caught.value.timeout, caught.value.estimate) == (0.5, 1.0)
+        assert client.submit(prompt="a", timeout=0.5, check_deadline=False).status() == "queued"
+        [refused] = client.map(["b"], timeout=0.5)
+        assert (refused.status, type(refused.error)) == ("refused", DeadlineInfeasible)

@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from stoker.errors import StokerError
+from stoker.least_squares import least_squares
 from stoker_workers.engines.sim import Profile
 
 COSTS = {"base_ms": "steps", "prefill_ms": "prompt_tokens", "row_ms": "row_steps", "resident_ms": "token_steps"}
@@ -17,7 +17,6 @@ COSTS = {"base_ms": "steps", "prefill_ms": "prompt_tokens", "row_ms": "row_steps
 BUSY = "busy_us"
 LEAST = len(COSTS) + 1
 _REWEIGHTED = 10
-_SINGULAR = 1e-10  # of columns of norm 1: below it they say the same, and their prices cannot be told apart
 
 
 Sample = Mapping[str, int]
@@ -57,49 +56,11 @@ def fit(samples: Sequence[Sample]) -> Fit:
         # price of a noisy machine would come out too low.
         weights = [1 / math.sqrt(time) for time in expected]
         weighted = [[value * weight for value in row] for row, weight in zip(rows, weights, strict=True)]
-        prices = _least_squares(weighted, [time * weight for time, weight in zip(times, weights, strict=True)])
+        prices = least_squares(weighted, [time * weight for time, weight in zip(times, weights, strict=True)])
         expected = [_dot(row, prices) or time for row, time in zip(rows, times, strict=True)]
     errors = [abs(_dot(row, prices) / time - 1) for row, time in zip(rows, times, strict=True)]
     profile = Profile(**dict(zip(COSTS, prices, strict=True)))
     return Fit(profile, statistics.median(errors), max(errors), len(used))
-
-
-def _least_squares(rows: list[list[float]], targets: list[float]) -> list[float]:
-    """Return x >= 0 for which rows . x is nearest to the targets.
-
-    With so few columns every choice of those that are not 0 can be tried; the best of them is the solution.
-    """
-    width = len(rows[0])
-    scales = [math.sqrt(sum(row[i] ** 2 for row in rows)) or 1.0 for i in range(width)]
-    scaled = [[value / scale for value, scale in zip(row, scales, strict=True)] for row in rows]
-    best, least = [0.0] * width, _dot(targets, targets)
-    for chosen in (choice for size in range(1, width + 1) for choice in combinations(range(width), size)):
-        found = _solve([[row[i] for i in chosen] for row in scaled], targets)
-        if found is None or min(found) < 0:
-            continue
-        x = [0.0] * width
-        for i, value in zip(chosen, found, strict=True):
-            x[i] = value
-        error = sum((_dot(row, x) - target) ** 2 for row, target in zip(scaled, targets, strict=True))
-        if error < least:
-            best, least = x, error
-    return [value / scale for value, scale in zip(best, scales, strict=True)]
-
-
-def _solve(rows: list[list[float]], targets: list[float]) -> list[float] | None:
-    """Return the x for which rows . x is nearest to the targets, by the normal equations; None where many are."""
-    width = len(rows[0])
-    columns = list(zip(*rows, strict=True))
-    system = [[*(_dot(one, other) for other in columns), _dot(one, targets)] for one in columns]
-    for i in range(width):
-        size, pivot = max((abs(system[k][i]), k) for k in range(i, width))
-        if size < _SINGULAR:
-            return None
-        system[i], system[pivot] = system[pivot], system[i]
-        for k in set(range(width)) - {i}:
-            share = system[k][i] / system[i][i]
-            system[k] = [a - share * b for a, b in zip(system[k], system[i], strict=True)]
-    return [equation[-1] / equation[i] for i, equation in enumerate(system)]
 
 
 def _dot(one: Sequence[float], other: Sequence[float]) -> float:

@@ -93,7 +93,9 @@ class Flight:
         while self._unsent and time.monotonic() >= self._paused_until:
             entries = [self._unsent.popleft() for _ in range(min(len(self._unsent), self._link.state.config.group))]
             try:
-                outcomes = self._drive(_flows.submit(self._link.state, [entry.request for entry in entries]))
+                requests = [entry.request for entry in entries]
+                # A file has its window: a line is tried as long as that lasts.
+                outcomes = self._drive(_flows.submit(self._link.state, requests, check_deadline=False))
             except RedisUnavailable as error:
                 outcomes = [error] * len(entries)
             again = []

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from stoker.client import Client
     from stoker.config import Config
 
+LIMITS = ("max_waiting", "max_tokens", "max_bytes")
+
 F = TypeVar("F", bound=Callable[..., Any])
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -71,13 +73,17 @@ def show(config: Config, name: str, as_json: bool) -> None:
 @tenants.command("set")
 @click.argument("name")
 @click.option("--weight", type=float, metavar="W", help="Its share beside the other tenants of a class: 0.001 to 1000.")
+@click.option("--max-waiting", type=int, metavar="N", help="Requests of it that may wait.")
+@click.option("--max-tokens", type=int, metavar="N", help="Tokens of it (prompt and max_tokens) that may wait.")
+@click.option("--max-bytes", type=int, metavar="N", help="Bytes of its waiting requests and kept results.")
 @as_json
 @queue_options
 def set_tenant(config: Config, name: str, as_json: bool, **values: float | None) -> None:
-    """Set something for a tenant. It counts at once, for what waits already too.
+    """Set something for a tenant. It counts at once, the weight for what waits already too.
 
     \b
-    Example:  stoker tenants set acme --weight 4
+    Examples:  stoker tenants set acme --weight 4
+               stoker tenants set acme --max-waiting 10000
     """
     from stoker.client import Client
 
@@ -111,6 +117,7 @@ def _all(client: Client) -> dict[str, dict[str, Any]]:
         name: {
             "tenant": name,
             "weight": values.get(name, {}).get("weight", 1.0),
+            **{limit: values.get(name, {}).get(limit) for limit in LIMITS},
             "set": sorted(values.get(name, {})),
             "counts": counts.get(name, {}),
         }
@@ -119,7 +126,7 @@ def _all(client: Client) -> dict[str, dict[str, Any]]:
 
 
 def _shown(client: Client, name: str, as_json: bool) -> None:
-    nothing = {"tenant": name, "weight": 1.0, "set": [], "counts": {}}
+    nothing: dict[str, Any] = {"tenant": name, "weight": 1.0, **dict.fromkeys(LIMITS), "set": [], "counts": {}}
     found = _all(client).get(name, nothing)
     if as_json:
         print_json(found)
@@ -132,8 +139,15 @@ def _print(found: Any) -> None:
 
     counts = ("waiting", "submitted", "succeeded", "failed", "expired", "cancelled")
     columns = [Column("tenant", fold=True), Column("weight", number=True)]
+    columns += [Column(name.replace("_", " "), number=True) for name in LIMITS]
     columns += [Column(name, number=True, drop=number) for number, name in enumerate(counts)]
     rows = [
-        (one["tenant"], f"{one['weight']:g}", *(f"{one['counts'].get(name, 0):,}" for name in counts)) for one in found
+        (
+            one["tenant"],
+            f"{one['weight']:g}",
+            *("-" if one[name] is None else f"{one[name]:,.0f}" for name in LIMITS),
+            *(f"{one['counts'].get(name, 0):,}" for name in counts),
+        )
+        for one in found
     ]
     print_tables(FittedTable("tenants", columns, rows))

@@ -12,6 +12,7 @@ from stoker.errors import (
     InvalidRequest,
     PayloadTooLarge,
     RequestCancelled,
+    RequestDisplaced,
     RequestError,
     RequestExpired,
     RequestFailed,
@@ -33,6 +34,7 @@ from stoker.store.pack import (
 VERSION = "1"
 STAMP = 16
 FAILURE_BYTES = 16_384
+DISPLACED = "displaced"
 BYTES_PER_TOKEN = 4.0
 """The first guess for a text's tokens, until the queue has learned its model's own figure."""
 
@@ -58,6 +60,7 @@ ANSWER: dict[str, type] = {
     "kind": str,
     "field": str,
     "limit": str,
+    "retry_after_ms": int,
 }
 """What the body of a result may say of a request, besides `output`, `metadata` and the `value` that was wrong."""
 
@@ -74,12 +77,17 @@ NEXT_HIGHER = {"critical": "critical", "high": "high", "normal": "high", "low": 
 
 @dataclass(slots=True)
 class Submission:
-    """One request as `submit` takes it."""
+    """One request as `submit` takes it. `displace`: it may take the place of worse sheddable ones in a full queue.
+
+    `check_deadline`: it is refused where it could not be finished by its deadline.
+    """
 
     id: str
     nonce: str
     header: bytes
     body: bytes
+    displace: bool = False
+    check_deadline: bool = True
 
 
 @dataclass(slots=True)
@@ -123,6 +131,8 @@ def encode(
     reply: str,
     config: Config,
     bytes_per_token: float = BYTES_PER_TOKEN,
+    displace: bool = False,
+    check_deadline: bool = True,
 ) -> Submission:
     """Return `request` as `submit` takes it.
 
@@ -147,14 +157,14 @@ def encode(
         request.tenant or "",
         str(max(1, int(request.timeout * 1e6)) if request.timeout else 0),
         str(class_term_us(request.priority, request.timeout, config)),
-        f"{prompt}:{request.max_tokens}:{'x' if exact else 'e'}",
+        f"{prompt}:{request.max_tokens}:{'x' if exact else 'e'}{'s' if request.sheddable else ''}",
         str(len(body)),
         reply,
         "1" if request.stream else "0",
         "",
         "",
     )
-    return Submission(request_id, nonce, "|".join(fields).encode(), body)
+    return Submission(request_id, nonce, "|".join(fields).encode(), body, displace, check_deadline)
 
 
 def prompt_tokens(request: InferenceRequest, bytes_per_token: float) -> tuple[int, bool]:
@@ -211,7 +221,7 @@ def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int =
     """
     try:
         header, body = _split(data[STAMP:], 12)
-        version, nonce, _, priority, tenant, timeout, _, _, _, _, stream, _ = header
+        version, nonce, _, priority, tenant, timeout, _, tail, _, _, stream, _ = header
         accepted, lives = int(data[:STAMP]), int(timeout) / 1e6
     except (ValueError, OverflowError):
         raise InvalidRequest("header", "must have the fields of version 1", len(data)) from None
@@ -234,6 +244,7 @@ def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int =
         tenant=tenant or None,
         timeout=lives or None,
         stream=stream == "1",
+        sheddable=tail.endswith("s"),
         metadata=metadata,
         **core,
     )
@@ -397,4 +408,6 @@ def _failure(outcome: Outcome, body: dict[str, Any]) -> RequestError | InvalidRe
     if "field" in body:
         kind = KINDS.get(body.get("kind", ""), InvalidRequest)
         return kind(body["field"], body.get("limit", "is refused by the worker"), body.get("value"))
+    if outcome.reason == DISPLACED:
+        return RequestDisplaced(outcome.id, body.get("retry_after_ms", 0) / 1000)
     return RequestFailed(outcome.id, body.get("message") or outcome.reason, outcome.attempts)

@@ -20,7 +20,7 @@ from stoker.store.lookups import dead_parts
 from stoker.store.reads import pairs
 from stoker.store.records import CLASSES, SUSPECT
 
-_OF_SCRIPTS = ("epoch", "incs", "tick", "grace", "skew", "mark", "h")
+_OF_SCRIPTS = ("epoch", "incs", "tick", "grace", "skew", "mark", "h", "kept")
 _QUEUE = Keys("q")
 
 PLAIN_KEYS = frozenset([key.removeprefix(_QUEUE.prefix) for key in vars(_QUEUE).values()]) - {""} | {*_OF_SCRIPTS}
@@ -33,6 +33,7 @@ KEY_FAMILIES: Mapping[str, str] = {
     **dict.fromkeys(("work", "stream", "void", "obituary"), _INC),
     **dict.fromkeys(("tokens", "file"), f"{NAME.pattern}:{NAME.pattern}"),
     "lane": rf"{SUSPECT}|(?:{'|'.join(CLASSES)})(?::{NAME.pattern})?",
+    "kept": r"\d+",
 }
 """The keys of a queue that are there many times: what stands before their first colon, and what may stand behind."""
 

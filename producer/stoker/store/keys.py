@@ -23,6 +23,8 @@ class Keys:
         self.counts = f"{self.prefix}counts"
         self.histograms = f"{self.prefix}histograms"
         self.rates = f"{self.prefix}rates"
+        self.sheddable = f"{self.prefix}sheddable"
+        self.tenants = f"{self.prefix}tenants"
         self.events = f"{self.prefix}events"
         self.batches = f"{self.prefix}batches"
         self.lapses = f"{self.prefix}lapses"

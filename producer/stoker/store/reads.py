@@ -487,7 +487,7 @@ def _waiting(lane: str, entries: Any, padded: bool, expected: Mapping[str, int])
         member = data.decode()
         request_id, prompt, most, exact = member.split(":")
         tokens = 0 if padded else int(most)
-        waiting.append(Waiting(request_id, lane, member, score, int(prompt), tokens, exact == "x", answer))
+        waiting.append(Waiting(request_id, lane, member, score, int(prompt), tokens, exact[0] == "x", answer))
     return waiting
 
 

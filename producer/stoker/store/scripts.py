@@ -21,6 +21,9 @@ from stoker.store.codec import Submission
 from stoker.store.records import CLASSES, LANES, Waiting
 
 RATE_WINDOW_US = 5_000_000
+RESULT_SLICES = 16
+"""In so many parts of their life the bytes of results are counted: they count for up to one part too long."""
+
 QUARANTINE_PATIENCE_US = 5_000_000
 VOID_TTL_MS = 3_600_000
 BATCH_LEASE_US = 5_000_000
@@ -76,28 +79,37 @@ def _build(name: str, config: Config, clock: str | None) -> Script:
     body = (lua_folder() / f"{name}.lua").read_text()
     used = re.match(r"-- use: ([a-z ]+)\n", body)
     pieces = [*IMPLICIT_PIECES, *(used[1].split() if used else [])]
-    texts = [
-        clock if piece == "clock" and clock else (lua_folder() / "pieces" / f"{piece}.lua").read_text()
-        for piece in pieces
-    ]
+    texts = [clock if piece == "clock" and clock else _piece(piece) for piece in pieces]
+    # What only some calls need is defined where they begin: defining it costs each call.
+    body = re.sub(r"^ *-- include: (\w+)$", lambda found: _piece(found[1]), body, flags=re.MULTILINE)
     source = "\n".join([_limits(config), *texts, body])
     # Redis names scripts by their SHA-1; nothing is protected by it.
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
+def _piece(name: str) -> str:
+    return (lua_folder() / "pieces" / f"{name}.lua").read_text()
+
+
 def _limits(config: Config) -> str:
     """The limits as Lua constants: microseconds for what is compared with now, milliseconds for TTLs."""
-    numbers = {
+    numbers: dict[str, int | None] = {
         "H": config.heartbeat_ms * 1000,
         "T": config.lease_us,
         "L": config.leader_lease_us,
         "MAX_WAITING": config.max_waiting,
+        "MAX_TOKENS": config.max_waiting_tokens,
+        "MAX_STORED": config.max_stored_bytes,
+        "TENANT_WAITING": config.tenant_max_waiting,
+        "TENANT_TOKENS": config.tenant_max_tokens,
+        "TENANT_BYTES": config.tenant_max_bytes,
         "MAX_AGE": config.max_age_s * 1_000_000,
         "MAX_ATTEMPTS": config.max_attempts,
         "MAX_LOSSES": config.max_losses,
         "BACKOFF_MIN": config.backoff_min_ms * 1000,
         "BACKOFF_MAX": config.backoff_max_ms * 1000,
         "RESULT_TTL": int(config.result_ttl_s * 1000),
+        "RESULT_SLICE": int(config.result_ttl_s * 1e6 / RESULT_SLICES),
         "DEAD_TTL": int(config.dead_ttl_s * 1000),
         "TOKENS_TTL": int(config.tokens_ttl_s * 1000),
         "REPLY_TTL": int(config.reply_ttl_s * 1000),
@@ -114,11 +126,15 @@ def _limits(config: Config) -> str:
         "MAX_BATCHES": MAX_BATCHES,
         "MAX_TENANT_SETTINGS": MAX_TENANT_SETTINGS,
     }
-    lines = [f"local {', '.join(numbers)} = {', '.join(str(number) for number in numbers.values())}"]
+    lines = [f"local {', '.join(numbers)} = {', '.join(map(_constant, numbers.values()))}"]
     lines += [f"local EVENTS = {'true' if config.events else 'false'}"]
     for table, names in (("CLASSES", CLASSES), ("LANES", LANES)):
         lines.append(f"local {table} = {{{', '.join(f'{name} = true' for name in names)}}}")
     return "\n".join(lines)
+
+
+def _constant(number: int | None) -> str:
+    return "nil" if number is None else str(number)
 
 
 # --- clients --------------------------------------------------------------------------------------------------------
@@ -126,15 +142,26 @@ def _limits(config: Config) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What became of one submission: ACCEPTED, SAME, DONE, CONFLICT, or FULL with `retry_after` in seconds."""
+    """What became of one submission: ACCEPTED, SAME, DONE, CONFLICT, FULL, or LATE.
+
+    Where it is FULL: `retry_after` in seconds; the name of the limit that was met, the limit, and the value that it
+    would have had; whether any worker is alive. Where it is LATE: `limit` is its timeout and `value` how long it would
+    take, in milliseconds.
+    """
 
     word: str
     retry_after: float = 0.0
+    field: str = ""
+    limit: int = 0
+    value: int = 0
+    workers: bool = False
 
 
 def submit(random: str, max_bytes: int, items: Sequence[Submission]) -> Call[tuple[str, list[Accepted]]]:
     """Call that accepts requests; gives the generation and a word for each."""
-    args: list[Arg] = [random, max_bytes]
+    unchecked = "".join(f"{number}," for number, item in enumerate(items, 1) if not item.check_deadline)
+    displacing = "".join(f"{number}," for number, item in enumerate(items, 1) if item.displace)
+    args: list[Arg] = [random, max_bytes, f",{displacing}|,{unchecked}" if displacing or unchecked else ""]
     for item in items:
         args += (item.id, item.header, item.body)
     return Call("submit", args, _parse_submit)
@@ -154,8 +181,11 @@ _ACCEPTED = {word.encode(): Accepted(word) for word in ("ACCEPTED", "SAME", "DON
 
 
 def _full(word: bytes) -> Accepted:
-    name, _, wait_ms = word.decode().partition(":")
-    return Accepted(name, float(wait_ms) / 1000)
+    name, *parts = word.decode().split(":")
+    if name == "LATE":
+        return Accepted(name, field="timeout", limit=int(parts[0]), value=int(parts[1]))
+    wait_ms, field, limit, value, workers = parts
+    return Accepted(name, float(wait_ms) / 1000, field, int(limit), int(value), workers == "1")
 
 
 def cancel(request_id: str, nonce: str = "") -> Call[str]:
@@ -208,14 +238,16 @@ def lead(
     config: Config,
     circuits: Mapping[str, str] | None = None,
     served: Mapping[str, float] | None = None,
+    forecast: str = "",
 ) -> Call[Lead]:
     """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`.
 
     For who looks: `circuits` are those that are not closed, `served` the tokens over weight of tenants' lanes.
+    `forecast`: what submit holds deadlines against (`Forecast.text`), empty for nothing.
     """
     told = "|".join(f"{worker}={state}" for worker, state in (circuits or {}).items())
     tenants = "|".join(f"{lane}={number:.0f}" for lane, number in islice((served or {}).items(), MOST_SERVED))
-    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, told, tenants), _parse_lead)
+    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, told, tenants, forecast), _parse_lead)
 
 
 def _parse_lead(reply: list[Any]) -> Lead:

@@ -137,7 +137,7 @@ def _living(request_id: str, now_us: int, payload: bytes, flight: bytes | None) 
         losses=int(f["losses"]),
         history=_history(f["history"]),
         retry_of=header["link"] or None,
-        waiting=Waiting(request_id, lane, member, score, int(prompt), int(most), exact == "x")
+        waiting=Waiting(request_id, lane, member, score, int(prompt), int(most), exact[0] == "x")
         if state == "queued"
         else None,
     )

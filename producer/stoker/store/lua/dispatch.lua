@@ -82,6 +82,7 @@ for name, z in pairs(by_lane) do
 end
 local flights = #ids > 0 and call('MGET', unpack(flight_keys)) or {}
 local out, took, costs, sets, entries, leaving, taken, reserved = {'OK', delivery}, {}, {}, {}, {}, {}, {}, 0
+local sheddable = {}
 local since = '|D|' .. int(now) .. '|'
 
 local function flight(i, id, score)
@@ -102,8 +103,9 @@ local function take(i, id, score, cost)
   costs[n] = int(cost)
   entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since .. (MARKS[match(name, '^%l+')] or '0')
   took[n], taken[id] = id, true
-  count_waiting(tenant, -1, tonumber(bytes))
   if tenant ~= '' and not suspects then count_lane(match(name, '^%l+'), tenant, -1) end
+  if is_sheddable(ARGV[3 * i + 2]) then sheddable[#sheddable + 1] = id end
+  count_one(tenant, -1, tonumber(bytes), match(ARGV[3 * i + 2], ':(.*)'))
   ev(id, 'dispatch', delivery, inc, score, name, cost)
   return 'TOOK'
 end
@@ -115,6 +117,7 @@ for i, id in ipairs(ids) do
 end
 if #took > 0 then
   for name, z in pairs(leaving) do call('ZREM', K .. 'lane:' .. name, unpack(z)) end
+  if #sheddable > 0 then call('ZREM', K .. 'sheddable', unpack(sheddable)) end
   call('MSET', unpack(sets))
   call('HSET', work, unpack(entries))
   call('HINCRBY', K .. 'credit', inc, reserved)

@@ -1,6 +1,6 @@
 -- use: events fence gap counts flight finish
 -- End what is past its deadline, or older than the maximum age at the head of a lane: EXPIRED, RUNNING too. Nothing in a
--- grace. Forgets dead letters that are past their retention.
+-- grace. Forgets dead letters that are past their retention, and stops counting the bytes of results that lapsed.
 -- KEYS[1] prefix
 -- ARGV    leader's token
 -- Returns the ids | FENCED
@@ -30,6 +30,12 @@ if not grace then
   end
   call('ZREMRANGEBYSCORE', K .. 'dead', '-inf', int(now - DEAD_TTL * 1000))
   finish_all()
+  for _, slice in ipairs(call('ZRANGEBYSCORE', K .. 'kept', '-inf', int(now), 'LIMIT', 0, GROUP_MOST)) do
+    local bytes = call('HGETALL', K .. 'kept:' .. slice)
+    for i = 1, #bytes, 2 do count('kept_bytes', bytes[i], -tonumber(bytes[i + 1])) end
+    call('DEL', K .. 'kept:' .. slice)
+    call('ZREM', K .. 'kept', slice)
+  end
   counted()
 end
 emit('expire', token)

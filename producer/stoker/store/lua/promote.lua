@@ -14,6 +14,7 @@ for _, id in ipairs(due) do
   f[STATE] = 'Q'
   call('ZADD', lane(f), f[SCORE], member(id, f))
   if f[GROUP] == '' then count_lane(f[CLASS], f[TENANT], 1) end
+  if is_sheddable(f[TAIL]) then call('ZADD', K .. 'sheddable', f[SCORE], id) end
   save(id, f)
   ev(id, 'promote', f[GROUP] ~= '' and 'suspect' or f[CLASS], f[SCORE])
 end

@@ -25,11 +25,12 @@ local base = call('MGET', K .. 'mark', K .. 'skew')
 local t = math.max(now + tonumber(base[2] or '0'), tonumber(base[1] or '0')) + 1
 local lives = tonumber(timeout)
 call('ZADD', K .. 'lane:' .. lane_of(class, tenant), int(t + tonumber(term)), id .. ':' .. tail)
+if is_sheddable(tail) then call('ZADD', K .. 'sheddable', int(t + tonumber(term)), id) end
 if lives > 0 then call('ZADD', K .. 'deadlines', int(now + lives), id) end
 call('SET', K .. 'mark', int(t))
 call('DEL', K .. 'dead:' .. old)
 call('ZREM', K .. 'dead', old)
-count_waiting(tenant, 1, tonumber(bytes))
+count_one(tenant, 1, tonumber(bytes), tail)
 count_lane(class, tenant, 1)
 count('submitted', tenant, 1)
 counted()

@@ -28,6 +28,21 @@ touch()
 local members, flights = call('HMGET', K .. 'work:' .. inc, unpack(ids)), call('MGET', unpack(flight_keys))
 local out, done, settled, text_bytes, text_tokens = {}, {}, 0, 0, 0
 
+-- What results take until they lapse, by the slice of time in which they were written: `expire` takes it off again.
+local results = {}
+local function keep(tenant, bytes)
+  if bytes > 0 then
+    results[tenant] = (results[tenant] or 0) + bytes
+    count('kept_bytes', tenant, bytes)
+  end
+end
+local function kept()
+  if not next(results) then return end
+  local slice = math.floor(now / RESULT_SLICE)
+  for tenant, bytes in pairs(results) do call('HINCRBY', K .. 'kept:' .. int(slice), tenant, bytes) end
+  call('ZADD', K .. 'kept', int((slice + 1) * RESULT_SLICE + RESULT_TTL * 1000), int(slice))
+end
+
 local prompts, answers = 0, 0
 local function measure(f, figures)
   local first, prompt, generated, bytes = figures[2], figures[3], figures[4], figures[5]
@@ -48,6 +63,7 @@ local function fail(id, f, outcome, reason, body)
   ended(f, inc, reason)
   ev(id, 'failure', f[DELIVERY], f[FAILURES])
   if outcome == 'failure' or tonumber(f[FAILURES]) >= MAX_ATTEMPTS then
+    keep(f[TENANT], #body)
     finish(id, f, 'failed', reason, body, inc, true)
     settled = settled + 1
     return
@@ -56,7 +72,7 @@ local function fail(id, f, outcome, reason, body)
   f[DELIVERY], f[STATE] = '', 'Y'
   save(id, f)
   call('ZADD', K .. 'delayed', int(now + cap * jitter), id)
-  count_waiting(f[TENANT], 1, tonumber(f[BYTES]))
+  count_one(f[TENANT], 1, tonumber(f[BYTES]), f[TAIL])
   count('retries', '', 1)
   ev(id, 'delay', int(now + cap * jitter))
 end
@@ -68,12 +84,14 @@ local function judge(id, f, figures, a)
   if outcome == 'ok' then
     if not current and f[STREAM] == '1' and figures[1] < tonumber(f[ATTEMPTS]) then return 'STALE' end
     measure(f, figures)
+    keep(f[TENANT], #body)
     finish(id, f, 'succeeded', reason, body, inc, false)
     settled = settled + 1
   elseif not current then
     return 'STALE'
   elseif outcome == 'bad' then
     ended(f, inc, reason)
+    keep(f[TENANT], #body)
     finish(id, f, 'failed', reason, body, inc, false)
     settled = settled + 1
   else
@@ -95,6 +113,7 @@ drop_all(inc)
 finish_all()
 count('prompt_tokens', '', prompts)
 count('generation_tokens', '', answers)
+kept()
 counted()
 observed()
 if settled > 0 then drain(settled) end

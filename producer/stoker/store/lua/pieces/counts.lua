@@ -1,4 +1,5 @@
--- Running totals in `counts`, raised once a call: waiting, waiting_bytes, submitted, one per outcome; per tenant too.
+-- Running totals in `counts`, raised once a call: waiting, waiting_bytes, waiting_tokens, kept_bytes, submitted, one per
+-- outcome; per tenant too.
 local deltas = {}
 local function count(field, tenant, n)
   deltas[field] = (deltas[field] or 0) + n
@@ -7,9 +8,16 @@ local function count(field, tenant, n)
     deltas[own] = (deltas[own] or 0) + n
   end
 end
-local function count_waiting(tenant, n, bytes)
+-- Of n requests that begin (or with n < 0 cease) to wait, their bytes and tokens in all.
+local function count_waiting(tenant, n, bytes, tokens)
   count('waiting', tenant, n)
-  count('waiting_bytes', tenant, n * bytes)
+  count('waiting_bytes', tenant, bytes)
+  count('waiting_tokens', tenant, tokens)
+end
+-- One that begins (n = 1) or ceases (n = -1) to wait, by the bytes and tail of its record.
+local function count_one(tenant, n, bytes, tail)
+  local prompt, most = match(tail, '^(%d+):(%d+)')
+  count_waiting(tenant, n, n * bytes, n * (prompt + most))
 end
 
 -- How many wait in each lane of a tenant, in `active`: <class>:<tenant>, and as <class> in all of them. A lane that holds

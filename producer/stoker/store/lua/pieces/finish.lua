@@ -26,10 +26,13 @@ local function finish(id, f, state, reason, body, inc, dead)
     ev(id, 'twice', state)
     return
   end
-  if f[STATE] == 'Q' then call('ZREM', lane(f), member(id, f)) end
-  if f[STATE] == 'Q' and f[GROUP] == '' then count_lane(f[CLASS], f[TENANT], -1) end
+  if f[STATE] == 'Q' then
+    call('ZREM', lane(f), member(id, f))
+    if f[GROUP] == '' then count_lane(f[CLASS], f[TENANT], -1) end
+    if is_sheddable(f[TAIL]) then call('ZREM', K .. 'sheddable', id) end
+  end
   if f[STATE] == 'Y' then call('ZREM', K .. 'delayed', id) end
-  if f[STATE] == 'Q' or f[STATE] == 'Y' then count_waiting(f[TENANT], -1, tonumber(f[BYTES])) end
+  if f[STATE] == 'Q' or f[STATE] == 'Y' then count_one(f[TENANT], -1, tonumber(f[BYTES]), f[TAIL]) end
   if f[DEADLINE] ~= '0' then late[#late + 1] = id end
   if dead then bury(id, f, reason, body) end
   if f[STREAM] == '1' then close_tokens(id, f, state) end

@@ -1,7 +1,7 @@
 -- The client's header and the flight record: text fields in a fixed order between `|`.
 -- payload:<id> = <acceptance time, 16 digits> 1|nonce|digest|class|tenant|timeout|term|tail|bytes|reply|stream|link| msgpack
--- tail = <prompt tokens>:<max_tokens>:<x or e>; timeout and term in microseconds; link: the id that this one retries.
-local HEADER = '^1|([%w._~-]+)|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|(%d+:%d+:[xe])|(%d+)|([%w._~-]*)|([01])|([%w._~-]*)|'
+-- tail = <prompt tokens>:<max_tokens>:<x or e>, with an s behind it where the request may be displaced; timeout and term in microseconds; link: the id that this one retries.
+local HEADER = '^1|([%w._~-]+)|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|(%d+:%d+:[xe]s?)|(%d+)|([%w._~-]*)|([01])|([%w._~-]*)|'
 local STAMP = 16
 local HEAD = STAMP + 496
 
@@ -41,6 +41,8 @@ local function save(id, f) call('SET', K .. 'flight:' .. id, table.concat(f, '|'
 local function lane_of(class, tenant) return tenant == '' and class or class .. ':' .. tenant end
 local function lane(f) return K .. 'lane:' .. (f[GROUP] ~= '' and 'suspect' or lane_of(f[CLASS], f[TENANT])) end
 local function member(id, f) return id .. ':' .. f[TAIL] end
+-- Whether it may be displaced, by its tail or member: then its id stands in `sheddable` while it is in a lane.
+local function is_sheddable(tail) return string.byte(tail, -1) == 115 end
 
 -- Note how an attempt ended; the last 8 are kept.
 local function ended(f, inc, cause)

@@ -1,0 +1,153 @@
+"""What requests cost is learned from what workers count, and foretold for a full fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import accumulate
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoker.forecast import Forecast
+from stoker.least_squares import Moments
+from stoker.store.records import WorkerRecord
+from stoker_scheduler.service_time import CAUTION, FEWEST, ServiceTimes
+
+WORKER = WorkerRecord(inc="w:1-x", worker="w", rows=8, capacity=100_000, budget=512, mode="continuous", cache="paged")
+PRICES = {"steps": 5000.0, "prompt_tokens": 30.0, "row_steps": 200.0, "token_steps": 1.0}
+PROMPT, ANSWER = 100, 50
+
+
+def heartbeats(n: int, prices: dict[str, float], answer: int = ANSWER, seed: int = 1) -> Iterator[dict[str, int]]:
+    """Give the running totals of a worker that did so many heartbeats' work, of a varying number of rows."""
+    random = Random(seed)
+    grown = []
+    for _ in range(n):
+        rows, steps = random.randint(1, 8), random.randint(20, 60)
+        finished = max(1, rows * steps // answer) if answer else rows * steps
+        work = {
+            "steps": steps,
+            "row_steps": rows * steps,
+            "prompt_tokens": finished * PROMPT,
+            "token_steps": rows * steps * (PROMPT + answer // 2),
+            "finished": finished,
+            "generation_tokens": finished * answer,
+        }
+        grown.append(work | {"busy_us": round(sum(prices[name] * work[name] for name in prices))})
+    return accumulate(grown, lambda one, other: {name: one[name] + other[name] for name in one})
+
+
+def learned(n: int = 30, workers: int = 1, prices: dict[str, float] = PRICES, **more: int) -> Forecast | None:
+    """Return what is foretold for a fleet after so many heartbeats of its first worker."""
+    times = ServiceTimes()
+    idle = [replace(WORKER, inc=f"o{i}:1-x") for i in range(1, workers)]
+    fleet = [WORKER, *idle]
+    for figures in [{}, *heartbeats(n, prices, **more)]:
+        fleet = [replace(WORKER, figures=figures), *idle]
+        times.observe(fleet)
+    times.dispatched([(PROMPT, more.get("answer", ANSWER))] * 100)
+    return times.forecast(fleet)
+
+
+def test_a_full_worker_is_foretold_by_what_its_steps_cost() -> None:
+    forecast = learned()
+    assert forecast is not None
+    step_us = 5000 + 8 * (200 + (PROMPT + ANSWER / 2) + 30 * PROMPT / ANSWER)
+    assert forecast.tokens_per_s == pytest.approx(CAUTION * 8 / (step_us * ANSWER) * 1e6 * (PROMPT + ANSWER), rel=0.02)
+    assert forecast.base_us == pytest.approx(2 * step_us, rel=0.02)
+    assert forecast.answer_us == pytest.approx(step_us, rel=0.02)
+    assert forecast.prompt_us == pytest.approx(30, rel=0.2)
+
+
+def test_a_padded_batch_is_a_step() -> None:
+    forecast = learned(answer=0)
+    assert forecast is not None
+    step_us = 5000 + 5.12 * (200 + 31 * PROMPT)
+    assert forecast.tokens_per_s == pytest.approx(CAUTION * 5.12 / step_us * 1e6 * PROMPT, rel=0.1)
+    assert (forecast.prompt_us, forecast.answer_us) == (0, 0)
+
+
+def test_nothing_is_foretold_of_too_little() -> None:
+    assert learned(FEWEST) is not None
+    assert learned(FEWEST - 2) is None
+    assert ServiceTimes().forecast([]) is None
+
+
+def test_a_worker_of_which_nothing_is_known_counts_like_the_others() -> None:
+    one, three = learned(), learned(workers=3)
+    assert one is not None
+    assert three is not None
+    assert three.tokens_per_s == pytest.approx(3 * one.tokens_per_s)
+
+
+def test_a_worker_that_takes_no_work_counts_for_nothing() -> None:
+    times = ServiceTimes()
+    for figures in [{}, *heartbeats(30, PRICES)]:
+        times.observe([replace(WORKER, figures=figures, drained=True)])
+    times.dispatched([(PROMPT, ANSWER)])
+    assert times.forecast([replace(WORKER, drained=True)]) is None
+
+
+def test_answers_shorter_than_asked_for_make_a_token_asked_for_cheaper() -> None:
+    times = ServiceTimes()
+    for figures in [{}, *heartbeats(30, PRICES)]:
+        worker = replace(WORKER, figures=figures)
+        times.observe([worker])
+    times.dispatched([(PROMPT, 4 * ANSWER)])
+    cheap, dear = times.forecast([worker]), learned()
+    assert cheap is not None
+    assert dear is not None
+    assert cheap.answer_us == pytest.approx(dear.answer_us / 4, rel=0.02)
+
+
+def test_prices_that_change_are_learned_anew() -> None:
+    times, slower = ServiceTimes(), {name: 3 * price for name, price in PRICES.items()}
+    totals: dict[str, int] = {}
+    for prices, n in ((PRICES, 100), (slower, 300)):
+        start = dict(totals)
+        for figures in heartbeats(n, prices):
+            totals = {name: start.get(name, 0) + number for name, number in figures.items()}
+            times.observe([replace(WORKER, figures=totals)])
+    times.dispatched([(PROMPT, ANSWER)])
+    now, then = times.forecast([replace(WORKER, figures=totals)]), learned()
+    assert now is not None
+    assert then is not None
+    assert now.tokens_per_s == pytest.approx(then.tokens_per_s / 3, rel=0.1)
+
+
+def test_a_worker_that_starts_again_is_learned_anew() -> None:
+    times = ServiceTimes()
+    for figures in [{}, *heartbeats(30, PRICES)]:
+        times.observe([replace(WORKER, figures=figures)])
+    times.dispatched([(PROMPT, ANSWER)])
+    again = replace(WORKER, inc="w:2-y")
+    times.observe([again])
+    assert times.forecast([again]) is None
+
+
+@given(
+    st.lists(st.integers(0, 100), min_size=4, max_size=4),
+    st.lists(st.tuples(*[st.integers(0, 1000)] * 4), min_size=8, max_size=20),
+)
+def test_what_is_left_over_cannot_be_made_smaller(prices: list[int], rows: list[tuple[int, ...]]) -> None:
+    moments, random = Moments(4), Random(3)
+    targets = [sum(p * x for p, x in zip(prices, row, strict=True)) + random.uniform(-5, 5) for row in rows]
+    for row, target in zip(rows, targets, strict=True):
+        moments.add(row, target)
+    found = moments.solve()
+
+    def left(x: list[float]) -> float:
+        return sum(
+            (sum(a * b for a, b in zip(x, row, strict=True)) - t) ** 2 for row, t in zip(rows, targets, strict=True)
+        )
+
+    assert min(found) >= 0
+    most = sum(target**2 for target in targets)
+    assert left(found) <= left([float(price) for price in prices]) + 1e-6 * most + 1e-6
+    for place in range(4):
+        for change in (0.99, 1.01):
+            near = [x * change if at == place else x for at, x in enumerate(found)]
+            assert left(found) <= left(near) + 1e-6 * most + 1e-6
