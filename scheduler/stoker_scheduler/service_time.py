@@ -22,6 +22,9 @@ REFIT = 8
 """Heartbeats between fits of a worker's prices: one takes some 0.3 ms, and a fleet has hundreds of workers."""
 
 SHAPE = ("steps", "prompt_tokens", "row_steps", "token_steps")
+Prices = tuple[float, ...]
+"""What each of `SHAPE` costs, in microseconds."""
+
 DONE = ("finished", "prompt_tokens", "generation_tokens")
 ASKED_FADE = 0.99
 """What a dispatched request counts less with every later one, in the means of what is asked for."""
@@ -35,7 +38,7 @@ class _Track:
     seen: int = 0
     moments: Moments = field(default_factory=lambda: Moments(len(SHAPE)))
     done: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DONE, 0.0))
-    prices: tuple[float, ...] = ()
+    prices: Prices = ()
 
     def grow(self, figures: Mapping[str, int]) -> None:
         """Take in the worker's figures of now."""
@@ -52,6 +55,21 @@ class _Track:
         self.seen += 1
         if self.seen % REFIT == 0:
             self.prices = ()
+
+    def fitted(self) -> Prices:
+        """Return the worker's prices."""
+        self.prices = self.prices or tuple(self.moments.solve())
+        return self.prices
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Tokens of a usual request: of its prompt and answer, and what prompt and max_tokens it is asked with."""
+
+    prompt: float
+    answer: float
+    asked_prompt: float
+    asked_answer: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +120,30 @@ class ServiceTimes:
         if done["finished"] < FEWEST or not self._weight:
             return None
         prompt, answer = (done[name] / done["finished"] for name in ("prompt_tokens", "generation_tokens"))
-        full = [_full(worker, track, prompt, answer) for worker, track in known]
-        rate = sum(one.rows / one.stay_us for one in full) / len(full) * len(available)
-        asked_prompt, asked_answer = self._asked_prompt / self._weight, self._asked_answer / self._weight
-        slowest = max(full, key=lambda one: one.step_us)
-        return Forecast(
-            tokens_per_s=CAUTION * rate * 1e6 * (asked_prompt + asked_answer),
-            base_us=2 * slowest.step_us,
-            prompt_us=slowest.prompt_us,
-            answer_us=slowest.step_us * min(1.0, answer / asked_answer) if asked_answer else 0.0,
+        return foretell(
+            [(worker, track.fitted()) for worker, track in known],
+            Sizes(prompt, answer, self._asked_prompt / self._weight, self._asked_answer / self._weight),
+            len(available),
         )
 
 
-def _full(worker: WorkerRecord, track: _Track, prompt: float, answer: float) -> _Full:
+def foretell(known: Sequence[tuple[WorkerRecord, Prices]], sizes: Sizes, fleet: int) -> Forecast:
+    """Return what a fleet of so many workers does when it is full; `known` are those whose prices are."""
+    full = [_full(worker, prices, sizes.prompt, sizes.answer) for worker, prices in known]
+    rate = sum(one.rows / one.stay_us for one in full) / len(full) * fleet
+    slowest = max(full, key=lambda one: one.step_us)
+    share = min(1.0, sizes.answer / sizes.asked_answer) if sizes.asked_answer else 0.0
+    return Forecast(
+        tokens_per_s=CAUTION * rate * 1e6 * (sizes.asked_prompt + sizes.asked_answer),
+        base_us=2 * slowest.step_us,
+        prompt_us=slowest.prompt_us,
+        answer_us=slowest.step_us * share,
+    )
+
+
+def _full(worker: WorkerRecord, prices: Prices, prompt: float, answer: float) -> _Full:
     """Return the worker when it is full of requests with so many tokens of prompt and answer."""
-    track.prices = track.prices or tuple(track.moments.solve())
-    base, prefill, row, resident = track.prices
+    base, prefill, row, resident = prices
     if not answer:  # padded: a batch is a step
         rows = max(1.0, min(worker.rows, worker.capacity / max(prompt, 1), worker.budget / max(prompt, 1)))
         step_us = max(base + rows * (row + (prefill + resident) * prompt), 1.0)

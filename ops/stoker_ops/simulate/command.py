@@ -34,6 +34,7 @@ def trace_options(command: Any) -> Any:
         click.option("--max-tokens", type=SOME, metavar="N", help="What clients ask for; default: what they get."),
         click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Time to live, s; default: none."),
         click.option("--max-waiting", type=SOME, metavar="N", help="Refuse above so many; default: no cap."),
+        click.option("--check-deadlines", is_flag=True, help="Refuse what could not be done within --timeout."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -126,6 +127,7 @@ def _setup(options: Mapping[str, Any]) -> Setup:
         kv_cache_tokens=cache,
         overhead_ms=options["overhead_ms"],
         max_waiting=options["max_waiting"],
+        check_deadlines=options["check_deadlines"],
     )
 
 

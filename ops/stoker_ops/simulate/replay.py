@@ -21,6 +21,7 @@ from stoker_scheduler.preemption import Key
 from stoker_scheduler.prices import Prices
 from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
+from stoker_scheduler.service_time import Sizes, foretell
 from stoker_workers.engine import Capacity
 from stoker_workers.engines.sim import Profile
 from stoker_workers.pacing import Pacer
@@ -38,7 +39,7 @@ COMPLETED, EXPIRED, REFUSED = "completed", "expired", "refused"
 class Setup:
     """The fleet, and what a submit is held to. `overhead_ms` is from a submit or a settle to the tick that sees it.
 
-    `max_waiting`: requests that may wait, None for no cap.
+    `max_waiting`: requests that may wait, None for no cap. `check_deadlines`: refuse what can't be done in time.
     """
 
     mode: str
@@ -50,6 +51,7 @@ class Setup:
     kv_cache_tokens: int
     overhead_ms: float = 1.0
     max_waiting: int | None = None
+    check_deadlines: bool = False
 
 
 @dataclass(slots=True)
@@ -81,7 +83,8 @@ class Run:
 class Replay:
     """One trace through one policy.
 
-    1. A submit that the model card would refuse, or for which there is no room, is refused.
+    1. A submit that the model card would refuse, for which there is no room, or whose deadline the forecast rules out,
+       is refused. The forecast is a scheduler's that knows the profile, and the mean of what has ended.
     2. A tick orders what waits, and hands it out batch by batch, with the objects of a scheduler. It comes
        `overhead_ms` after what calls for it: a submit, rows that left, a linger that is over, a deadline.
     3. A worker begins what it got at its next step, or with its next batch.
@@ -110,6 +113,7 @@ class Replay:
         self._runs = [0] * setup.workers
         self._busy_until: list[float | None] = [None] * setup.workers
         self._tick_at = math.inf
+        self._ended = [0, 0, 0, 0]  # requests, their prompts, answers and max_tokens
         self.run = Run(policy.name, [Fate() for _ in arrivals], Tally())
 
     def to_end(self) -> Run:
@@ -146,6 +150,9 @@ class Replay:
             return
         lane = lane_of(str(arrival.priority), arrival.tenant) if self._policy.classes else "high"
         term_us = class_term_us(arrival.priority, arrival.timeout, self._config) if self._policy.classes else 0
+        if self._too_late(arrival, now_us + term_us, answer):
+            self._settle(number, REFUSED, now_us)
+            return
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
         deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
@@ -155,6 +162,19 @@ class Replay:
             self._rows[name].offline = True
         self._backlog.add(request, deadline_us)
         self._wake(now_us + setup.overhead_ms * 1000)
+
+    def _too_late(self, arrival: Arrival, score: float, answer: int) -> bool:
+        """Return whether the forecast rules out that the request is done in its time."""
+        ended, prompts, answers, asked = self._ended
+        if not self._setup.check_deadlines or arrival.timeout is None or not ended:
+            return False
+        profile = self._setup.profile
+        prices = (profile.base_ms, profile.prefill_ms, profile.row_ms, profile.resident_ms)
+        sizes = Sizes(prompts / ended, answers / ended, prompts / ended, asked / ended)
+        known = [(self._fleet[0], tuple(1000 * price for price in prices))]
+        ahead = self._backlog.before(score) * self._backlog.mean_cost
+        forecast = foretell(known, sizes, self._setup.workers)
+        return forecast.finish_us(ahead, arrival.prompt_tokens, answer) > arrival.timeout * 1e6
 
     def _settle(self, number: int, outcome: str, now_us: float) -> None:
         fate = self.run.fates[number]
@@ -175,6 +195,9 @@ class Replay:
                 timeout = self._arrivals[row.place].timeout
                 late = timeout is not None and _seconds(now_us) > self.run.fates[row.place].queued_s + timeout
                 self._settle(row.place, EXPIRED if late else COMPLETED, now_us)
+                answer = row.cost - row.prompt
+                for i, number in enumerate((1, row.prompt, row.output if answer else 0, answer)):
+                    self._ended[i] += number
                 self._release(worker, str(row.place), row.cost)
             self._changed.add(worker)
             self.run.ended_s = _seconds(now_us)

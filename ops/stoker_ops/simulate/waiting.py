@@ -48,6 +48,10 @@ class Lane:
             place += 1
         del self._requests[place]
 
+    def before(self, score: float) -> int:
+        """Return how many have a lower score."""
+        return bisect_left(self._requests, score, lo=self._start, key=_score) - self._start
+
     def __len__(self) -> int:
         return len(self._requests) - self._start
 
@@ -59,9 +63,11 @@ class Backlog:
         self._lanes: dict[str, Lane] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._waiting: dict[str, Waiting] = {}
+        self._tokens = 0
 
     def add(self, request: Waiting, deadline_us: float | None) -> None:
         """Let a request wait."""
+        self._tokens += request.cost
         self._lanes.setdefault(request.lane, Lane()).add(request)
         if deadline_us is not None:
             self._waiting[request.id] = request
@@ -79,6 +85,7 @@ class Backlog:
         """Remove what was dispatched, all of it out of the first `depth` of its lane."""
         by_lane: dict[str, set[str]] = {}
         for request in requests:
+            self._tokens -= request.cost
             by_lane.setdefault(request.lane, set()).add(request.id)
             self._waiting.pop(request.id, None)
         for name, ids in by_lane.items():
@@ -91,6 +98,7 @@ class Backlog:
             _, name = heapq.heappop(self._deadlines)
             if request := self._waiting.pop(name, None):
                 self._lanes[request.lane].remove(request)
+                self._tokens -= request.cost
                 expired.append(name)
         return expired
 
@@ -99,6 +107,15 @@ class Backlog:
         while self._deadlines and self._deadlines[0][1] not in self._waiting:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+    def before(self, score: float) -> int:
+        """Return how many of all that wait have a lower score."""
+        return sum(lane.before(score) for lane in self._lanes.values())
+
+    @property
+    def mean_cost(self) -> float:
+        """The tokens of a request that waits, on average."""
+        return self._tokens / len(self) if len(self) else 0.0
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
