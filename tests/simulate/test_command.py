@@ -41,6 +41,14 @@ def test_the_table_has_a_column_for_each_policy() -> None:
     assert simulate("--no-compare").stdout.splitlines()[1].split() == ["stoker"]
 
 
+def test_a_tenant_of_a_larger_weight_waits_less(tmp_path: Path) -> None:
+    lines = [{"at_s": 0, "prompt_tokens": 500, "output_tokens": 50, "tenant": "ab"[place % 2]} for place in range(200)]
+    trace = tmp_path / "two.jsonl"
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = json.loads(simulate("--weight", "b=4", "--no-compare", "--json", trace=trace).stdout)["tenants"]
+    assert found["b"]["queue_ms"]["p50"] < 0.8 * found["a"]["queue_ms"]["p50"]
+
+
 @pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
 def test_it_draws_what_the_name_of_the_file_says(tmp_path: Path, name: str, begins: bytes) -> None:
     ran = simulate("--plot", tmp_path / name)
@@ -55,6 +63,8 @@ def test_it_draws_what_the_name_of_the_file_says(tmp_path: Path, name: str, begi
     [
         (["--plot", "a.jpg"], "plot: must end with .png or .svg, got 'a.jpg'"),
         (["--plot", "nowhere/a.png"], "plot: nowhere is no folder"),
+        (["--weight", "acme"], "weight: must be TENANT=NUMBER, got 'acme'"),
+        (["--weight", "acme=0"], "weight: must be a number from 0.001 to 1000, got 0.0"),
         (["--profile", "none.json"], "profile: none.json cannot be read"),
         (["--max-num-seqs", "9000"], "max_num_batched_tokens: must be at least max_num_seqs (9000), got 8192"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ def trace_options(command: Any) -> Any:
         click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Time to live, s; default: none."),
         click.option("--max-waiting", type=SOME, metavar="N", help="Refuse above so many; default: no cap."),
         click.option("--check-deadlines", is_flag=True, help="Refuse what could not be done within --timeout."),
+        click.option("--weight", "weights", multiple=True, metavar="TENANT=W", help="A tenant's share; default: 1."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -90,7 +91,7 @@ def simulate(
     if plot:
         check_plot(plot)
     setup, arrivals, config = _setup(options), _arrivals(options), load_config()
-    chosen = policies(config, setup.mode)
+    chosen = policies(config, setup.mode, _weights(options["weights"]))
     runs = {
         name: Replay(arrivals, setup, policy, config).to_end()
         for name, policy in chosen.items()
@@ -129,6 +130,23 @@ def _setup(options: Mapping[str, Any]) -> Setup:
         max_waiting=options["max_waiting"],
         check_deadlines=options["check_deadlines"],
     )
+
+
+def _weights(given: Sequence[str]) -> dict[str, float]:
+    """Return the weights by tenant; raises `InvalidRequest` naming a wrong one."""
+    from stoker.config import check_name
+    from stoker.errors import InvalidRequest
+    from stoker.tenants import check_setting
+
+    found = {}
+    for text in given:
+        tenant, _, number = text.partition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            raise InvalidRequest("weight", "must be TENANT=NUMBER", text) from None
+        found[check_name("tenant", tenant)] = check_setting("weight", weight)
+    return found
 
 
 def _arrivals(options: Mapping[str, Any]) -> list[Arrival]:

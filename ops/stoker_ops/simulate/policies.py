@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from stoker.config import Config
@@ -56,8 +57,14 @@ class FifoBatcher(DynamicBatcher):
         return Batch(tuple(waiting[: len(costs)]), tuple(costs), min(1.0, padded / room.budget), sum(costs) / padded)
 
 
-def policies(config: Config, mode: str) -> dict[str, Policy]:
-    """Return the policy of a scheduler with these settings under `stoker`, and the baselines that say something."""
+NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
+
+
+def policies(config: Config, mode: str, weights: Mapping[str, float] = NO_WEIGHTS) -> dict[str, Policy]:
+    """Return the policy of a scheduler with these settings under `stoker`, and the baselines that say something.
+
+    `weights` are those of tenants, by name.
+    """
     own = _policy("stoker", config, DynamicBatcher(config))
     found = {"stoker": replace(own, reserve=Reserve(config), preemption=Preemption(config))}
     found["fifo"] = _policy("fifo", config, FifoBatcher(config), classes=False)
@@ -65,6 +72,8 @@ def policies(config: Config, mode: str) -> dict[str, Policy]:
         # Batches that are closed: rows that are done leave, or stay until the longest is done.
         found["static"] = _policy("static", config, DynamicBatcher(config), refill=False)
         found["longest"] = _policy("longest", config, DynamicBatcher(config), refill=False, to_longest=True)
+    for policy in found.values():
+        policy.queue.shares.weigh(weights)
     return found
 
 
