@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocol.rig import A, B, Queue
-from stoker.store import reads
+from stoker.store import lookups, reads
+from stoker.store import scripts as s
 
 
 def costs(q: Queue) -> list[int]:
@@ -28,3 +29,21 @@ def test_without_workers_and_with_both_kinds_the_larger_cost_is_kept(bare: Queue
     bare.register(A, mode="padded")
     bare.register(B, mode="continuous")
     assert costs(bare) == [19]
+
+
+def test_the_part_of_class_batch_is_told_where_it_is_asked_for_and_what_was_asked_to_leave_is_not_counted(
+    q: Queue,
+) -> None:
+    q.submit("a", "b", "c", priority="batch")
+    q.submit("n")
+    delivery = q.start(A, "a", "b", "c")
+    q.start(A, "n")
+    q.store.run(s.make_room(q.token, A, [("b", delivery)]))
+    known = q.store.read(lookups.workers(q.keys))
+    (worker,) = q.store.read(reads.queue_view(q.keys, depth=10, known=known)).workers
+    assert (worker.held_rows, worker.held_tokens, worker.batch_rows, worker.batch_tokens) == (4, 21, 0, 0)
+    view = q.store.read(reads.queue_view(q.keys, depth=10, known=known, members=True))
+    (worker,) = view.workers
+    assert (worker.held_rows, worker.held_tokens, worker.batch_rows, worker.batch_tokens) == (3, 21, 2, 14)
+    held = {one.id: (one.delivery == delivery, one.cost, one.batch) for one in view.held[A]}
+    assert held == {"a": (True, 7, True), "b": (True, 0, True), "c": (True, 7, True), "n": (False, 7, False)}
