@@ -99,7 +99,7 @@ class Config(BaseSettings):
         60, ge=0, description="how long after the last request of another class BATCH leaves it room; 0: leaves none"
     )
     batch_slowdown: float = Field(
-        0.25, ge=0, le=100, description="how much longer rows of BATCH may make a step while it leaves room, as a share"
+        0.24, ge=0, le=100, description="how much longer rows of BATCH may make a step while it leaves room, as a share"
     )
     batch_prefill_tokens: int = Field(
         64, ge=1, description="prompt tokens of BATCH that a worker takes up a step, on average, while it leaves room"

@@ -209,6 +209,27 @@ MUTATIONS = [
         "protocol.test_hand_back:test_a_late_hand_back_does_not_touch_the_row_that_came_again",
     ),
     Mutation(
+        "one call frees the room of a row twice",
+        "make_room.lua",
+        "if m.cost == 0 or leaving[id] then",
+        "if m.cost == 0 then",
+        "protocol.test_make_room:test_one_call_asks_for_each_once",
+    ),
+    Mutation(
+        "a row is preempted as often as it begins",
+        "make_room.lua",
+        "if begun_before and now",
+        "if false and now",
+        "protocol.test_make_room:test_a_preempted_row_is_spared_until_it_ran_for_a_second",
+    ),
+    Mutation(
+        "the room of a row that was asked to leave is not given away",
+        "dispatch.lua",
+        "if cost == 0 then rows = rows - 1 end",
+        "",
+        "protocol.test_make_room:test_its_room_is_given_away_before_it_left",
+    ),
+    Mutation(
         "tokens of an attempt that moved on are published",
         "flush.lua",
         "and f[DELIVERY] == delivery then",

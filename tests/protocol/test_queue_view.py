@@ -57,3 +57,21 @@ def test_the_overview_counts_tenants_requests_in_their_class(q: Queue) -> None:
     found = q.store.read(lookups.overview(q.keys))
     assert (found.lanes["normal"], found.lanes["low"], found.lanes["high"]) == (3, 1, 0)
     assert found.tenant_lanes == ("low:u", "normal:t")
+
+
+def test_the_part_of_class_batch_is_told_where_it_is_asked_for_and_what_was_asked_to_leave_is_not_counted(
+    q: Queue,
+) -> None:
+    q.submit("a", "b", "c", priority="batch")
+    q.submit("n")
+    delivery = q.start(A, "a", "b", "c")
+    q.start(A, "n")
+    q.store.run(s.make_room(q.token, A, [("b", delivery)]))
+    known = q.store.read(lookups.workers(q.keys))
+    (worker,) = q.store.read(reads.queue_view(q.keys, depth=10, known=known)).workers
+    assert (worker.held_rows, worker.held_tokens, worker.batch_rows, worker.batch_tokens) == (4, 21, 0, 0)
+    view = q.store.read(reads.queue_view(q.keys, depth=10, known=known, members=True))
+    (worker,) = view.workers
+    assert (worker.held_rows, worker.held_tokens, worker.batch_rows, worker.batch_tokens) == (3, 21, 2, 14)
+    held = {one.id: (one.delivery == delivery, one.cost, one.batch) for one in view.held[A]}
+    assert held == {"a": (True, 7, True), "b": (True, 0, True), "c": (True, 7, True), "n": (False, 7, False)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -295,9 +295,11 @@ def queue_view(
     `expected` are the tokens to expect of an answer, by class.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
-    the longest matters; of others the number is enough, unless `members` asks which of them are of class batch.
+    the longest matters; of others the number is enough, unless `members` asks which of them are of class batch (of
+    workers that run no padded batches).
     """
     asked = {**dict.fromkeys(LANES, depth), **shared}
+    named = {record.inc for record in known if members and record.mode != PADDED}
     commands: list[Command] = [
         ("TIME",),
         ("HGETALL", keys.inc),
@@ -309,13 +311,13 @@ def queue_view(
         ("HRANDFIELD", keys.active, MOST_ACTIVE, "WITHVALUES"),
         _weights_of(keys, shared),
         *(("ZRANGE", keys.lane(lane), 0, number - 1, "WITHSCORES") for lane, number in asked.items()),
-        *((_looked_at(record, members), keys.work(record.inc)) for record in known),
+        *((_looked_at(record, record.inc in named), keys.work(record.inc)) for record in known),
     ]
-    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], asked, expected, members))
+    return Read(commands, functools.partial(_parse_view, [record.inc for record in known], asked, expected, named))
 
 
-def _looked_at(record: WorkerRecord, members: bool) -> str:
-    return "HGETALL" if members else "HVALS" if record.cache == "rect" else "HLEN"
+def _looked_at(record: WorkerRecord, named: bool) -> str:
+    return "HGETALL" if named else "HVALS" if record.cache == "rect" else "HLEN"
 
 
 def _weights_of(keys: Keys, lanes: Iterable[str]) -> Command:
@@ -394,7 +396,7 @@ def lane_page(
 
 
 def _parse_view(
-    known: Sequence[str], asked: dict[str, int], expected: Mapping[str, int], named: bool, reply: list[Any]
+    known: Sequence[str], asked: dict[str, int], expected: Mapping[str, int], named: Set[str], reply: list[Any]
 ) -> QueueView:
     (seconds, micros), incs, credit, beats, delayed, deadlines, quarantine, active, weights = reply[:9]
     now = int(seconds) * 1_000_000 + int(micros)
@@ -404,8 +406,8 @@ def _parse_view(
     records, held_by = [], {}
     for name, text in pairs(incs).items():
         found = members.get(name.decode(), 0)
-        counted = not named and isinstance(found, int)
-        held = [] if counted else _held(found, named)
+        counted = isinstance(found, int)
+        held = [] if counted else _held(found, name.decode() in named)
         held_by[name.decode()] = held
         staying = [member for member in held if member.cost]
         offline = [member.cost for member in staying if member.batch]
@@ -443,7 +445,7 @@ def active_lanes(reply: Any) -> dict[str, int]:
 
 def _held(found: Any, named: bool) -> list[Held]:
     """Return the members of a work hash, with their ids where they are `named`."""
-    members = pairs(found or []).items() if named else ((b"", data) for data in found)
+    members = pairs(found).items() if named else ((b"", data) for data in found)
     held = []
     for request_id, data in members:
         delivery, cost, _, since, mark = data.decode().split("|")
