@@ -45,7 +45,7 @@ OFTEN = {"lead": 6, "beat": 4, "read-view": 6, "step": 10, "begin-step": 10, "en
 """What happens all the time: the how manieth time is the one, so that it falls into the middle of the work."""
 
 OF_DEATHS = {"spawn", "incarnate", "register", "report", "end-child", "tell-Serve", "tell-EngineOptions"}
-OF_DEATHS |= {"news-Loaded", "reclaim", "read-groups"}
+OF_DEATHS |= {"news-Loaded", "reclaim", "read-groups", "read-running"}
 """What happens where a child dies: the round has a poison request."""
 
 OF_LEAVES = {"deregister": "one", "tell-Drain": "one", "news-Drained": "one", "read-published": "one"}
