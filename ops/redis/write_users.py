@@ -103,6 +103,7 @@ PRODUCER = together(
     ENDING,
     SUBMITTING,
     {
+        "active": "hlen hrandfield",
         "beats": "zcount",
         "card": "get",
         "counts": "hmget",
