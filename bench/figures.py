@@ -46,12 +46,12 @@ def verdicts(bars: Sequence[tuple[str, float, float]]) -> None:
         print(f"{name}: {found:.2f} (bar {bar:.2f}) {'ok' if found >= bar else 'short'}")
 
 
-def save(name: str, rounds: Rounds, bars: Sequence[tuple[str, float, float]]) -> None:
-    """Write all rounds and ratios to `results/<name>.json`, with the date and the machine."""
+def save(name: str, rounds: Rounds, bars: Sequence[tuple[str, float, float]], called: str = "requests_per_s") -> None:
+    """Write all rounds (`called` so) and ratios to `results/<name>.json`, with the date and the machine."""
     found = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "requests_per_s": rounds,
+        called: rounds,
         "ratios": {bar: {"ratio": round(value, 3), "bar": limit} for bar, value, limit in bars},
     }
     RESULTS.mkdir(exist_ok=True)
