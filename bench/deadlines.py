@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from figures import save, verdicts
+from figures import Bar, save, verdicts
 from loads import capacity, offered, request, stack
 
 from stoker import Client, DeadlineInfeasible, Job
@@ -42,8 +42,8 @@ def main() -> None:
     figures |= {"on time": good, "done a second": good / options.seconds}
     for name, value in figures.items():
         print(f"{name:16}{value:10,.1f}")
-    bars = [("deadlines-on-time", good / len(jobs), BAR), ("deadlines-begun-in-time", 1 - late / len(jobs), 1.0)]
-    save("deadlines", [{name: float(value) for name, value in figures.items()}], bars)
+    bars = [Bar("deadlines-on-time", good / len(jobs), BAR), Bar("deadlines-begun-in-time", 1 - late / len(jobs), 1.0)]
+    save("deadlines", [{name: float(value) for name, value in figures.items()}], bars, "figures")
     verdicts(bars)
 
 

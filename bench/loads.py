@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from serving import serving
+from processes import serving
 
 from stoker import Client, Config, InferenceRequest, Job, StokerError
 from stoker_ops.embedded import start

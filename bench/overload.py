@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from figures import save, verdicts
+from figures import Bar, save, verdicts
 from loads import ANSWER, ROWS, capacity, offered, request, stack
 
 from stoker import Client, InferenceRequest, InferenceResponse, Job, QueueFull
@@ -63,12 +63,12 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:20}{value:12,.1f}")
     bars = [
-        ("overload-critical-p99", (p99(quiet) + step_ms) / p99(loud), 1.0),
-        ("overload-critical-p99-one-stay", (p99(quiet) + ANSWER * step_ms) / p99(loud), 1.0),
-        ("overload-outcomes", len(responses) / len(jobs), 1.0),
-        ("overload-worst-wait", cap_ms / max(begun), 1.0),
+        Bar("overload-critical-p99", (p99(quiet) + step_ms) / p99(loud), 1.0),
+        Bar("overload-critical-p99-one-stay", (p99(quiet) + ANSWER * step_ms) / p99(loud), 1.0),
+        Bar("overload-outcomes", len(responses) / len(jobs), 1.0),
+        Bar("overload-worst-wait", cap_ms / max(begun), 1.0),
     ]
-    save("overload", [{name: float(value) for name, value in figures.items()}], bars)
+    save("overload", [{name: float(value) for name, value in figures.items()}], bars, "figures")
     verdicts(bars)
 
 

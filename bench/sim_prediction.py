@@ -28,7 +28,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from engine import make_load
-from serving import DEMO_ENGINE, demo_vocabulary, limits, serving, streamed
+from processes import serving
+from serving import DEMO_ENGINE, demo_vocabulary, limits, streamed
 
 from stoker import AsyncClient, Client, Config
 from stoker_ops.embedded import start

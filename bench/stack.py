@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import torch
 from engine import Answers, engine, make_load
-from serving import DEMO_ENGINE, demo_vocabulary, limits, serving, streamed
+from processes import serving
+from serving import DEMO_ENGINE, demo_vocabulary, limits, streamed
 
 from stoker import AsyncClient, Client, Config
 from stoker_ops.embedded import start

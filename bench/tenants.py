@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from figures import RESULTS, machine
-from serving import serving
+from processes import serving
 
 from stoker import AsyncClient, AsyncJob, Client, Config, InferenceRequest
 from stoker_ops.embedded import start
