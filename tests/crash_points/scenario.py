@@ -53,7 +53,7 @@ OF_LEAVES |= {"resign": "scheduler"}
 """What happens where a process is told to leave: which one is."""
 
 KEPT = {"result", "dead", "events", "leader", "epoch", "incs", "tick", "grace", "skew", "mark", "generation", "h"}
-KEPT |= {"card", "counts", "histograms", "rates", "bell", "reply", "tokens", "void", "obituary"}
+KEPT |= {"card", "counts", "histograms", "rates", "bell", "reply", "tokens", "void", "obituary", "kept"}
 """Keys that may be left in Redis without workers: those with a TTL, and those that are there for good."""
 
 OF_WORKERS = {"inc", "credit", "beats", "stream", "quarantine"}
