@@ -562,7 +562,9 @@ class Model:
         if rows > worker.rows or need > worker.capacity:
             return "FULL"
         life.delivery, life.state, life.flew = delivery, "D", True
-        worker.work[life.id] = Member(delivery, cost, "D", self.now, "suspect" in lanes, life.lane == "batch")
+        worker.work[life.id] = Member(
+            delivery, cost, "D", self.now, "suspect" in lanes, life.lane.partition(":")[0] == "batch"
+        )
         return "TOOK"
 
     def make_room(self, token: str, inc: str, items: Iterable[tuple[str, str]]) -> list[str]:

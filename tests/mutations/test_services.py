@@ -51,7 +51,7 @@ def test_a_doorbell_whose_reply_was_lost_is_read_again(store: Store, config: Con
     outage = Outage()
     session = Session(INC, Reporter(store, INC, config, lambda keys: None, outage))
     engine = SimEngine(load_profile("zero"))
-    reader = Reader(config, engine, lambda *_: None, lambda _, rows: taken.extend(rows), outage)
+    reader = Reader(config, engine, lambda *_: None, lambda _, rows: taken.extend(rows), lambda *_: None, outage)
     thread = threading.Thread(target=reader.read, args=(session,))
     thread.start()
     with contextlib.suppress(pytest.fail.Exception):
@@ -81,7 +81,7 @@ def test_a_begin_whose_reply_was_lost_is_repeated(
     outage = Outage()
     session = Session(INC, Reporter(store, INC, config, lambda keys: None, outage))
     engine = SimEngine(load_profile("zero"))
-    reader = Reader(config, engine, lambda *_: None, lambda _, rows: taken.extend(rows), outage)
+    reader = Reader(config, engine, lambda *_: None, lambda _, rows: taken.extend(rows), lambda *_: None, outage)
     thread = threading.Thread(target=reader.read, args=(session,))
     thread.start()
     with contextlib.suppress(pytest.fail.Exception):
