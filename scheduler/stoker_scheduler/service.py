@@ -64,14 +64,14 @@ class Scheduler:
         self._store = AsyncStore(config)
         self._bell = AsyncStore(config, block_s=config.block_ms / 1000)
         self._health = HealthMonitor(config)
-        self._times = ServiceTimes()
+        self._prices = StepPrices()
+        self._times = ServiceTimes(self._prices.of)
         self._queue = RequestQueue(config)
         self._leadership = Leadership(
             self._store, config, self._health.not_closed, self._queue.shares.served, self._foretold
         )
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
-        self._prices = StepPrices()
         self._reserve = Reserve(config)
         self._preemption = Preemption(config)
         self._offline = True  # until a view says that there is none

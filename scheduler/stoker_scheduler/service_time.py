@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 
 from stoker.forecast import Forecast
-from stoker.least_squares import Moments
 from stoker.store.records import WorkerRecord
+from stoker_scheduler.prices import BUSY, STEPS, Prices
 
 FADE = 0.98
 """What a heartbeat in which a worker took steps counts less with every later one."""
@@ -18,13 +18,6 @@ FEWEST = 8
 CAUTION = 0.8
 """The share of its measured rate that a fleet is counted with: a queue held at the limit must not miss it by noise."""
 
-REFIT = 8
-"""Heartbeats between fits of a worker's prices: one takes some 0.3 ms, and a fleet has hundreds of workers."""
-
-SHAPE = ("steps", "prompt_tokens", "row_steps", "token_steps")
-Prices = tuple[float, ...]
-"""What each of `SHAPE` costs, in microseconds."""
-
 DONE = ("finished", "prompt_tokens", "generation_tokens")
 ASKED_FADE = 0.99
 """What a dispatched request counts less with every later one, in the means of what is asked for."""
@@ -32,34 +25,20 @@ ASKED_FADE = 0.99
 
 @dataclass(slots=True)
 class _Track:
-    """What one incarnation counted when last seen, and what is known of how that grew before."""
+    """What one incarnation counted when last seen, and what it finished before."""
 
     last: Mapping[str, int]
     seen: int = 0
-    moments: Moments = field(default_factory=lambda: Moments(len(SHAPE)))
     done: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DONE, 0.0))
-    prices: Prices = ()
 
     def grow(self, figures: Mapping[str, int]) -> None:
         """Take in the worker's figures of now."""
-        grown = {name: figures.get(name, 0) - self.last.get(name, 0) for name in {*SHAPE, *DONE, "busy_us"}}
+        grown = {name: figures.get(name, 0) - self.last.get(name, 0) for name in (STEPS, BUSY, *DONE)}
         self.last = figures
-        busy_us = grown["busy_us"]
-        if busy_us <= 0 or grown["steps"] <= 0 or min(grown.values()) < 0:
+        if grown[BUSY] <= 0 or grown[STEPS] <= 0 or min(grown.values()) < 0:
             return
-        # By the time of each: the variance of a sum of steps grows with it, as in `stoker profile`.
-        weight = busy_us**-0.5
-        self.moments.fade(FADE)
-        self.moments.add([grown[name] * weight for name in SHAPE], busy_us * weight)
         self.done = {name: number * FADE + grown[name] for name, number in self.done.items()}
         self.seen += 1
-        if self.seen % REFIT == 0:
-            self.prices = ()
-
-    def fitted(self) -> Prices:
-        """Return the worker's prices."""
-        self.prices = self.prices or tuple(self.moments.solve())
-        return self.prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +62,17 @@ class _Full:
 
 
 class ServiceTimes:
-    """Learns what a step costs each worker, and foretells when a request would be finished.
+    """Foretells when a request would be finished.
 
-    1. A step's time is a sum of prices times what `SHAPE` counts: itself, tokens to prefill, rows, tokens resident. The
-       prices come by least squares from the worker's last heartbeats, older ones counting less.
+    1. A step's time is a sum of prices times itself, tokens to prefill, rows, and tokens resident; see `StepPrices`.
     2. A full worker holds as many rows as it has, or as fit its cache, of the size that requests lately had. What a
        step takes then gives its rate, and the time of one request.
     3. Nothing is foretold while no available worker is known well enough. The others count like the mean.
     """
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
+    def __init__(self, prices: Callable[[str], Prices]) -> None:
+        """Know nothing yet; `prices` gives those of an incarnation's steps."""
+        self._prices = prices
         self._tracks: dict[str, _Track] = {}
         self._weight = self._asked_prompt = self._asked_answer = 0.0
 
@@ -121,7 +100,7 @@ class ServiceTimes:
             return None
         prompt, answer = (done[name] / done["finished"] for name in ("prompt_tokens", "generation_tokens"))
         return foretell(
-            [(worker, track.fitted()) for worker, track in known],
+            [(worker, self._prices(worker.inc)) for worker, _ in known],
             Sizes(prompt, answer, self._asked_prompt / self._weight, self._asked_answer / self._weight),
             len(available),
         )
@@ -143,7 +122,7 @@ def foretell(known: Sequence[tuple[WorkerRecord, Prices]], sizes: Sizes, fleet: 
 
 def _full(worker: WorkerRecord, prices: Prices, prompt: float, answer: float) -> _Full:
     """Return the worker when it is full of requests with so many tokens of prompt and answer."""
-    base, prefill, row, resident = prices
+    base, prefill, row, resident = (1000 * price for price in astuple(prices))
     if not answer:  # padded: a batch is a step
         rows = max(1.0, min(worker.rows, worker.capacity / max(prompt, 1), worker.budget / max(prompt, 1)))
         step_us = max(base + rows * (row + (prefill + resident) * prompt), 1.0)

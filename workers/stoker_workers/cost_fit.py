@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stoker.errors import StokerError
-from stoker.least_squares import least_squares
 from stoker_workers.engines.sim import Profile
+from stoker_workers.least_squares import least_squares
 
 COSTS = {"base_ms": "steps", "prefill_ms": "prompt_tokens", "row_ms": "row_steps", "resident_ms": "token_steps"}
 """Each number of a profile, and the counter of which it is the price."""

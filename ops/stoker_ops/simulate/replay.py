@@ -168,10 +168,8 @@ class Replay:
         ended, prompts, answers, asked = self._ended
         if not self._setup.check_deadlines or arrival.timeout is None or not ended:
             return False
-        profile = self._setup.profile
-        prices = (profile.base_ms, profile.prefill_ms, profile.row_ms, profile.resident_ms)
         sizes = Sizes(prompts / ended, answers / ended, prompts / ended, asked / ended)
-        known = [(self._fleet[0], tuple(1000 * price for price in prices))]
+        known = [(self._fleet[0], self._prices)]
         ahead = self._backlog.before(score) * self._backlog.mean_cost
         forecast = foretell(known, sizes, self._setup.workers)
         return forecast.finish_us(ahead, arrival.prompt_tokens, answer) > arrival.timeout * 1e6
