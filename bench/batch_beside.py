@@ -35,7 +35,7 @@ from figures import Bar, Rounds, save, verdicts
 from processes import serving
 
 from stoker import AsyncClient, Config, InferenceRequest, InferenceResponse, RequestPriority
-from stoker.store import lookups, reads
+from stoker.store import lookups, reads, views
 from stoker.store.connection import Store
 from stoker_ops.embedded import start
 
@@ -129,8 +129,8 @@ def until_empty(config: Config) -> None:
     """Wait until workers hold nothing."""
     store = Store(config)
     while True:
-        known = store.read(reads.queue_view(store.keys, depth=1)).workers
-        if all(not one.held_rows for one in store.read(reads.queue_view(store.keys, depth=1, known=known)).workers):
+        known = store.read(views.queue_view(store.keys, depth=1)).workers
+        if all(not one.held_rows for one in store.read(views.queue_view(store.keys, depth=1, known=known)).workers):
             break
         time.sleep(0.1)
     store.close()

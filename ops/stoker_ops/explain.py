@@ -96,7 +96,7 @@ def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
     """Return where it is now, why, and what can be done about that."""
     from dataclasses import replace
 
-    from stoker.store import lookups, reads, traces
+    from stoker.store import lookups, traces, views
     from stoker_ops.checks import Finding, why_waiting
     from stoker_ops.facts import read_facts
 
@@ -116,7 +116,7 @@ def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
         return now | {"why": why, "held_back_by": ["backoff"]}
     waited_s = (trace.now_us - (trace.accepted_us or 0)) / 1e6
     facts = read_facts(config, ask_torch=False)
-    most = 0 if reads.all_padded(facts.workers) else trace.waiting.max_tokens
+    most = 0 if views.all_padded(facts.workers) else trace.waiting.max_tokens
     waiting = replace(trace.waiting, score=score, max_tokens=most)
     verdict = why_waiting(facts, waiting, waited_s)
     fix = verdict.fix if isinstance(verdict, Finding) else None

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stoker.config import Config
-from stoker.store import inspections, lookups, reads
+from stoker.store import inspections, lookups, views
 from stoker.store.connection import Store
 from stoker.store.inspections import VOID, Server
 from stoker.store.records import Waiting, WorkerRecord
@@ -116,7 +116,7 @@ def read_facts(config: Config, *, ask_torch: bool = True) -> Facts:
         known = store.read(lookups.workers(store.keys))
         # The second look has what each of the workers of the first one holds.
         shared = dict.fromkeys(overview.tenant_lanes, 1)
-        view = store.read(reads.queue_view(store.keys, depth=1, known=known, shared=shared))
+        view = store.read(views.queue_view(store.keys, depth=1, known=known, shared=shared))
         return Facts(
             config=config,
             server=store.read(inspections.server()),

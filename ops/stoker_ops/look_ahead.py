@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from stoker.config import Config
 from stoker.stats import requests_per_second
-from stoker.store import lookups, reads
+from stoker.store import lookups, views
 from stoker.store.connection import Store
 from stoker.store.lookups import Overview
-from stoker.store.reads import QueueView
 from stoker.store.records import CLASSES
+from stoker.store.views import QueueView
 from stoker_scheduler.answers import AnswerLengths
 from stoker_scheduler.preview import Preview, preview
 from stoker_scheduler.queue import RequestQueue
@@ -52,5 +52,5 @@ def look_ahead(store: Store, config: Config, *, most: int = 8) -> LookAhead:
     queue = RequestQueue(config, TenantShares(overview.served))
     untold = {name: 1 for name in CLASSES if overview.lanes[name]}
     shared = queue.share(dict.fromkeys(overview.tenant_lanes, 1) | untold, DEPTH)
-    view = store.read(reads.queue_view(store.keys, depth=DEPTH, known=known, expected=expected, shared=shared))
+    view = store.read(views.queue_view(store.keys, depth=DEPTH, known=known, expected=expected, shared=shared))
     return LookAhead(overview, view, queue, preview(config, view, queue, overview.circuits, most=most))

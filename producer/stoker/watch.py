@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from stoker.config import Config
 from stoker.stats import OUTCOMES, Latency, Stats, assemble, latencies
-from stoker.store import inspections, lookups, reads
+from stoker.store import inspections, lookups, views
 from stoker.store.connection import Store
 from stoker.store.lookups import Overview
 from stoker.store.records import CLASSES, SUSPECT, WorkerRecord, class_of
@@ -73,7 +73,7 @@ def _oldest(store: Store, overview: Overview) -> dict[str, float | None]:
     if not any(overview.lanes[name] for name in CLASSES):
         return oldest
     shared = dict.fromkeys(overview.tenant_lanes, 1)
-    view = store.read(reads.queue_view(store.keys, depth=1, shared=shared))
+    view = store.read(views.queue_view(store.keys, depth=1, shared=shared))
     heads = {entries[0].id: class_of(lane) for lane, entries in view.lanes.items() if entries and lane != SUSPECT}
     for request_id, at_us in store.read(inspections.accepted(store.keys, list(heads))).items():
         age_s = max(0.0, (overview.now_us - at_us) / 1e6)

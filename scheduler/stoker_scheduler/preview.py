@@ -8,8 +8,8 @@ from itertools import islice
 
 from stoker.config import Config
 from stoker.store.codec import class_windows_us
-from stoker.store.reads import QueueView
 from stoker.store.records import SUSPECT, Waiting, WorkerRecord, class_of
+from stoker.store.views import QueueView
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
 from stoker_scheduler.queue import Order, RequestQueue, charged_cost, could_hold, largest_capacity

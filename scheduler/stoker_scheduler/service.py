@@ -14,13 +14,13 @@ from stoker.config import Config
 from stoker.errors import ConfigError, RedisUnavailable
 from stoker.every import Outage, every, pause
 from stoker.exporter import exporting, loop_turns, scheduler_ports
-from stoker.store import reads, scripts
+from stoker.store import reads, scripts, views
 from stoker.store.codec import class_windows_us
 from stoker.store.connection import AsyncStore
-from stoker.store.reads import QueueView
 from stoker.store.records import CLASSES, SUSPECT, Waiting, WorkerRecord, class_of
 from stoker.store.requirements import check_server
 from stoker.store.scripts import FENCED, Call, Dispatched
+from stoker.store.views import QueueView
 from stoker_scheduler.answers import AnswerLengths
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
@@ -166,7 +166,7 @@ class Scheduler:
         depth = _depth(self._known)
         keys = self._store.keys
         view = await self._store.read(
-            reads.queue_view(
+            views.queue_view(
                 keys,
                 depth=depth,
                 known=self._known,
@@ -181,7 +181,7 @@ class Scheduler:
             page = view.lanes[lane]
             while self._queue.deeper(page, asked, view.workers):
                 start = len(view.lanes[lane])
-                page = await self._store.read(reads.lane_page(keys, lane, start, asked, view.workers, self._expected))
+                page = await self._store.read(views.lane_page(keys, lane, start, asked, view.workers, self._expected))
                 view.lanes[lane].extend(page)
         return view
 
@@ -194,7 +194,7 @@ class Scheduler:
         self._shared = self._queue.share(view.active | untold, depth)
         missing = {lane: number for lane, number in self._shared.items() if lane not in view.lanes}
         if missing:
-            pages = await self._store.read(reads.tenant_pages(self._store.keys, missing, view.workers, self._expected))
+            pages = await self._store.read(views.tenant_pages(self._store.keys, missing, view.workers, self._expected))
             view.lanes.update(pages.lanes)
             view.asked.update(missing)
             view.weights.update(pages.weights)

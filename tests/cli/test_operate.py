@@ -18,7 +18,7 @@ from helpers import wait_until
 from sdk.fleet import Fleet
 from stack_processes import HEARTBEAT_MS, Stack
 from stoker import Client, Config
-from stoker.store import reads, scripts
+from stoker.store import scripts, views
 from stoker.store.connection import Store
 
 # --- workers ----------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def bury_unschedulable(client: Client, fleet: Fleet, request_id: str) -> str:
     fleet.open.clear()
     job = client.submit(request_id=request_id, prompt="hello")
     store = Store(fleet.config)
-    view = store.read(reads.queue_view(store.keys, depth=10))
+    view = store.read(views.queue_view(store.keys, depth=10))
     [waiting] = [entry for entries in view.lanes.values() for entry in entries]
     store.run(scripts.refuse(fleet.token, waiting))
     store.close()

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from fuzz.cases import NASTY, fuzz, mutated, words
 from protocol.rig import CLOCK, START, A, Queue, settlement
 from stoker.store import scripts as s
-from stoker.store.reads import queue_view
+from stoker.store.views import queue_view
 
 # The first three, which everything passes through, twice as often.
 SCRIPTS = ("submit", "begin", "settle", "flush", "hand_back", "cancel", "retry_dead", "beat")

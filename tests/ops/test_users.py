@@ -16,7 +16,7 @@ from protocol import batches as on_batch
 from protocol.rig import CLOCK, RESULT_TTL, SETTINGS, A, B, C, D, H, Queue, T, settlement
 from redis_roles import OPS_REDIS, SUPERUSER, Guarded, has_selectors, start_with_roles
 from stoker.config import Config
-from stoker.store import backlog, batches, inspections, lookups, reads, traces
+from stoker.store import backlog, batches, inspections, lookups, reads, traces, views
 from stoker.store import scripts as s
 from stoker.store.connection import Read, Store
 from stoker_ops.embedded import ServerBinary
@@ -291,11 +291,11 @@ def schedulers(q: Roles) -> None:
         q.register(inc, cache=cache)
     known = q.store.read(lookups.workers(q.keys), "scheduler")
     for read in (
-        reads.queue_view(q.keys, depth=4, known=known),
-        reads.queue_view(q.keys, depth=4, known=known, members=True),
+        views.queue_view(q.keys, depth=4, known=known),
+        views.queue_view(q.keys, depth=4, known=known, members=True),
         reads.bell(q.keys, 0.01),
         reads.suspect_groups(q.keys, ["a"]),
-        reads.lane_page(q.keys, "normal", 0, 4),
+        views.lane_page(q.keys, "normal", 0, 4),
         reads.counts(q.keys),
         reads.histograms(q.keys),
         lookups.overview(q.keys),
@@ -322,7 +322,7 @@ def watchers(q: Roles) -> None:
             lookups.overview(q.keys),
             lookups.held_rows(q.keys, [A]),
             lookups.tenant_settings(q.keys),
-            reads.queue_view(q.keys, depth=1, known=known),
+            views.queue_view(q.keys, depth=1, known=known),
             backlog.figures(q.keys),
             inspections.heartbeat(q.keys),
             inspections.voids(q.keys, [A]),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from protocol.rig import A, B, Queue
-from stoker.store import lookups, reads
+from stoker.store import lookups, views
 from stoker.store import scripts as s
 from stoker.store.records import LANES
 
 
 def costs(q: Queue) -> list[int]:
-    view = q.store.read(reads.queue_view(q.keys, depth=10))
-    page = q.store.read(reads.lane_page(q.keys, "normal", 0, 10, view.workers))
+    view = q.store.read(views.queue_view(q.keys, depth=10))
+    page = q.store.read(views.lane_page(q.keys, "normal", 0, 10, view.workers))
     assert page == view.lanes["normal"]
     return [request.cost for request in page]
 
@@ -36,13 +36,13 @@ def test_the_lanes_of_tenants_are_named_with_what_waits_and_read_where_asked(q: 
     q.submit("a", "b", tenant="t")
     q.submit("c", tenant="u")
     q.store.run(s.set_tenant("t", {"weight": "2.5"}))
-    view = q.store.read(reads.queue_view(q.keys, depth=4, shared={"normal:t": 1}))
+    view = q.store.read(views.queue_view(q.keys, depth=4, shared={"normal:t": 1}))
     assert view.active == {"normal:t": 2, "normal:u": 1}
     assert [request.id for request in view.lanes["normal:t"]] == ["a"]
     assert "normal:u" not in view.lanes
     assert view.asked == dict.fromkeys(LANES, 4) | {"normal:t": 1}
     assert view.weights == {"t": 2.5}
-    pages = q.store.read(reads.tenant_pages(q.keys, {"normal:t": 9, "normal:u": 9}, view.workers, {}))
+    pages = q.store.read(views.tenant_pages(q.keys, {"normal:t": 9, "normal:u": 9}, view.workers, {}))
     assert {lane: [request.id for request in page] for lane, page in pages.lanes.items()} == {
         "normal:t": ["a", "b"],
         "normal:u": ["c"],
@@ -68,9 +68,9 @@ def test_the_part_of_class_batch_is_told_where_it_is_asked_for_and_what_was_aske
     q.start(A, "n")
     q.store.run(s.make_room(q.token, A, [("b", delivery)]))
     known = q.store.read(lookups.workers(q.keys))
-    (worker,) = q.store.read(reads.queue_view(q.keys, depth=10, known=known)).workers
+    (worker,) = q.store.read(views.queue_view(q.keys, depth=10, known=known)).workers
     assert (worker.held_rows, worker.held_tokens, worker.batch_rows, worker.batch_tokens) == (4, 21, 0, 0)
-    view = q.store.read(reads.queue_view(q.keys, depth=10, known=known, members=True))
+    view = q.store.read(views.queue_view(q.keys, depth=10, known=known, members=True))
     (worker,) = view.workers
     assert (worker.held_rows, worker.held_tokens, worker.batch_rows, worker.batch_tokens) == (3, 21, 2, 14)
     held = {one.id: (one.delivery == delivery, one.cost, one.batch) for one in view.held[A]}

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from stoker.config import Config
-from stoker.store.reads import QueueView
 from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
+from stoker.store.views import QueueView
 from stoker_scheduler.preview import Preview, held_back_by, overtaken_by, preview, terms
 from stoker_scheduler.queue import RequestQueue
 from stoker_scheduler.tenants import TenantShares

@@ -12,7 +12,7 @@ from helpers import wait_until
 from stoker.config import Config
 from stoker.errors import InvalidRequest, RedisUnavailable
 from stoker.request import InferenceRequest
-from stoker.store import lookups, reads, scripts
+from stoker.store import lookups, reads, scripts, views
 from stoker.store.codec import Payload, decode_payload, encode_answer, encode_failure
 from stoker.store.connection import Store, new_id
 from stoker.store.pack import pack, pack_tokens
@@ -178,7 +178,7 @@ class Fleet:
     def _dispatch(self) -> bool:
         """Hand over what waits; gives whether there was any."""
         shared = dict.fromkeys(self.store.read(lookups.overview(self.store.keys)).tenant_lanes, 512)
-        view = self.store.read(reads.queue_view(self.store.keys, depth=512, shared=shared))
+        view = self.store.read(views.queue_view(self.store.keys, depth=512, shared=shared))
         waiting = [entry for lane in view.lanes.values() for entry in lane]
         self.most_waiting = max(self.most_waiting, len(waiting))
         if not self.open.is_set() or not waiting:

@@ -13,18 +13,16 @@ from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.pack import unpack
 from stoker.store.reads import (
-    MOST_ACTIVE,
     Card,
     TokenRecord,
-    active_lanes,
     model_card,
     pairs,
     scored,
     streams,
     token_record,
-    worker_record,
 )
 from stoker.store.records import LANES, WorkerRecord
+from stoker.store.views import MOST_ACTIVE, active_lanes, worker_record
 
 HEAD = STAMP + 496
 DEAD_FIELDS = 7
