@@ -227,4 +227,4 @@ def words(redis_url: str, keys: Keys) -> list[str]:
 def model_processes() -> list[int]:
     """The children of this process that run a model."""
     children = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
-    return [int(pid) for pid in children if b"stoker_workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in children if b"stoker_workers.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]

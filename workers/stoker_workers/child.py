@@ -79,7 +79,7 @@ class Child:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "stoker_workers.worker",
+                "stoker_workers.process",
                 str(news_out),
                 str(board),
                 stdin=subprocess.PIPE,

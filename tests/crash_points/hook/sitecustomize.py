@@ -27,7 +27,7 @@ EXIT = 77
 def role() -> str:
     """Return which part of a stack this process is, as its command line says."""
     words = sys.orig_argv
-    if "stoker_workers.worker" in words:
+    if "stoker_workers.process" in words:
         return "child"
     return next(
         (role for word, role in (("worker", "supervisor"), ("scheduler", "scheduler")) if word in words),

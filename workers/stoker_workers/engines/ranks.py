@@ -130,7 +130,7 @@ def lead(options: PagedOptions) -> Followers:
 
 def follow() -> None:
     """Be another rank than the first, until the first ends."""
-    from stoker_workers.worker import die_with_parent
+    from stoker_workers.process import die_with_parent
 
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
