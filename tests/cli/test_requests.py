@@ -163,3 +163,15 @@ def test_what_is_less_durable_than_asked_goes_on_and_says_so(stack: Stack, cli: 
     assert "accepted with durability 'memory', not 'fsync'; it goes on" in left.stderr
     assert cli("status", "a").stdout == "queued\n"
     assert cli(*SUBMIT, "--no-wait", "--durability", "disk").exit_code == 2
+
+
+def test_a_better_newcomer_takes_the_place_of_a_sheddable_request(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOKER_MAX_WAITING", "1")
+    assert cli(*SUBMIT, "--no-wait", "--sheddable", "--id", "a").exit_code == 0
+    better = (*SUBMIT, "--no-wait", "--priority", "high", "--id", "b")
+    refused = cli(*better)
+    assert refused.exit_code != 0
+    assert "max_waiting" in refused.stderr
+    assert cli(*better, "--displace").exit_code == 0
+    assert cli("status", "a").stdout == "failed\n"
+    assert cli("status", "b").stdout == "queued\n"

@@ -54,3 +54,18 @@ def test_a_name_that_no_tenant_can_have_is_refused(cli: Cli) -> None:
         refused = cli("tenants", *command)
         assert refused.exit_code == 2
         assert "tenant" in refused.output
+
+
+def test_a_tenants_own_limit_holds_for_it_alone(cli: Cli) -> None:
+    set_to = check("tenants set", cli("tenants", "set", "acme", "--max-waiting", "1", "--json").stdout)
+    assert (set_to["max_waiting"], set_to["max_tokens"], set_to["set"]) == (1, None, ["max_waiting"])
+    assert cli("submit", "hello", "--tenant", "acme", "--no-wait").exit_code == 0
+    refused = cli("submit", "hello", "--tenant", "acme", "--no-wait")
+    assert refused.exit_code != 0
+    assert "tenant_max_waiting" in refused.stderr
+    assert cli("submit", "hello", "--tenant", "beta", "--no-wait").exit_code == 0
+
+
+def test_a_limit_that_is_no_whole_number_is_refused(cli: Cli) -> None:
+    for value in ("0", "-1", "1.5"):
+        assert cli("tenants", "set", "acme", "--max-tokens", value).exit_code == 2

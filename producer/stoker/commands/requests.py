@@ -42,6 +42,14 @@ MAX_TOKENS = 128
     metavar="LEVEL",
     help="Accepted means: in memory, on disk (fsync), or on n replicas too (replicated:n).",
 )
+@click.option("--sheddable", is_flag=True, help="A better newcomer to a full queue may take its place.")
+@click.option("--displace", is_flag=True, help="Take the place of a worse sheddable request if the queue is full.")
+@click.option(
+    "--check-deadline/--no-check-deadline",
+    default=True,
+    show_default=True,
+    help="Refuse at once what could not be done within --timeout.",
+)
 @click.option("--chat", is_flag=True, help="Send the text as a user's message through the model's chat template.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the user's message; means --chat.")
 @click.option("--no-wait", is_flag=True, help="Print the id and leave; `stoker result ID` has the answer.")
@@ -65,13 +73,14 @@ def submit(config: Config, text: str | None, source: Any, **options: Any) -> Non
     from stoker.client import Client
 
     no_wait, no_stream = options.pop("no_wait"), options.pop("no_stream")
-    as_json, wait_s, durability = options.pop("as_json"), options.pop("wait_timeout"), options.pop("durability")
+    as_json, wait_s = options.pop("as_json"), options.pop("wait_timeout")
+    how = {name: options.pop(name) for name in ("durability", "displace", "check_deadline")}
     fields = _fields(_prompt(text, source, config.payload_bytes), options)
     with Client(config=config) as client:
         if "max_tokens" not in fields and _generates(client):
             fields["max_tokens"] = MAX_TOKENS
         stream = not (no_wait or no_stream or as_json)
-        job, missed = _accepted(client, durability, fields | {"stream": stream})
+        job, missed = _accepted(client, how, fields | {"stream": stream})
         if no_wait:
             print_json({"id": job.id}) if as_json else click.echo(job.id)
             if missed:
@@ -178,12 +187,12 @@ def _fields(prompt: str, options: dict[str, Any]) -> dict[str, Any]:
     return fields | {"messages": [*before, {"role": "user", "content": prompt}]}
 
 
-def _accepted(client: Client, durability: str, fields: dict[str, Any]) -> tuple[Job, bool]:
+def _accepted(client: Client, how: dict[str, Any], fields: dict[str, Any]) -> tuple[Job, bool]:
     """Submit; gives the job, and whether it is less durable than asked, which was said."""
     from stoker.errors import DurabilityNotReached
 
     try:
-        return client.submit(durability=durability, **fields), False
+        return client.submit(**how, **fields), False
     except DurabilityNotReached as error:
         click.echo(f"stoker: {error}; it goes on", err=True)
         return error.job, True
