@@ -172,6 +172,8 @@ def worker_state(record: WorkerRecord, lease_s: float) -> str:
 
 def _worker(record: WorkerRecord, lease_s: float, circuits: Mapping[str, str]) -> dict[str, Any]:
     figures = dataclasses.asdict(record)
+    for name in ("batch_rows", "batch_tokens"):  # only a scheduler looks at each row that a worker holds
+        del figures[name]
     figures |= {"beat_age_s": figures.pop("beat_age_us") / 1e6, "available": record.available}
     circuit = circuits.get(record.worker, "closed") if record.state == "live" else "closed"
     return figures | {"state": worker_state(record, lease_s), "circuit": circuit}
