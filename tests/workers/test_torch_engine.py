@@ -367,7 +367,8 @@ def test_bfloat16_follows_float32_where_the_choice_is_clear() -> None:
     exact = LlamaForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
     engine = load(demo_model_path(), dtype="bfloat16", max_num_seqs=32)
     chosen, gaps, wanted = [], [], []
-    for text in ("The with statement", "A class definition", "If an exception is raised"):
+    lines = [json.loads(line) for line in (demo_model_path().parent / "prompts.jsonl").read_text().splitlines()]
+    for text in [line["prompt"] for line in lines if "prompt" in line][:20]:
         prompt = engine.encode(text)
         whole = prompt + alone(exact, prompt, 40)
         with torch.inference_mode():

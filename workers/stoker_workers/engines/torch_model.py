@@ -13,7 +13,14 @@ from stoker.errors import ConfigError
 from stoker_workers.card import read_config, weight_files
 from stoker_workers.engines.attention import RAGGED, Chunk, Ragged, make_decode, make_prefill
 from stoker_workers.engines.kv_cache import BLOCK, PagedCache
-from stoker_workers.engines.pretrained import Tokenizer, eos_ids, first_line, limit_threads, load_causal_model
+from stoker_workers.engines.pretrained import (
+    Tokenizer,
+    choose_in_float32,
+    eos_ids,
+    first_line,
+    limit_threads,
+    load_causal_model,
+)
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,6 +62,8 @@ class CausalModel:
         self.device = device
         self._tokenizer = Tokenizer(path)
         self._model = load_causal_model(path, DTYPES[dtype]).to(device)
+        if device.type == "cpu":
+            choose_in_float32(self._model)
         self._model.requires_grad_(False)
         limit_threads(self._model, device)
         config = self._model.config.get_text_config(decoder=True)
