@@ -122,6 +122,16 @@ def test_one_call_hands_many_back_and_each_once(q: Queue) -> None:
     assert q.dump()["counts"]["waiting"] == 2
 
 
+def test_an_empty_delivery_gives_back_nothing_for_what_waits_again_has_one_too(q: Queue) -> None:
+    q.submit("a")
+    delivery = q.start(A, "a")
+    q.hand_back(A, ("a", delivery), ("a", ""))
+    assert q.dump()["counts"]["waiting"] == 1
+    before = q.before()
+    q.hand_back(A, ("a", ""))
+    assert set(changes(before, q.dump())) <= {"bell", "ttl", "events"}
+
+
 def test_handing_nothing_back_is_ok(q: Queue) -> None:
     before = q.before()
     assert q.hand_back(A) == "OK"

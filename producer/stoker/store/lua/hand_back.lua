@@ -1,6 +1,6 @@
 -- use: events counts flight requeue members
--- Give requests back uncharged: a drain, a full engine, or a row that the beat named or make_room asked for. The member is dropped if its
--- delivery is the caller's; the request waits again, with its original score, if its flight still carries it.
+-- Give requests back uncharged: a drain, a full engine, or a row that the beat named or make_room asked for. The member is
+-- dropped if its delivery is the caller's; the request waits again, with its original score, if its flight still carries it.
 -- KEYS[1] prefix
 -- ARGV    inc, then per request: id, delivery
 -- Returns OK
@@ -17,7 +17,7 @@ for i = 2, #ARGV, 2 do
   end
   local text = call('GET', K .. 'flight:' .. id)
   local f = text and decode(text)
-  if f and f[DELIVERY] == delivery then
+  if f and delivery ~= '' and f[DELIVERY] == delivery then -- what waits has an empty one
     if f[STATE] == 'R' then ended(f, inc, cause) end
     requeue(id, f, cause)
     if cause == 'preempted' then count('preempted', '', 1) end
