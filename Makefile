@@ -19,7 +19,7 @@ BIN := .venv/bin
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long fuzz chaos soak mutations crash-points lint types bench-engine bench-floor bench-throughput clean
+.PHONY: help venv demo test test-long fuzz chaos soak mutations crash-points lint types bench-depth bench-engine bench-floor bench-latency bench-memory bench-throughput clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -88,6 +88,15 @@ bench-throughput: $(STAMP) ## requests a second from the SDK to the result, besi
 
 bench-floor: $(STAMP) ## the least work that a safe queue in Redis could do
 	@$(BIN)/python bench/floor.py $(ARGS)
+
+bench-latency: $(STAMP) ## milliseconds of one request alone, and in an open loop
+	@$(BIN)/python bench/latency.py $(ARGS)
+
+bench-depth: $(STAMP) ## what submit and dispatch cost with 1,000 to a million waiting
+	@$(BIN)/python bench/depth.py $(ARGS)
+
+bench-memory: $(STAMP) ## bytes of Redis that a waiting request takes
+	@$(BIN)/python bench/memory.py $(ARGS)
 
 clean: ## remove what was made here, .venv too
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
