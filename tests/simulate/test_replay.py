@@ -151,9 +151,9 @@ def test_what_no_worker_could_hold_and_what_is_above_the_cap_is_refused() -> Non
 
 
 def test_of_those_whose_deadlines_are_checked_nearly_all_are_on_time() -> None:
-    takes_s = replayed(trace(1500, per_s=5000.0)).ended_s
+    takes_s = replayed(trace(600, per_s=5000.0)).ended_s
     # Of 1.2 times the capacity a sixth is left over in the end: twice as long to wait as they have.
-    arrivals = trace(1500, per_s=1.2 * 1500 / takes_s, timeout=takes_s / 12)
+    arrivals = trace(600, per_s=1.2 * 600 / takes_s, timeout=takes_s / 12)
     arrivals = [replace(one, priority=RequestPriority.HIGH, tenant="") for one in arrivals]
     free, checked = replayed(arrivals), replayed(arrivals, replace(SETUP, check_deadlines=True))
     accepted = len(arrivals) - checked.outcomes[REFUSED]
