@@ -346,12 +346,14 @@ class Model:
         generation = str(self.scalars.setdefault("generation", random))
         base, taken, words = self._base(), 0, []
         displaced: dict[str, tuple[Life, int]] = {}
+        before = set(self.lives)
         for item in items:
             head = split_header(item.header)
-            word = self._known(item.id, head["digest"])
+            word = self._known(item.id, head["digest"], displaced)
             limit = self._limit_met(head, max_bytes) if word is None else None
             if limit and not limit[0].startswith("tenant_") and item.displace:
-                limit = self._make_room(head, max_bytes, base + int(head["term"]) + taken + 1, displaced) and limit
+                score = base + int(head["term"]) + taken + 1
+                limit = self._make_room(head, max_bytes, score, before, displaced) and limit
             if limit:
                 words.append(self._full(*limit, tenant=head["tenant"]))
                 continue
@@ -370,8 +372,11 @@ class Model:
             self.bell = True
         return generation, words
 
-    def _known(self, request_id: str, digest: str) -> str | None:
+    def _known(self, request_id: str, digest: str, displaced: dict[str, tuple[Life, int]]) -> str | None:
+        """The word for an id that is there already; what this call displaces is there until its end."""
         life, result = self.lives.get(request_id), self.results.get(request_id)
+        if request_id in displaced:
+            life, _ = displaced[request_id]
         if life:
             return "SAME" if life.head["digest"] == digest else "CONFLICT"
         if result:
@@ -403,11 +408,16 @@ class Model:
                 return name, most, value, over if parts == ("waiting",) or not has else over * own / has
         return None
 
-    def _make_room(self, head: dict[str, str], max_bytes: int, score: int, displaced: dict[str, Any]) -> bool:
-        """Take the worst sheddable ones out until there is room; returns whether there is still none."""
+    def _make_room(
+        self, head: dict[str, str], max_bytes: int, score: int, before: set[str], displaced: dict[str, Any]
+    ) -> bool:
+        """Take the worst sheddable ones out until there is room; returns whether there is still none.
+
+        None of the same call: these are not yet waiting.
+        """
+        there = (self.lives[id_] for id_ in before - displaced.keys() if id_ in self.lives)
         worst = sorted(
-            (life for life in self.lives.values() if life.state == "Q" and life.sheddable and life.id not in displaced),
-            key=lambda life: (life.score, life.id),
+            (life for life in there if life.state == "Q" and life.sheddable), key=lambda life: (life.score, life.id)
         )
         chosen = []
         while limit := self._limit_met(head, max_bytes):

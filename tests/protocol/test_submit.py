@@ -444,6 +444,22 @@ def test_a_worse_newcomer_displaces_nobody(make_queue: MakeQueue) -> None:
     assert displacing(q, "new").word == "FULL"
 
 
+def test_none_of_a_call_displaces_another_of_it(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    both = [q.encode("a", priority="batch", sheddable=True), q.encode("b", priority="high", displace=True)]
+    _, answers = q.store.run(s.submit("g", 10**9, both))
+    assert [answer.word for answer in answers] == ["ACCEPTED", "FULL"]
+
+
+def test_what_a_call_displaces_is_the_same_request_until_the_call_is_over(make_queue: MakeQueue) -> None:
+    q = make_queue(max_waiting=1)
+    q.submit("a", priority="batch", sheddable=True)
+    call = [q.encode("b", priority="high", displace=True), q.encode("a", priority="batch", sheddable=True)]
+    _, answers = q.store.run(s.submit("g", 10**9, call))
+    assert [answer.word for answer in answers] == ["ACCEPTED", "SAME"]
+    assert {"payload:b", "result:a"} <= set(q.dump())
+
+
 def test_as_many_are_displaced_as_it_takes_and_none_where_that_is_not_enough(make_queue: MakeQueue) -> None:
     q = make_queue(max_waiting_tokens=21)
     q.submit("a", "b", "c", priority="batch", sheddable=True)
