@@ -23,7 +23,7 @@ from stoker.store.scripts import script_names
 from stoker_ops.embedded import start
 
 ENDS = ("exit", "stop")
-OPERATORS = {"drain", "set_model", "retry_dead", "purge_dead"}
+OPERATORS = {"drain", "set_model", "retry_dead", "purge_dead", "set_tenant"}
 SCRIPTS = [name for name in script_names() if name not in OPERATORS and "_batch" not in name]
 """What clients, schedulers and workers call: all of it must be a point."""
 

@@ -18,6 +18,11 @@ WAIT_S = 90.0
 LONG = 20_000
 """Tokens of an answer that takes minutes: what has so many is cancelled or expires."""
 
+OFFLINE: dict[str, dict[str, Any]] = {
+    f"offline-{i}": {"prompt_tokens": [3, i], "max_tokens": 2 * LONG + 4_000, "priority": "batch"} for i in range(2)
+}
+"""They hold so much of both workers that what is long must have their room."""
+
 FATES: dict[str, dict[str, Any]] = {
     **{f"plain-{i}": {"prompt_tokens": [i, 2, 3], "max_tokens": 40} for i in range(6)},
     **{f"stream-{i}": {"prompt_tokens": [i, 4], "max_tokens": 120, "stream": True} for i in range(2)},
@@ -40,12 +45,11 @@ def submit(client: Client, fates: dict[str, dict[str, Any]], count: str) -> dict
     return {name: job for name, job in zip(fates, jobs, strict=True) if isinstance(job, Job)}
 
 
-def cancel(job: Job) -> None:
-    """Cancel a request once it runs, or soon if it does not."""
+def wait_until_it_runs(job: Job) -> None:
+    """Return once a request runs, or soon if it does not."""
     until = time.monotonic() + 1
     while job.status() != "running" and time.monotonic() < until:
         time.sleep(0.05)
-    job.cancel()
 
 
 def streamed(job: Job) -> list[int]:
@@ -61,8 +65,14 @@ def streamed(job: Job) -> list[int]:
 def main() -> None:
     file, count, poison = sys.argv[1:]
     with Client() as client:
+        offline = submit(client, OFFLINE, count)
+        for job in offline.values():
+            wait_until_it_runs(job)
         jobs = submit(client, FATES, count)
-        cancel(jobs["cancelled"])
+        wait_until_it_runs(jobs["cancelled"])
+        for job in (jobs["cancelled"], *offline.values()):
+            job.cancel()
+        jobs |= offline
         seen = {name: streamed(job) for name, job in jobs.items() if name.startswith("stream")}
         for job in jobs.values():
             job.response(timeout=WAIT_S)

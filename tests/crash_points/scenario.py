@@ -33,6 +33,7 @@ EXPECTED = {
     **{f"stream-{i}": ["succeeded", 120] for i in range(2)},
     "flaky": ["succeeded", 4],
     "cancelled": ["cancelled", 0],
+    **{f"offline-{i}": ["cancelled", 0] for i in range(2)},
     "late": ["expired", 0],
     "huge": ["failed", 0],
 }
