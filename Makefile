@@ -15,6 +15,8 @@ REQUESTS ?= 50000
 MINUTES ?= 20
 
 BIN := .venv/bin
+# Python compiles a module at its first use, and most are never used; but not where it is told to keep nothing.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 # One stamp for each TORCH, so that asking for another one installs it.
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
@@ -28,8 +30,8 @@ venv: $(STAMP) ## make .venv with torch (TORCH=...) and the development tools
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[worker,openai,batch,dev]'
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[worker,openai,batch,dev]'
 	rm -f .venv/.made-*
 	touch $@
 
