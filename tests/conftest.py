@@ -78,7 +78,10 @@ def redis_server(server_binary: ServerBinary, pytestconfig: pytest.Config) -> It
     directory = tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp")
     clustered = pytestconfig.getoption("--redis-cluster")
     options = ("--appendonly", "no", *(_cluster_options() if clustered else ()))
-    with start(directory, ephemeral=True, server=server_binary, extra_args=options) as server:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(MARK, raising=False)  # a module's own stack may be there already, and is not its starter
+        server = start(directory, ephemeral=True, server=server_binary, extra_args=options)
+    with server:
         if clustered:
             _take_all_slots(server.url)
         yield server
