@@ -39,9 +39,10 @@ demo: $(STAMP) ## start a whole stack on this machine and watch it serve
 	$(BIN)/stoker demo
 
 # Ends with pytest's own summary line, after the coverage report. Fails if the tests or the coverage gate failed.
+# A file's tests run in one process, which starts what they share (models, stacks) once.
 test: $(STAMP) ## run the tests under coverage, with its gate
 	@$(BIN)/coverage erase; log=$$(mktemp); \
-	{ $(BIN)/coverage run -m pytest -n $(JOBS) -m "not long" $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
+	{ $(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
 	tests=$$(cat $$log.rc); \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; gate=$$?; \
 	grep -E '(passed|failed|error|skipped|deselected|no tests ran).* in [0-9.]+s' $$log | tail -n 1; \

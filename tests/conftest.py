@@ -24,10 +24,22 @@ import redis
 from helpers import MARK, assert_no_stray_processes, wait_until
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, _inspect, find_servers, start
 
+TESTS = Path(__file__).parent
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the tests run on a cluster."""
     parser.addoption("--redis-cluster", action="store_true", help="make each Redis the only node of a cluster")
+
+
+LONGEST = ("docs", "machine", "stack", "ops", "workers", "batch", "cli", "bad_input")
+"""The folders whose files take longest: they go first, so that no test process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the longest files go first; the order within a file stays."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(TESTS).parts[0], len(places)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
