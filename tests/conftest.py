@@ -140,5 +140,11 @@ def short_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have coverage leave a test's processes alone: tracing doubles their cost, and other tests run the same code."""
+    monkeypatch.setenv("COVERAGE_PROCESS_CONFIG", "")
+
+
+@pytest.fixture
 def no_stray_processes(short_tmp: Path) -> None:
     """Fail a test that leaves processes behind. For a whole module: `pytestmark = pytest.mark.usefixtures(...)`."""

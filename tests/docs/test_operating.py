@@ -11,9 +11,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.slow
-def test_the_page_on_operating_shows_what_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What its sixty processes run is measured where their own tests run it.
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+@pytest.mark.usefixtures("unmeasured")
+def test_the_page_on_operating_shows_what_commands_print() -> None:
     spec = importlib.util.spec_from_file_location("write_operating", DOCS / "write_operating.py")
     assert spec is not None
     assert spec.loader is not None

@@ -16,6 +16,8 @@ from stack_processes import Stack
 from stoker import Client, InferenceRequest, RequestFailed
 from stoker_workers.supervisor import HAND_BACK_S
 
+pytestmark = pytest.mark.measured
+
 
 def events(stack: Stack, name: str, event: str) -> list[dict[str, Any]]:
     """The lines of a worker's log that say this."""
