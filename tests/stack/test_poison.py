@@ -12,8 +12,6 @@ from helpers import wait_until
 from stack_processes import Stack
 from stoker import Client, InferenceRequest, RequestFailed
 
-pytestmark = pytest.mark.measured
-
 ENDINGS = {"abort": "SIGABRT", "exit": "exit code 1", "hang": "stood still"}
 """What a user is told of the end that an input of the model `Deadly` causes."""
 
