@@ -15,6 +15,8 @@ REQUESTS ?= 50000
 MINUTES ?= 20
 
 BIN := .venv/bin
+# Python compiles a module at its first use, and most are never used; but not where it is told to keep nothing.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 # One stamp for each TORCH, so that asking for another one installs it.
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
@@ -28,8 +30,8 @@ venv: $(STAMP) ## make .venv with torch (TORCH=...) and the development tools
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[worker,openai,batch,dev]'
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[worker,openai,batch,dev]'
 	rm -f .venv/.made-*
 	touch $@
 
@@ -37,9 +39,10 @@ demo: $(STAMP) ## start a whole stack on this machine and watch it serve
 	$(BIN)/stoker demo
 
 # Ends with pytest's own summary line, after the coverage report. Fails if the tests or the coverage gate failed.
+# A file's tests run in one process, which starts what they share (models, stacks) once.
 test: $(STAMP) ## run the tests under coverage, with its gate
 	@$(BIN)/coverage erase; log=$$(mktemp); \
-	{ $(BIN)/coverage run -m pytest -n $(JOBS) -m "not long" $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
+	{ $(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS) 2>&1; echo $$? > $$log.rc; } | tee $$log; \
 	tests=$$(cat $$log.rc); \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; gate=$$?; \
 	grep -E '(passed|failed|error|skipped|deselected|no tests ran).* in [0-9.]+s' $$log | tail -n 1; \

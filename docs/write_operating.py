@@ -5,7 +5,6 @@ python docs/write_operating.py
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,10 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from stoker import Client, Config
 from stoker_ops import embedded
@@ -225,16 +223,14 @@ class Desk:
         self._processes.callback(stop, process)
         return process
 
-    def start_worker(self, name: str, *options: str) -> subprocess.Popen[bytes]:
-        """Start a worker and wait for it."""
-        process = self.running[name] = self.start("worker", "--name", name, *options)
-        queue = options[options.index("--queue") + 1] if "--queue" in options else self.config.queue
-        self.wait(lambda: any(name == worker["worker"] for worker in self.workers(queue)))
-        return process
-
-    def workers(self, queue: str | None = None) -> list[dict[str, Any]]:
-        """Return what `stoker workers` says."""
-        return json.loads(self.call(f"stoker workers --json --queue {queue or self.config.queue}"))  # type: ignore[no-any-return]
+    def start_workers(
+        self, *names: str, model: str = "sim", queue: str = "default", options: Sequence[str] = ()
+    ) -> None:
+        """Start workers of a queue and wait for them."""
+        for name in names:
+            self.running[name] = self.start("worker", "--name", name, "--queue", queue, "--model", model, *options)
+        with Client(config=self.config.model_copy(update={"queue": queue})) as client:
+            self.wait(lambda: {worker.worker for worker in client.workers()} >= set(names))
 
     def wait(self, happened: Callable[[], object]) -> None:
         """Wait for a condition; raises `TimeoutError`, with the log, where it never comes true."""
@@ -296,8 +292,7 @@ def desk() -> Iterator[Desk]:
         server = all_of_it.enter_context(embedded.start(folder / "redis", ephemeral=True))
         found = Desk(folder, server.url, all_of_it.enter_context(ExitStack()))
         found.start("scheduler")
-        for name in ("gpu0", "gpu1"):
-            found.start_worker(name, "--model", "sim")
+        found.start_workers("gpu0", "gpu1")
         yield found
 
 
@@ -340,7 +335,7 @@ def running_stack(d: Desk) -> None:
 def next_in_line(d: Desk) -> None:
     """Let two tenants wait for one row, and show whose turn it is."""
     d.start("scheduler", "--queue", "shared")
-    d.start_worker("gpu2", "--queue", "shared", "--model", "sim", "--max-num-seqs", "1")
+    d.start_workers("gpu2", queue="shared", options=("--max-num-seqs", "1"))
     with Client(config=d.config.model_copy(update={"queue": "shared"})) as client:
         for _ in range(3):
             client.submit(prompt="A word", max_tokens=1).result(timeout=DEADLINE_S)
@@ -370,7 +365,7 @@ def killed_worker(d: Desk) -> None:
     d.wait(lambda: "on gpu1" in d.call("stoker explain story"))
     d.say(KILLED)
     d.show("stoker explain story")
-    d.wait(lambda: {worker["state"] for worker in d.workers()} == {"live"} and len(d.workers()) == 2)
+    d.wait(lambda: [worker["state"] for worker in d.client.stats()["workers"]] == ["live", "live"])
     d.say(RESTARTED)
     d.show("stoker workers")
     story.result(timeout=DEADLINE_S)
@@ -382,7 +377,7 @@ def failed_request(d: Desk) -> None:
     """Let a request fail for good, find it, and try it again."""
     d.write("my_models.py", MODEL)
     d.start("scheduler", "--queue", "reports")
-    d.start_worker("cpu0", "--queue", "reports", "--model", "my_models:Reports")
+    d.start_workers("cpu0", queue="reports", model="my_models:Reports")
     d.say(FAILED)
     d.show('stoker submit --queue reports --id quarter "Sales of the quarter"', "stoker dead list --queue reports")
     d.say(FOUND)
@@ -400,7 +395,7 @@ def upgrade(d: Desk) -> None:
     d.say(UPGRADE)
     d.show("stoker drain gpu0 --wait", "stoker workers")
     stop(d.running["gpu0"])
-    d.start_worker("gpu0", "--model", "sim")
+    d.start_workers("gpu0")
     d.say(UPGRADED)
     d.show("stoker workers")
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sdk.fleet import Fleet
-from stack_processes import HEARTBEAT_MS, Stack
+from stack_processes import HEARTBEAT_MS, Stack, is_measured
 from stoker import Client, Config
 from stoker.cli import main
 
@@ -28,9 +28,9 @@ def cli(redis_url: str) -> Cli:
 
 
 @pytest.fixture
-def stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
+def stack(redis_url: str, short_tmp: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """Nothing runs yet but Redis."""
-    stack = Stack(redis_url, short_tmp)
+    stack = Stack(redis_url, short_tmp, measured=is_measured(request))
     try:
         yield stack
     finally:

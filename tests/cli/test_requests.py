@@ -74,6 +74,7 @@ def test_stats_and_queue_show_what_runs(served: Stack, cli: Cli) -> None:
     assert json.loads(cli("queue", "show", "--json").stdout)["workers"] == 1
 
 
+@pytest.mark.measured
 def test_the_model_is_only_let_go_when_no_worker_serves_it(stack: Stack, cli: Cli) -> None:
     worker = stack.worker("worker", "--profile", "zero")
     refused = cli("queue", "set-model")

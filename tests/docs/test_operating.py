@@ -11,6 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unmeasured")
 def test_the_page_on_operating_shows_what_commands_print() -> None:
     spec = importlib.util.spec_from_file_location("write_operating", DOCS / "write_operating.py")
     assert spec is not None

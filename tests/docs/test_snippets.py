@@ -34,11 +34,10 @@ RUN = [snippet for snippet in SNIPPETS if snippet.reason is None]
 
 STAYS = re.compile(r"stoker (up|worker|scheduler|batch-worker|top(?!.* --count))\b")
 """Commands that run until they are told to stop."""
-SERVED_BY = {
-    "client.embed": "stoker up --model demo --task embed --workers 1",
-    "client.classify": "stoker up --model {classifier} --workers 1",
-}
-"""What must serve for a snippet that has this word, on a queue of its own."""
+LOOKS = re.compile(r"stoker (config|dead list|doctor|explain|queue|stats|top|workers)\b")
+"""Commands that change nothing: pages repeat them, and each is run once."""
+SERVED_BY = {"client.embed": "/models/minilm", "client.classify": "/models/sentiment"}
+"""The model that must serve a snippet that has this word, on a queue of its own."""
 EXAMPLES = sorted((ROOT / "workers" / "stoker_workers" / "examples").glob("*.py"))
 SERVES = re.compile(r'^ready at|"event": "(serving|leading|supervising)"|^queue ', re.M)
 ENDS_WITH = (0, 130, -signal.SIGINT)
@@ -63,6 +62,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
             desk = Desk(stack, tmp_path_factory.mktemp("desk"))
             desk.lay()
             yield desk
+            desk.end()
         finally:
             stack.end()
 
@@ -73,11 +73,13 @@ class Desk:
     def __init__(self, stack: Stack, folder: Path) -> None:
         self.stack = stack
         self.folder = folder
-        self.classifier = str(make_classifier(folder / "classifier"))
+        self.looked: set[str] = set()
+        self._lasting = ExitStack()
+        self._queues: set[str] = set()
         self.stands_for = {
             "/models/llama": str(demo_model_path()),
             "/models/minilm": str(make_bert(folder / "bert")),
-            "/models/sentiment": self.classifier,
+            "/models/sentiment": str(make_classifier(folder / "classifier")),
             "redis://10.0.0.5:6379/0": stack.url,
         }
 
@@ -109,7 +111,10 @@ class Desk:
     def environment(self, queue: str = "default") -> dict[str, str]:
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         here = {"PATH": path, "STOKER_REDIS_URL": self.stack.url, "STOKER_QUEUE": queue, "STOKER_METRICS": "0"}
-        return os.environ | {"STOKER_HEARTBEAT_MS": str(self.stack.config.heartbeat_ms)} | here
+        settings = os.environ | {"STOKER_HEARTBEAT_MS": str(self.stack.config.heartbeat_ms)} | here
+        # What these many processes run is measured where their own tests run it.
+        settings.pop("COVERAGE_PROCESS_CONFIG", None)
+        return settings
 
     def mapped(self, code: str) -> str:
         for name, real in self.stands_for.items():
@@ -131,10 +136,21 @@ class Desk:
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def serve(self, model: str, queue: str) -> None:
+        """Serve a model on this queue until the last snippet has run, unless it is served already."""
+        if queue not in self._queues:
+            self._queues.add(queue)
+            for line in ("stoker scheduler", f"stoker worker --model {self.mapped(model)}"):
+                self._lasting.enter_context(self.serving(line, queue))
+
+    def end(self) -> None:
+        """Stop what was served."""
+        self._lasting.close()
+
     @contextmanager
     def serving(self, line: str, queue: str) -> Iterator[None]:
         """Run a command that stays until it serves, and then the block; stop it."""
-        log = self.folder / "log"
+        log = self.folder / f"{queue}-{line.split()[1]}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
                 ["bash", "-c", f"exec {line}"],
@@ -161,13 +177,12 @@ def test_a_python_snippet_runs_or_is_a_part_of_an_example(desk: Desk, snippet: S
     if any(plain(snippet.code) in plain(example.read_text()) for example in EXAMPLES):
         return
     desk.fresh_files()
-    with ExitStack() as stack:
-        queue = "default"
-        for word, command in SERVED_BY.items():
-            if word in snippet.code:
-                queue = word.replace(".", "-")
-                stack.enter_context(desk.serving(command.format(classifier=desk.classifier), queue))
-        desk.run([sys.executable, "-c", RUN_PYTHON, str(snippet)], queue, desk.mapped(snippet.code))
+    queue = "default"
+    for word, model in SERVED_BY.items():
+        if word in snippet.code:
+            queue = word.replace(".", "-")
+            desk.serve(model, queue)
+    desk.run([sys.executable, "-c", RUN_PYTHON, str(snippet)], queue, desk.mapped(snippet.code))
 
 
 @pytest.mark.parametrize("snippet", [s for s in RUN if s.language == "sh"], ids=str)
@@ -178,8 +193,9 @@ def test_the_commands_of_a_shell_snippet_run(desk: Desk, snippet: Snippet) -> No
             # On a queue of its own: it may serve another model.
             with desk.serving(line, re.sub(r"\W", "-", f"{snippet}-{number}")):
                 pass
-        else:
+        elif line not in desk.looked:
             desk.run(["bash", "-c", line])
+            desk.looked |= {line} if LOOKS.match(line) else set()
 
 
 def test_a_snippet_that_is_not_run_says_why() -> None:

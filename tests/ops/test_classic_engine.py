@@ -78,6 +78,7 @@ def hello(**fields: object) -> InferenceRequest:
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("unmeasured")
 def test_the_classic_example_runs_a_loaded_model_from_a_script_without_a_main_guard(
     python: Python, short_tmp: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_the_classic_example_runs_from_standard_input(python: Python, temp: Path
     assert errors == ""
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_kill_9_of_the_caller_leaves_nothing_also_when_it_serves_a_class_from_beside_its_script(
     python: Python, short_tmp: Path, temp: Path
 ) -> None:
@@ -127,6 +129,7 @@ def test_kill_9_of_the_caller_leaves_nothing_also_when_it_serves_a_class_from_be
     wait_until(lambda: not marked_processes(str(short_tmp)), 15, what="no process is left")
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_ctrl_c_while_the_stack_starts_ends_the_caller_and_the_stack(
     python: Python, short_tmp: Path, temp: Path
 ) -> None:

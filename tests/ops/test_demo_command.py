@@ -42,6 +42,7 @@ def endless(folder: Path) -> Path:
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("unmeasured")
 def test_a_demo_runs_a_real_model_on_a_bare_machine_and_ends_with_a_table(python: Python, temp: Path) -> None:
     bare = {"PATH": "/nowhere", "HOME": "", "TMPDIR": str(temp)}
     kept = {name: value for name, value in os.environ.items() if name.startswith(("PYTEST", "COVERAGE"))}

@@ -219,6 +219,7 @@ def test_a_stack_behind_pipes_says_why_it_cannot_start(python, temp, monkeypatch
     assert process.wait(30) == 1
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_kill_9_of_the_starter_leaves_nothing_although_its_fork_holds_the_pipe(python, temp, short_tmp):
     code = f"""
     import json, os, subprocess, sys, time

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from helpers import MARK, assert_no_stray_processes
-from stack_processes import Stack
+from stack_processes import Stack, is_measured
 from stoker import Client
 from stoker_ops.embedded import ServerBinary, start
 
 
 @pytest.fixture
-def stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
+def stack(redis_url: str, short_tmp: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """Nothing runs yet but Redis."""
-    stack = Stack(redis_url, short_tmp)
+    stack = Stack(redis_url, short_tmp, measured=is_measured(request))
     try:
         yield stack
     finally:
@@ -45,9 +45,9 @@ def shared_stack(server_binary: ServerBinary) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def exporting_stack(redis_url: str, short_tmp: Path) -> Iterator[Stack]:
+def exporting_stack(redis_url: str, short_tmp: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """One whose processes export metrics, on any free ports."""
-    stack = Stack(redis_url, short_tmp, metrics=True)
+    stack = Stack(redis_url, short_tmp, metrics=True, measured=is_measured(request))
     try:
         yield stack
     finally:

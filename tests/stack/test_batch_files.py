@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import signal
-from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
 from helpers import wait_until
+from stack.batch_lines import read, write
 from stack_processes import Stack
 from stoker import Client, RedisUnavailable
 from stoker.batch.sdk import Batch
@@ -24,29 +21,29 @@ from stoker_ops.embedded import ServerBinary, start
 PROMPTS = ["The with statement", "A class definition", "Lambda expressions", "If an exception", "héllo ✓", "The"]
 
 
-def read(path: Path) -> dict[str, Any]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {line["custom_id"]: line for line in lines}
-    assert len(found) == len(lines)
-    return found
+@pytest.fixture(scope="module")
+def demo(shared_stack: Stack) -> Stack:
+    """A scheduler, a worker with the demo model, and a batch worker."""
+    shared_stack.scheduler()
+    shared_stack.batch_worker()
+    shared_stack.worker("worker", "--device", "cpu", model="demo")
+    return shared_stack
 
 
-def write(path: Path, bodies: list[dict[str, Any]], url: str = "/v1/completions") -> Path:
-    lines = [{"custom_id": f"c{i}", "method": "POST", "url": url, "body": body} for i, body in enumerate(bodies)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+@pytest.fixture
+def client(demo: Stack) -> Iterator[Client]:
+    """A client of its queue."""
+    with contextlib.closing(demo.client()) as client:
+        yield client
 
 
 @pytest.mark.torch
-def test_greedy_answers_equal_the_models_own_generate(stack: Stack, client: Client, tmp_path: Path) -> None:
+def test_greedy_answers_equal_the_models_own_generate(client: Client, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from stoker_workers.demo import demo_model_path
 
-    stack.scheduler()
-    stack.worker("worker", "--device", "cpu", model="demo")
-    stack.batch_worker()
     bodies = [{"prompt": prompt, "max_tokens": 24, "temperature": 0} for prompt in PROMPTS]
     bodies += [{"prompt": "word " * 3000, "max_tokens": 8}, {"prompt": "The", "max_tokens": 5000}]
     batch = client.batches.create(write(tmp_path / "in.jsonl", bodies))
@@ -67,10 +64,7 @@ def test_greedy_answers_equal_the_models_own_generate(stack: Stack, client: Clie
 
 
 @pytest.mark.torch
-def test_a_conversation_is_answered_by_the_models_template(stack: Stack, client: Client, tmp_path: Path) -> None:
-    stack.scheduler()
-    stack.worker("worker", "--device", "cpu", model="demo")
-    stack.batch_worker()
+def test_a_conversation_is_answered_by_the_models_template(client: Client, tmp_path: Path) -> None:
     body = {"messages": [{"role": "user", "content": "What is a tuple?"}], "max_tokens": 8, "temperature": 0}
     batch = client.batches.create(write(tmp_path / "in.jsonl", [body], "/v1/chat/completions"))
     assert batch.wait(timeout=120).state == "completed"
@@ -78,31 +72,6 @@ def test_a_conversation_is_answered_by_the_models_template(stack: Stack, client:
     message = answer["response"]["body"]["choices"][0]["message"]
     direct = client.submit(messages=body["messages"], max_tokens=8).result(timeout=60)
     assert message == {"role": "assistant", "content": direct.text}
-
-
-@pytest.mark.torch
-def test_lines_of_embeddings_are_answered_with_the_vectors_that_embed_gives(
-    stack: Stack, client: Client, tmp_path: Path
-) -> None:
-    stack.scheduler()
-    stack.worker("worker", "--device", "cpu", "--task", "embed", "--pooling", "last", model="demo")
-    stack.batch_worker()
-    bodies: list[dict[str, Any]] = [{"input": text} for text in PROMPTS]
-    bodies += [{"input": PROMPTS[0], "encoding_format": "base64"}, {"input": [5, 6, 7]}]
-    bodies += [{"input": "word " * 3000}, {"input": PROMPTS[0], "temperature": 0.5}]
-    batch = client.batches.create(write(tmp_path / "in.jsonl", bodies, "/v1/embeddings"))
-    status = batch.wait(timeout=120)
-    codes = {"context_length_exceeded": 1, "unsupported_parameter": 1}
-    assert (status.state, status.succeeded, dict(status.errors)) == ("completed", 8, codes)
-    answers = {name: line["response"]["body"] for name, line in read(tmp_path / "in.output.jsonl").items()}
-    found = {name: body["data"][0]["embedding"] for name, body in answers.items()}
-    packed = array("f", base64.b64decode(found.pop("c6")))
-    assert list(packed) == pytest.approx(found["c0"], abs=1e-5)
-    vectors = client.embed([*PROMPTS, [5, 6, 7]])
-    for name, vector in zip([f"c{i}" for i in (*range(6), 7)], vectors, strict=True):
-        assert found[name] == pytest.approx(list(vector), abs=1e-5)
-    assert answers["c7"]["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
-    assert answers["c0"]["object"] == "list"
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------

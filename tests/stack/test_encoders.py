@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from stack.batch_lines import read, write
 from stack_processes import Stack
 from stoker import AsyncClient, Classification, Client, InvalidRequest, ModelMismatch, UnsupportedParameter
 from stoker.cli import main
@@ -22,6 +24,7 @@ from workers.models import LABELS, make_bert, make_classifier
 
 pytestmark = pytest.mark.torch
 
+PROMPTS = ["The with statement", "A class definition", "Lambda expressions", "If an exception", "héllo ✓", "The"]
 TEXTS = [f"text {number} {'of some length ' * (number % 4)}"[:60] for number in range(150)]
 
 
@@ -69,6 +72,28 @@ async def test_the_awaited_client_embeds_token_ids_too(bert: Stack) -> None:
         text, ids = await client.embed(["hi", [0, 75, 76, 2]])
     assert [len(text), len(ids)] == [32, 32]
     assert math.isclose(math.hypot(*ids), 1, rel_tol=1e-5)
+
+
+def test_lines_of_embeddings_are_answered_with_the_vectors_that_embed_gives(
+    bert: Stack, embedder: Client, tmp_path: Path
+) -> None:
+    bert.batch_worker()
+    bodies: list[dict[str, Any]] = [{"input": text} for text in PROMPTS]
+    bodies += [{"input": PROMPTS[0], "encoding_format": "base64"}, {"input": [5, 6, 7]}]
+    bodies += [{"input": "word " * 3000}, {"input": PROMPTS[0], "temperature": 0.5}]
+    batch = embedder.batches.create(write(tmp_path / "in.jsonl", bodies, "/v1/embeddings"))
+    status = batch.wait(timeout=120)
+    codes = {"context_length_exceeded": 1, "unsupported_parameter": 1}
+    assert (status.state, status.succeeded, dict(status.errors)) == ("completed", 8, codes)
+    answers = {name: line["response"]["body"] for name, line in read(tmp_path / "in.output.jsonl").items()}
+    found = {name: body["data"][0]["embedding"] for name, body in answers.items()}
+    packed = array("f", base64.b64decode(found.pop("c6")))
+    assert list(packed) == pytest.approx(found["c0"], abs=1e-5)
+    vectors = embedder.embed([*PROMPTS, [5, 6, 7]])
+    for name, vector in zip([f"c{i}" for i in (*range(6), 7)], vectors, strict=True):
+        assert found[name] == pytest.approx(list(vector), abs=1e-5)
+    assert answers["c7"]["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    assert answers["c0"]["object"] == "list"
 
 
 def test_what_an_encoder_does_not_do_is_refused_by_its_name(embedder: Client, bert: Stack) -> None:

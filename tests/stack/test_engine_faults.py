@@ -63,6 +63,7 @@ def test_a_request_too_large_even_alone_ends_in_the_dead_letters_and_the_worker_
     assert stack.child_of(worker) == child
 
 
+@pytest.mark.measured
 def test_a_device_that_is_lost_ends_the_process_and_a_fresh_one_serves(
     stack: Stack, client: Client, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_device_that_is_lost_ends_the_process_and_a_fresh_one_serves(
     assert not [line for line in words(stack) if line[1] == "failure"]
 
 
+@pytest.mark.measured
 def test_a_model_that_cannot_be_loaded_again_is_tried_again_more_and_more_rarely_until_its_folder_is_mended(
     stack: Stack, client: Client, tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def failed_loads(stack: Stack) -> list[float]:
     return [datetime.fromisoformat(line["timestamp"]).timestamp() for line in said]
 
 
+@pytest.mark.measured
 def test_a_worker_whose_child_hears_nothing_ends_all_the_same_and_gives_its_work_back(
     stack: Stack, client: Client, tmp_path: Path
 ) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from helpers import wait_until
 from stack_processes import Stack
 from stoker import Chunk, Client, InferenceRequest, Restarted
@@ -133,6 +135,7 @@ def test_a_zombie_is_fenced_off_and_serves_again(stack: Stack, client: Client) -
     assert client.submit(prompt_tokens=[1], max_tokens=4).result(timeout=30).text
 
 
+@pytest.mark.measured
 def test_two_processes_of_one_name_do_not_fight(stack: Stack, client: Client) -> None:
     stack.scheduler()
     older = stack.worker("twin")
@@ -146,6 +149,7 @@ def test_two_processes_of_one_name_do_not_fight(stack: Stack, client: Client) ->
     assert client.submit(prompt_tokens=[1], max_tokens=4).result(timeout=30).text
 
 
+@pytest.mark.measured
 def test_sigterm_finishes_what_runs_and_leaves_nothing_held(stack: Stack, client: Client) -> None:
     stack.scheduler()
     worker = stack.worker("worker", *SLOW)
@@ -159,6 +163,7 @@ def test_sigterm_finishes_what_runs_and_leaves_nothing_held(stack: Stack, client
     assert [job.result(timeout=30).attempts for job in jobs] == [1] * 6
 
 
+@pytest.mark.measured
 def test_a_second_sigterm_hands_back_at_once_and_charges_nothing(stack: Stack, client: Client) -> None:
     stack.scheduler()
     worker = stack.worker("worker", *SLOW)

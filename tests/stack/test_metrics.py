@@ -137,6 +137,7 @@ def test_what_waits_is_counted_weighed_and_aged_by_class(stack: Stack, client: C
     assert age < 60
 
 
+@pytest.mark.measured
 def test_outcomes_retries_and_dead_letters_are_counted(
     stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,7 @@ def test_the_key_stands_in_no_argument_and_no_log(
     assert "A prompt" not in stack.log("worker")
 
 
+@pytest.mark.measured
 def test_sigterm_finishes_what_is_at_the_server_and_leaves(stack: Stack, client: Client, server: OddServer) -> None:
     go_on = threading.Event()
 

@@ -32,7 +32,7 @@ class ServedModel:
             self.port: int = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.log = log
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COVERAGE_PROCESS_CONFIG": ""}
         command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve"]
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
         with log.open("wb") as output:

@@ -21,6 +21,7 @@ SHORT = {"result_ttl_s": 1, "reply_ttl_s": 1, "tokens_ttl_s": 1, "unschedulable_
 
 
 @pytest.mark.slow
+@pytest.mark.measured
 def test_after_a_purge_redis_holds_exactly_what_is_for_good(stack: Stack) -> None:
     stack.environment |= {f"STOKER_{name.upper()}": str(value) for name, value in SHORT.items()}
     config = Config(**(stack.config.model_dump(include=stack.config.model_fields_set) | SHORT))

@@ -107,7 +107,7 @@ def server(server_binary: ServerBinary, short_tmp: Path) -> Iterator[Guarded]:
 
 @pytest.fixture
 def stack(server: Guarded, short_tmp: Path) -> Iterator[Stack]:
-    stack = Stack(server.url("producer"), short_tmp, server.url(SUPERUSER), metrics=True)
+    stack = Stack(server.url("producer"), short_tmp, server.url(SUPERUSER), metrics=True, measured=True)
     try:
         yield stack
     finally:

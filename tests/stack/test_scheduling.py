@@ -197,6 +197,7 @@ def calls_so_far(stack: Stack) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): int(value["calls"]) for name, value in stats.items()}
 
 
+@pytest.mark.measured
 def test_a_model_that_cannot_be_loaded_is_said_and_nothing_is_lost(stack: Stack, client: Client) -> None:
     stack.scheduler()
     worker = stack.worker("worker", model="stack_models:Unloadable", wait=False)
@@ -207,6 +208,7 @@ def test_a_model_that_cannot_be_loaded_is_said_and_nothing_is_lost(stack: Stack,
     assert job.result(timeout=30).output["echo"] == 1
 
 
+@pytest.mark.measured
 def test_another_model_is_refused_with_both_cards(stack: Stack, client: Client) -> None:
     stack.scheduler()
     stack.worker("sim")

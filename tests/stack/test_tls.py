@@ -60,7 +60,7 @@ def encrypted(server_binary: ServerBinary, short_tmp: Path) -> Iterator[Encrypte
 
 @pytest.mark.slow
 def test_a_stack_and_batch_files_work_over_tls(encrypted: Encrypted, short_tmp: Path) -> None:
-    stack = Stack(encrypted.url(), short_tmp, encrypted.socket_url)
+    stack = Stack(encrypted.url(), short_tmp, encrypted.socket_url, measured=True)
     try:
         stack.scheduler()
         worker = stack.worker("worker")
