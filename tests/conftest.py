@@ -20,11 +20,16 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 from helpers import MARK, assert_no_stray_processes, wait_until
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, _inspect, find_servers, start
 
 TESTS = Path(__file__).parent
+
+# A machine that runs four tests at once is slow at times, and that says nothing of the code.
+settings.register_profile("tests", settings(), deadline=None)
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
