@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from helpers import wait_until
 from sdk.fleet import Fleet, Running
 from stoker.batch import flight, lease, parts
 from stoker.batch import run as runs
+from stoker.batch.checkpoint import Checkpoint
 from stoker.batch.files import Folder
 from stoker.batch.run import run_batch
 from stoker.errors import StokerError
@@ -451,6 +453,26 @@ def test_the_answers_so_far_can_be_read(bench: Bench, fleet: Fleet) -> None:
     outcome.result()
     assert len(list(batch.results())) == 206
     assert [line["error"]["code"] for line in batch.errors()] == ["invalid_json"]
+
+
+def test_answers_are_read_while_their_run_makes_one_file_of_its_parts(
+    bench: Bench, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, outcome = running(bench, fleet, held=4)
+    outcome.stop.set()
+    outcome.result()
+    look = parts.last_checkpoint
+
+    def end_meanwhile(files: Folder) -> Checkpoint | None:
+        monkeypatch.undo()
+        checkpoint = look(files)
+        assert checkpoint
+        whole = parts.merged(files, "out", checkpoint.outputs, epoch=9)
+        parts.tidy(files, replace(checkpoint, outputs=(whole,)), epoch=9)
+        return checkpoint
+
+    monkeypatch.setattr(parts, "last_checkpoint", end_meanwhile)
+    assert {line["custom_id"] for line in batch.results()} == {"a", "b"}
 
 
 def test_the_ids_of_a_file_are_the_same_in_every_run(bench: Bench, fleet: Fleet) -> None:

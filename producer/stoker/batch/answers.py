@@ -31,10 +31,21 @@ def _pieces(spec: Spec, config: Config, whole: Path, *, errors: bool) -> Iterato
             files: Files = RedisFiles(store, spec.id)
         else:
             files = Folder(spec.parts)
-        checkpoint = parts.last_checkpoint(files)
-        if checkpoint is not None:
-            yield from parts.read_segments(files, checkpoint.errors if errors else checkpoint.outputs)
-        elif spec.store == "folder" and whole.exists():
+        gone = None
+        while (checkpoint := parts.last_checkpoint(files)) is not None:
+            pieces = parts.read_segments(files, checkpoint.errors if errors else checkpoint.outputs)
+            try:
+                first = next(pieces, b"")
+            except FileNotFoundError:
+                if checkpoint == gone:
+                    raise
+                # Its run has made one file of its parts meanwhile; a later checkpoint names that.
+                gone = checkpoint
+                continue
+            yield first
+            yield from pieces
+            return
+        if spec.store == "folder" and whole.exists():
             file = opened.enter_context(whole.open("rb"))
             while piece := file.read(CHUNK):
                 yield piece

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,9 +47,13 @@ def last_epoch(files: Files) -> int:
 
 
 def read_segments(files: Files, segments: Segments) -> Iterator[bytes]:
-    """Give what counts of some segments, in pieces."""
-    for name, size in segments:
-        with files.reader(name) as file:
+    """Give what counts of some segments, in pieces.
+
+    All are open before the first piece, so that none goes away meanwhile; raises `FileNotFoundError` then.
+    """
+    with ExitStack() as opened:
+        readers = [opened.enter_context(files.reader(name)) for name, _ in segments]
+        for file, (name, size) in zip(readers, segments, strict=True):
             yield from _first(file, name, size)
 
 
