@@ -46,8 +46,8 @@ OFTEN = {"lead": 6, "beat": 4, "read-view": 6, "step": 10, "begin-step": 10, "en
 """What happens all the time: the how manieth time is the one, so that it falls into the middle of the work."""
 
 OF_DEATHS = {"spawn", "incarnate", "register", "report", "end-child", "tell-Serve", "tell-EngineOptions"}
-OF_DEATHS |= {"news-Loaded", "reclaim", "read-groups", "read-running"}
-"""What happens where a child dies: the round has a poison request."""
+OF_DEATHS |= {"news-Loaded", "reclaim", "read-groups", "read-running", "read-census"}
+"""What happens where a child dies, or a client waits for long: the round has a poison request."""
 
 OF_LEAVES = {"deregister": "one", "tell-Drain": "one", "news-Drained": "one", "read-published": "one"}
 OF_LEAVES |= {"resign": "scheduler"}
@@ -75,7 +75,7 @@ class Point:
     @property
     def leaver(self) -> str:
         """Which process has to leave, so that the point is reached; empty for none."""
-        if self.what == "read-server":
+        if self.what == "read-info":
             return "scheduler" if self.name.startswith("scheduler") else "one"
         return OF_LEAVES.get(self.what, "")
 
