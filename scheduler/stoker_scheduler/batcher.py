@@ -37,7 +37,7 @@ FLOOR = 0.9
 """The efficiency times the share of rows used that a padded batch must reach to be formed at once for a busy worker."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Room:
     """What a worker can still take: its limits, what it holds, and at most `share` requests of this batch.
 
@@ -104,7 +104,7 @@ class Room:
         return self.tokens_free >= self.budget and self.rows - self.held_rows >= self.share
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """Requests for one worker in their order, and the tokens to reserve for each.
 
@@ -175,20 +175,18 @@ class DynamicBatcher:
         return self._padded(waiting, room, now_us)
 
     def _continuous(self, waiting: Sequence[Waiting], room: Room) -> Batch:
-        taken: list[Waiting] = []
         costs: list[int] = []
         tokens = prompts = longest = 0
-        for request in waiting[: self._group]:
+        for request in waiting[: min(self._group, room.share, room.rows - room.held_rows)]:
             cost = charged_cost(request, room.largest)
             tokens, longest = tokens + cost, max(longest, cost)
             step = prompts + request.prompt_tokens
             # Alone, a prompt above the budget goes in: the engine prefills it in chunks.
-            if not room.admits(len(taken) + 1, tokens, longest) or (taken and step > room.budget):
+            if not room.admits(len(costs) + 1, tokens, longest) or (costs and step > room.budget):
                 break
             prompts = step
-            taken.append(request)
             costs.append(cost)
-        return Batch(tuple(taken), tuple(costs), min(1.0, prompts / max(1, room.budget)))
+        return Batch(tuple(waiting[: len(costs)]), tuple(costs), min(1.0, prompts / max(1, room.budget)))
 
     def _padded(self, waiting: Sequence[Waiting], room: Room, now_us: int) -> Batch:
         lengths = _lengths(waiting, room.largest, self.window_tokens(room))

@@ -299,6 +299,8 @@ class Replay:
         if not self._policy.reserve:
             return {}
         self._policy.reserve.observe(self._fleet, order, now_us)
+        if not self._requests:
+            return {}
         return self._policy.reserve.rooms(self._fleet, lambda _: self._prices, now_us)
 
     def _make_room(self, chosen: Mapping[str, Sequence[Key]], now_us: float) -> bool:
@@ -323,15 +325,10 @@ class Replay:
     def _read_records(self) -> None:
         """Bring the records up to what workers hold."""
         for worker in self._changed:
-            held_rows, held_tokens = self._held_rows[worker], self._held_tokens[worker]
-            offline = self._offline[worker].values()
-            self._fleet[worker] = replace(
-                self._fleet[worker],
-                held_rows=held_rows,
-                held_tokens=held_tokens,
-                batch_rows=len(offline),
-                batch_tokens=sum(member.cost for member in offline),
-            )
+            record, offline = self._fleet[worker], self._offline[worker]
+            record.held_rows, record.held_tokens = self._held_rows[worker], self._held_tokens[worker]
+            record.batch_rows = len(offline)
+            record.batch_tokens = sum(member.cost for member in offline.values()) if offline else 0
         self._changed.clear()
 
     def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], depth: int, now_us: float) -> None:
