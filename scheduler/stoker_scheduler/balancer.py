@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 from stoker.config import Config
@@ -49,10 +49,10 @@ class LoadBalancer:
         self, workers: Sequence[WorkerRecord], request: Waiting, excluded: Set[str] = frozenset()
     ) -> WorkerRecord | None:
         """Return the worker for `request`, None where none can take it now; `excluded` are incarnations."""
-        cost = charged_cost(request, largest_capacity(workers))
+        cost = charged_cost(request, None if request.exact else largest_capacity(workers))
         # Rows first: of a large fleet that is busy this leaves few whose room is worth working out.
-        free = [worker for worker in _usable(workers, excluded) if worker.held_rows < worker.rows]
-        able = [worker for worker in free if Room.of(worker, share=worker.rows).opens_to(cost)]
+        free = [worker for worker in workers if worker.held_rows < worker.rows]
+        able = [worker for worker in _usable(free, excluded) if Room.of(worker, share=worker.rows).opens_to(cost)]
         chosen = _first_done(able, workers, cost)
         if chosen is not None:
             self._blocked.pop(request.id, None)
@@ -88,12 +88,12 @@ class LoadBalancer:
 
 def loaded(worker: WorkerRecord, costs: Sequence[int]) -> WorkerRecord:
     """Return `worker` as it will be read after a dispatch of requests with these `costs`."""
-    return replace(
-        worker,
-        held_rows=worker.held_rows + len(costs),
-        held_tokens=worker.held_tokens + sum(costs),
-        longest=max(worker.longest, *costs) if worker.cache == "rect" and costs else worker.longest,
-    )
+    worker = worker.copy()
+    worker.held_rows += len(costs)
+    worker.held_tokens += sum(costs)
+    if worker.cache == "rect":
+        worker.longest = max(worker.longest, max(costs, default=0))
+    return worker
 
 
 def _usable(workers: Sequence[WorkerRecord], excluded: Set[str]) -> list[WorkerRecord]:

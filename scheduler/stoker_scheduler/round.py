@@ -21,6 +21,7 @@ BLOCKED_HEADS = 16
 
 
 NOTHING_KEPT: Mapping[str, BatchRoom] = MappingProxyType({})
+NOBODY: Set[str] = frozenset()
 
 
 class Round:
@@ -48,8 +49,10 @@ class Round:
     ) -> None:
         """Hand out `waiting`, in its order, to `fleet` but for the incarnations in `shut`."""
         self._waiting = list(waiting)
+        self._offline = bool(rooms) and any(request.offline for request in waiting)
         self.fleet = list(fleet)
         """The workers as they are with what was handed out."""
+        self._places = {worker.inc: place for place, worker in enumerate(fleet)}
         self._balancer = balancer
         self._batcher = batcher
         self._shut = set(shut)
@@ -66,7 +69,8 @@ class Round:
         blocked = 0
         while self._waiting and blocked < BLOCKED_HEADS:
             head = self._waiting[0]
-            worker = self._balancer.choose(self.fleet, head, self._shut | self._kept_from(head))
+            kept = self._kept_from(head)
+            worker = self._balancer.choose(self.fleet, head, self._shut | kept if kept else self._shut)
             if worker is None:
                 if self._hold_back(head):
                     continue
@@ -83,15 +87,24 @@ class Round:
 
     def done(self, worker: WorkerRecord, batch: Batch, *, more: bool) -> None:
         """Take the batch out of what is left; `more` is whether the worker may get another one in this round."""
-        taken = {request.id for request in batch.requests}
-        self._waiting = [request for request in self._waiting if request.id not in taken]
-        self.fleet = [loaded(w, batch.costs) if w.inc == worker.inc else w for w in self.fleet]
+        self._take(batch.requests)
+        place = self._places[worker.inc]
+        self.fleet[place] = loaded(self.fleet[place], batch.costs)
         if worker.inc in self._rooms:
             for request, cost in zip(batch.requests, batch.costs, strict=True):
                 if request.offline:
                     self._rooms[worker.inc] = self._rooms[worker.inc].less(cost)
         if not more or worker.inc in self._probing:
             self._shut.add(worker.inc)
+
+    def _take(self, requests: Sequence[Waiting]) -> None:
+        size = len(requests)
+        # Requests keep their order in a batch, so one that ends where the front of as many does is that front.
+        if self._waiting[size - 1] is requests[-1]:
+            del self._waiting[:size]
+        else:
+            taken = {request.id for request in requests}
+            self._waiting = [request for request in self._waiting if request.id not in taken]
 
     def unplaced(self) -> list[Waiting]:
         """Return the requests of other classes than BATCH that no worker has room for, in their order."""
@@ -105,10 +118,10 @@ class Round:
         if kept:
             self._shut.add(kept.inc)
 
-    def _kept_from(self, request: Waiting) -> set[str]:
+    def _kept_from(self, request: Waiting) -> Set[str]:
         """Return the workers that are kept from the request, if it is one of BATCH."""
-        if not self._rooms or not held_back(request, self._now_us):
-            return set()
+        if not self._offline or not held_back(request, self._now_us):
+            return NOBODY
         cost = charged_cost(request, self._largest)
         return {inc for inc, room in self._rooms.items() if not room.admits(cost)}
 
@@ -121,7 +134,7 @@ class Round:
 
     def _allowed(self, worker: WorkerRecord) -> list[Waiting]:
         """Return what waits and may go to the worker: in its order, and of BATCH as much as there is room for."""
-        room = self._rooms.get(worker.inc)
+        room = self._rooms.get(worker.inc) if self._offline else None
         if room is None:
             return self._waiting
         allowed, closed = [], False
@@ -141,6 +154,6 @@ class Round:
 
     def _room(self, worker: WorkerRecord) -> Room:
         """Its room, with a share of what waits that leaves something for the other open workers."""
-        open_workers = max(1, sum(other.available and other.inc not in self._shut for other in self.fleet))
-        share = 1 if worker.inc in self._probing else ceil(len(self._waiting) / open_workers)
+        open_workers = len([other for other in self.fleet if other.available and other.inc not in self._shut])
+        share = 1 if worker.inc in self._probing else ceil(len(self._waiting) / max(1, open_workers))
         return Room.of(worker, share=share, largest=self._largest)
