@@ -179,12 +179,14 @@ class DynamicBatcher:
     def _continuous(self, waiting: Sequence[Waiting], room: Room) -> Batch:
         costs: list[int] = []
         tokens = prompts = longest = 0
-        for request in waiting[: min(self._group, room.share, room.rows - room.held_rows)]:
+        rect, free = room.cache == "rect", room.capacity - room.held_tokens
+        for request in waiting[: max(0, min(self._group, room.share, room.rows - room.held_rows))]:
             cost = charged_cost(request, room.largest)
             tokens, longest = tokens + cost, max(longest, cost)
             step = prompts + request.prompt_tokens
+            full = not room.admits(len(costs) + 1, tokens, longest) if rect else tokens > free
             # Alone, a prompt above the budget goes in: the engine prefills it in chunks.
-            if not room.admits(len(costs) + 1, tokens, longest) or (costs and step > room.budget):
+            if full or (costs and step > room.budget):
                 break
             prompts = step
             costs.append(cost)

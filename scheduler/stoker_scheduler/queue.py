@@ -84,6 +84,8 @@ class RequestQueue:
         The lanes of a class share its `depth`; of a class with very many those of the least served are read.
         """
         self.shares.observe(waiting)
+        if not any(map(tenant_of, waiting)):
+            return {}
         lanes = self.shares.first(lane for lane in waiting if tenant_of(lane))
         sizes = Counter(map(class_of, lanes))
         return {lane: page_of(depth, sizes[class_of(lane)]) for lane in lanes}

@@ -107,31 +107,37 @@ class Replay:
         self._prices = Prices(*astuple(setup.profile))
         self._changed: set[int] = set()  # the workers whose records are not up to date
         self._places = {record.inc: number for number, record in enumerate(self._fleet)}
+        self._largest = min(setup.max_model_len, self._fleet[0].capacity)
+        self._classes: dict[tuple[str, str, float | None], tuple[str, int]] = {}
         self._backlog = Backlog()
         self._rows: dict[str, Row] = {}
         self._events: list[tuple[float, int, int]] = []  # when, the worker or -1 for a tick, the number of its run
         self._runs = [0] * setup.workers
         self._busy_until: list[float | None] = [None] * setup.workers
         self._tick_at = math.inf
-        self._ended = [0, 0, 0, 0]  # requests, their prompts, answers and max_tokens
+        self._ended = (0, 0, 0, 0)  # requests, their prompts, answers and max_tokens
+        self._overhead_us = setup.overhead_ms * 1000
         self.run = Run(policy.name, [Fate() for _ in arrivals], Tally())
 
     def to_end(self) -> Run:
         """Run until every request has ended."""
-        number, arrivals = 0, self._arrivals
-        self.run.began_s = arrivals[0].at_s
-        while number < len(arrivals) or self._events:
-            next_us = self._events[0][0] if self._events else math.inf
-            if number < len(arrivals) and (at_us := START_US + arrivals[number].at_s * 1e6) <= next_us:
-                self._submit(number, at_us)
-                number += 1
+        events, runs = self._events, self._runs
+        self.run.began_s = self._arrivals[0].at_s
+        coming = enumerate(self._arrivals)
+        number, arrival = next(coming)
+        arrives_us = START_US + arrival.at_s * 1e6
+        while arrives_us < math.inf or events:
+            if not events or arrives_us <= events[0][0]:
+                self._submit(number, arrives_us)
+                number, following = next(coming, (0, None))
+                arrives_us = START_US + following.at_s * 1e6 if following else math.inf
                 continue
-            at_us, worker, turn = heapq.heappop(self._events)
+            at_us, worker, turn = heapq.heappop(events)
             if worker < 0:
                 if at_us == self._tick_at:
                     self._tick_at = math.inf
                     self._tick(at_us)
-            elif turn == self._runs[worker]:
+            elif turn == runs[worker]:
                 self._end_run(worker, at_us)
         return self.run
 
@@ -145,11 +151,10 @@ class Replay:
         answer = 0 if padded else max(1, arrival.max_tokens)
         cost = arrival.prompt_tokens + answer
         full = setup.max_waiting is not None and len(self._backlog) >= setup.max_waiting
-        if full or cost > min(setup.max_model_len, self._fleet[0].capacity):
+        if full or cost > self._largest:
             self._settle(number, REFUSED, now_us)
             return
-        lane = lane_of(str(arrival.priority), arrival.tenant) if self._policy.classes else "high"
-        term_us = class_term_us(arrival.priority, arrival.timeout, self._config) if self._policy.classes else 0
+        lane, term_us = self._class_of(arrival)
         if self._too_late(arrival, now_us + term_us, answer):
             self._settle(number, REFUSED, now_us)
             return
@@ -161,7 +166,18 @@ class Replay:
             self._requests[name] = request
             self._rows[name].offline = True
         self._backlog.add(request, deadline_us)
-        self._wake(now_us + setup.overhead_ms * 1000)
+        self._wake(now_us + self._overhead_us)
+
+    def _class_of(self, arrival: Arrival) -> tuple[str, int]:
+        """Return the lane of a request, and what its score adds to its arrival; worked out once for all alike."""
+        if not self._policy.classes:
+            return "high", 0
+        key = (arrival.priority, arrival.tenant, arrival.timeout)
+        found = self._classes.get(key)
+        if found is None:
+            term_us = class_term_us(arrival.priority, arrival.timeout, self._config)
+            found = self._classes[key] = lane_of(str(arrival.priority), arrival.tenant), term_us
+        return found
 
     def _too_late(self, arrival: Arrival, score: float, answer: int) -> bool:
         """Return whether the forecast rules out that the request is done in its time."""
@@ -185,22 +201,28 @@ class Replay:
     def _end_run(self, worker: int, now_us: float) -> None:
         """Settle what ended at a worker, and let it go on."""
         begun, left = self._engines[worker].end(self.run.tally)
+        now_s = _seconds(now_us)
         for row in begun:
-            if math.isnan(self.run.fates[row.place].first_s):  # not one that was preempted
-                self.run.fates[row.place].first_s = _seconds(now_us)
+            fate = self.run.fates[row.place]
+            if math.isnan(fate.first_s):  # not one that was preempted
+                fate.first_s = now_s
         if left:
             for row in left:
                 timeout = self._arrivals[row.place].timeout
-                late = timeout is not None and _seconds(now_us) > self.run.fates[row.place].queued_s + timeout
+                late = timeout is not None and now_s > self.run.fates[row.place].queued_s + timeout
                 self._settle(row.place, EXPIRED if late else COMPLETED, now_us)
-                answer = row.cost - row.prompt
-                for i, number in enumerate((1, row.prompt, row.output if answer else 0, answer)):
-                    self._ended[i] += number
+                self._count(row)
                 self._release(worker, str(row.place), row.cost)
             self._changed.add(worker)
-            self.run.ended_s = _seconds(now_us)
-            self._wake(now_us + self._setup.overhead_ms * 1000)
+            self.run.ended_s = now_s
+            self._wake(now_us + self._overhead_us)
         self._begin(worker, now_us)
+
+    def _count(self, row: Row) -> None:
+        """Take in the size of a request that ended, for forecasts."""
+        answer = row.cost - row.prompt
+        requests, prompts, answers, asked = self._ended
+        self._ended = (requests + 1, prompts + row.prompt, answers + (row.output if answer else 0), asked + answer)
 
     def _release(self, worker: int, name: str, cost: int) -> None:
         """Free what a row holds, but for one whose room was given away before."""
@@ -212,9 +234,9 @@ class Replay:
     def _begin(self, worker: int, now_us: float) -> None:
         engine = self._engines[worker]
         ends_ms = engine.begin(now_us / 1000)
-        for row in engine.gone() if isinstance(engine, ContinuousEngine) else ():
+        for row in engine.gone():
             self._backlog.add(self._requests[str(row.place)], None)
-            self._wake(now_us + self._setup.overhead_ms * 1000)
+            self._wake(now_us + self._overhead_us)
         self._busy_until[worker] = None
         if ends_ms is not None:
             self._end_at(worker, ends_ms * 1000)
@@ -235,14 +257,18 @@ class Replay:
         """Hand out all that fits."""
         for name in self._backlog.expire(now_us):
             self._settle(int(name), EXPIRED, now_us)
+        if not self._backlog:
+            self._policy.queue.share({}, 0)  # nobody waits: with the next ones the shares of tenants begin anew
+            return
         more = True
         while more and (depth := self._depth()):
             pages = self._pages(depth)
             heads = self._backlog.heads(pages)
             took = self._dispatch(heads, depth, now_us) if heads else 0
             # What was cut off at the most entries that are ever read may fit as well, and what tenants' pages left out.
-            cut = [lane for lane, head in heads.items() if len(head) == pages[lane]]
-            more = took > 0 and any(depth == DEPTH[self._setup.mode] or tenant_of(lane) for lane in cut)
+            deepest = depth == DEPTH[self._setup.mode]
+            cut = [lane for lane, head in heads.items() if len(head) == pages[lane]] if took else []
+            more = any(deepest or tenant_of(lane) for lane in cut)
         if (due_us := self._backlog.next_deadline_us()) is not None:
             self._wake(due_us)
 
@@ -334,20 +360,23 @@ class Replay:
     def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], depth: int, now_us: float) -> None:
         """Give workers their rows; what runs goes on to the end of its step."""
         touched: dict[int, None] = {}
+        run, now_s = self.run, _seconds(now_us)
         for record, batch in handed:
             worker = self._places[record.inc]
             touched[worker] = None
             self._held_rows[worker] += len(batch.costs)
             self._held_tokens[worker] += sum(batch.costs)
-            self.run.batches += 1
-            self.run.dispatched += len(batch.requests)
+            run.batches += 1
+            run.dispatched += len(batch.requests)
+            delivery = str(run.batches)
             for request in batch.requests:
                 row = self._rows[request.id]
-                row.batch = str(self.run.batches)
+                row.batch = delivery
                 if row.offline:
-                    self._offline[worker][request.id] = Held(request.id, row.batch, row.cost, int(now_us), True)
-                if math.isnan(self.run.fates[row.place].begun_s):
-                    self.run.fates[row.place].begun_s = _seconds(now_us)
+                    self._offline[worker][request.id] = Held(request.id, delivery, row.cost, int(now_us), True)
+                fate = run.fates[row.place]
+                if math.isnan(fate.begun_s):
+                    fate.begun_s = now_s
                 self._engines[worker].give(row)
             self._backlog.take(batch.requests, depth)
         self._changed.update(touched)
