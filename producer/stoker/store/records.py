@@ -40,7 +40,8 @@ FULL_CAPACITY = "full_capacity"
 class Waiting:
     """A request in its lane. `score` (microseconds): lower goes first. `exact`: whether its tokens are known.
 
-    `expected`: for how many tokens of answer to keep room; None: for `max_tokens`.
+    `expected`: for how many tokens of answer to keep room; None: for `max_tokens`. `affinity`: a number that stands for
+    its affinity key; None: it has none.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Waiting:
     max_tokens: int
     exact: bool
     expected: int | None = None
+    affinity: int | None = None
 
     @property
     def offline(self) -> bool:
@@ -66,6 +68,13 @@ class Waiting:
     def reserve(self) -> int:
         """The tokens that it is expected to occupy."""
         return self.cost if self.expected is None else self.prompt_tokens + min(self.max_tokens, self.expected)
+
+
+def parse_tail(tail: str) -> tuple[int, int, bool, int | None]:
+    """Return what a lane's member says behind the id: prompt tokens, max_tokens, whether exact, and the affinity."""
+    prompt, most, flags = tail.split(":")
+    digits = flags[1:].removesuffix("s") if len(flags) > 1 else ""  # the s is of what may be displaced
+    return int(prompt), int(most), flags[0] == "x", int(digits, 16) if digits else None
 
 
 @dataclass(frozen=True, slots=True)
