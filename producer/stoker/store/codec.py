@@ -151,6 +151,7 @@ def encode(
         if (value := getattr(request, name)) is not None:
             check_readable(value, name)
     prompt, exact = prompt_tokens(request, bytes_per_token)
+    flags = f"{'x' if exact else 'e'}{affinity_digits(key)}{'s' if request.sheddable else ''}"
     fields = (
         VERSION,
         nonce,
@@ -159,7 +160,7 @@ def encode(
         request.tenant or "",
         str(max(1, int(request.timeout * 1e6)) if request.timeout else 0),
         str(class_term_us(request.priority, request.timeout, config)),
-        f"{prompt}:{request.max_tokens}:{'x' if exact else 'e'}{_affinity(key)}{'s' if request.sheddable else ''}",
+        f"{prompt}:{request.max_tokens}:{flags}",
         str(len(body)),
         reply,
         "1" if request.stream else "0",
@@ -177,7 +178,7 @@ def _affinity_key(request: InferenceRequest, config: Config) -> bytes:
     return key
 
 
-def _affinity(key: bytes) -> str:
+def affinity_digits(key: bytes) -> str:
     """Return what stands for a key in a lane, where it takes the same few bytes however long it is."""
     return hashlib.blake2b(key, digest_size=4).hexdigest() if key else ""
 

@@ -44,6 +44,7 @@ class Trace:
     reason: str | None = None
     message: str | None = None
     worker: str | None = None
+    affinity: int | None = None
 
 
 def trace(keys: Keys, request_id: str) -> Read[Trace | None]:
@@ -137,6 +138,7 @@ def _living(request_id: str, now_us: int, payload: bytes, flight: bytes | None) 
         losses=int(f["losses"]),
         history=_history(f["history"]),
         retry_of=header["link"] or None,
+        affinity=affinity,
         waiting=Waiting(request_id, lane, member, score, prompt, most, exact, affinity=affinity)
         if state == "queued"
         else None,
