@@ -1,7 +1,7 @@
 """What the scheduler's policy is worth, by the simulator: batches, scaling, and what deciding costs.
 
     python bench/simulated.py --trace bench/data/trace.csv
-    python bench/simulated.py --trace azure_conv.csv --parts padded,reordering,continuous,scaling,speed
+    python bench/simulated.py --trace azure_conv.csv --parts padded,reordering,continuous,scaling,mixed,affinity,speed
 
 Times of requests are virtual and the same in every run; those of the parts `speed` are processor time of this machine,
 the median of `--rounds`. Each line ends with its bar.
@@ -12,16 +12,20 @@ the median of `--rounds`. Each line ends with its bar.
   than in order of arrival requests wait.
 - continuous: tokens/s over those of closed batches, whose rows leave when they are done or with the longest.
 - scaling: tokens/s of N workers with N times the load over N times those of one.
+- mixed: two workers and two that are three times as slow, at several rates: answers and goodput over those of workers
+  taken in turn, and of whoever holds the fewest tokens.
+- affinity: how many requests of 400 keys keep their worker of 16, and what that costs, by `affinity_slack_ms`.
 - speed: simulated requests a second, and what deciding costs a request.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +35,13 @@ from stoker_ops.simulate.policies import policies
 from stoker_ops.simulate.replay import H100_8B, Replay, Run, Setup
 from stoker_ops.simulate.traces import Arrival, read_trace, shaped
 from stoker_scheduler.batcher import WINDOW_BUDGETS
+from stoker_workers.engines.sim import Profile
 
 CONFIG = Config()
 CONTINUOUS = Setup(
     mode="continuous",
     workers=1,
-    profile=H100_8B,
+    profiles=[H100_8B],
     max_model_len=131_072,
     max_num_seqs=64,
     max_num_batched_tokens=8192,
@@ -144,6 +149,38 @@ def tokens_per_s(load: Sequence[Arrival], run: Run) -> float:
     return sum(one.prompt_tokens + one.output_tokens for one in done) / dry_s
 
 
+def mixed(arrivals: Sequence[Arrival]) -> None:
+    """Print what placement by speed is worth, at the trace's rate times so much."""
+    slow = Profile(**{name: 3 * price for name, price in asdict(H100_8B).items()})
+    setup = replace(CONTINUOUS, workers=4, profiles=[H100_8B, slow])
+    chosen = ("stoker", "in turn", "least tokens")
+    for rate in (1.0, 4.0, 5.0, 6.0):
+        load = shaped(arrivals[:3000], repeat=1, rate=rate, max_tokens=None, timeout=None)
+        for name in chosen:
+            policy = policies(CONFIG, setup.mode, mixed=True)[name]
+            found = figures(Replay(load, setup, policy, CONFIG).to_end(), load, setup, Objective(2000, 100))
+            print(f"rate x {rate:g}, {name}: {brief(found)}, fast ones {found['token_shares'][0]:.2f} of the tokens")
+
+
+def affinity(arrivals: Sequence[Arrival]) -> None:
+    """Print how often a key's request finds its worker again, and what that costs."""
+    setup, rng = replace(CONTINUOUS, workers=16), random.Random(1)
+    keyed = [replace(one, affinity_key=str(rng.randrange(400))) for one in arrivals[:4000]]
+    for rate in (8.0, 20.0):
+        load = shaped(keyed, repeat=1, rate=rate, max_tokens=None, timeout=None)
+        for slack_ms in (0, 250, 500, 1000, 2000):
+            config = Config(affinity_slack_ms=slack_ms)
+            run = Replay(load, setup, policies(config, setup.mode)["stoker"], config).to_end()
+            found = figures(run, load, setup, Objective(2000, 100))
+            print(f"rate x {rate:g}, slack {slack_ms} ms: kept {found['affinity']:.2f}, {brief(found)}", flush=True)
+
+
+def brief(found: Mapping[str, Any]) -> str:
+    """Return the figures of a user: goodput, first token and whole answer (p50, p99)."""
+    times = (f"{name} {found[name]['p50']:,.0f}, {found[name]['p99']:,.0f}" for name in ("ttft_ms", "e2e_ms"))
+    return f"goodput {found['goodput_rps']:.2f}/s, " + ", ".join(times)
+
+
 def speed(arrivals: Sequence[Arrival], rounds: int) -> None:
     """Print how fast the simulator is, and what deciding costs, idle and with 1,000 waiting."""
     calm = shaped(arrivals[:5000], repeat=1, rate=1.0, max_tokens=None, timeout=None)
@@ -167,6 +204,8 @@ PARTS: dict[str, Callable[[Sequence[Arrival]], None]] = {
     "reordering": reordering,
     "continuous": continuous,
     "scaling": scaling,
+    "mixed": mixed,
+    "affinity": affinity,
 }
 
 

@@ -10,18 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from stoker.config import Config
-from stoker.store.codec import class_term_us
+from stoker.store.codec import affinity_digits, class_term_us
 from stoker.store.records import Held, Waiting, WorkerRecord, lane_of, tenant_of
 from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tally, VirtualEngine
 from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.traces import Arrival
 from stoker_ops.simulate.waiting import Backlog
 from stoker_scheduler.batcher import Batch
+from stoker_scheduler.placement import Speed
 from stoker_scheduler.preemption import Key
 from stoker_scheduler.prices import Prices
 from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
-from stoker_scheduler.service_time import Sizes, foretell
+from stoker_scheduler.service_time import Sizes, foretell, speed_of
 from stoker_workers.engine import Capacity
 from stoker_workers.engines.sim import Profile
 from stoker_workers.pacing import Pacer
@@ -40,11 +41,12 @@ class Setup:
     """The fleet, and what a submit is held to. `overhead_ms` is from a submit or a settle to the tick that sees it.
 
     `max_waiting`: requests that may wait, None for no cap. `check_deadlines`: refuse what can't be done in time.
+    `profiles`: workers take them in turn.
     """
 
     mode: str
     workers: int
-    profile: Profile
+    profiles: Sequence[Profile]
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -56,13 +58,17 @@ class Setup:
 
 @dataclass(slots=True)
 class Fate:
-    """What became of one request; times in seconds after the beginning, NaN where it never came so far."""
+    """What became of one request; times in seconds after the beginning, NaN where it never came so far.
+
+    `worker`: the number of the worker that had it last, -1 for none.
+    """
 
     outcome: str = ""
     queued_s: float = math.nan
     begun_s: float = math.nan
     first_s: float = math.nan
     ended_s: float = math.nan
+    worker: int = -1
 
 
 @dataclass(slots=True)
@@ -97,14 +103,18 @@ class Replay:
         self._setup = setup
         self._policy = policy
         self._config = config
-        self._engines = [_engine(setup, policy, config) for _ in range(setup.workers)]
+        profiles = [setup.profiles[number % len(setup.profiles)] for number in range(setup.workers)]
+        self._engines = [_engine(setup, profile, policy, config) for profile in profiles]
         self._fleet = [_record(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
         self._held_rows = [0] * setup.workers
         self._held_tokens = [0] * setup.workers
         self._offline: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows of BATCH that stay
         self._requests: dict[str, Waiting] = {}  # all of BATCH that are not done
         self._preempted: set[str] = set()
-        self._prices = Prices(*astuple(setup.profile))
+        self._prices = {
+            record.inc: Prices(*astuple(profile)) for record, profile in zip(self._fleet, profiles, strict=True)
+        }
+        self._speeds = _speeds(self._fleet, self._prices, arrivals)
         self._changed: set[int] = set()  # the workers whose records are not up to date
         self._places = {record.inc: number for number, record in enumerate(self._fleet)}
         self._largest = min(setup.max_model_len, self._fleet[0].capacity)
@@ -161,7 +171,10 @@ class Replay:
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
         deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
-        request = Waiting(name, lane, name, now_us + term_us, arrival.prompt_tokens, answer, True)
+        digits = affinity_digits(arrival.affinity_key.encode())
+        affinity = int(digits, 16) if digits else None
+        score = now_us + term_us
+        request = Waiting(name, lane, name, score, arrival.prompt_tokens, answer, True, affinity=affinity)
         if request.offline:
             self._requests[name] = request
             self._rows[name].offline = True
@@ -185,7 +198,7 @@ class Replay:
         if not self._setup.check_deadlines or arrival.timeout is None or not ended:
             return False
         sizes = Sizes(prompts / ended, answers / ended, prompts / ended, asked / ended)
-        known = [(self._fleet[0], self._prices)]
+        known = [(record, self._prices[record.inc]) for record in self._fleet[: len(self._setup.profiles)]]
         ahead = self._backlog.before(score) * self._backlog.mean_cost
         forecast = foretell(known, sizes, self._setup.workers)
         return forecast.finish_us(ahead, arrival.prompt_tokens, answer) > arrival.timeout * 1e6
@@ -300,6 +313,7 @@ class Replay:
             probing=frozenset(),
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=int(now_us),
+            speeds=self._speeds,
             rooms=self._rooms(order, int(now_us)),
         )
         handed: list[tuple[WorkerRecord, Batch]] = []
@@ -327,7 +341,7 @@ class Replay:
         self._policy.reserve.observe(self._fleet, order, now_us)
         if not self._requests:
             return {}
-        return self._policy.reserve.rooms(self._fleet, lambda _: self._prices, now_us)
+        return self._policy.reserve.rooms(self._fleet, self._prices.__getitem__, now_us)
 
     def _make_room(self, chosen: Mapping[str, Sequence[Key]], now_us: float) -> bool:
         """Free the room of rows of BATCH, as `make_room` does; they leave when their step ends."""
@@ -375,6 +389,7 @@ class Replay:
                 if row.offline:
                     self._offline[worker][request.id] = Held(request.id, delivery, row.cost, int(now_us), True)
                 fate = run.fates[row.place]
+                fate.worker = worker
                 if math.isnan(fate.begun_s):
                     fate.begun_s = now_s
                 self._engines[worker].give(row)
@@ -393,13 +408,25 @@ class Replay:
             self._end_at(worker, ends_us)
 
 
-def _engine(setup: Setup, policy: Policy, config: Config) -> VirtualEngine:
+def _speeds(
+    fleet: Sequence[WorkerRecord], prices: Mapping[str, Prices], arrivals: Sequence[Arrival]
+) -> dict[str, Speed]:
+    """Return how quick workers are, for a scheduler that knows their prices and the mean of the trace."""
+    prompt, answer, asked = (
+        sum(sizes) / len(arrivals)
+        for sizes in zip(*((one.prompt_tokens, one.output_tokens, one.max_tokens) for one in arrivals), strict=True)
+    )
+    sizes = Sizes(prompt, max(1.0, answer), prompt, asked)
+    return {record.inc: speed_of(record, prices[record.inc], sizes) for record in fleet}
+
+
+def _engine(setup: Setup, profile: Profile, policy: Policy, config: Config) -> VirtualEngine:
     if setup.mode == "padded":
         longest = min(setup.max_model_len, setup.kv_cache_tokens)
-        return PaddedEngine(setup.profile, setup.max_num_seqs, setup.max_num_batched_tokens, longest)
+        return PaddedEngine(profile, setup.max_num_seqs, setup.max_num_batched_tokens, longest)
     capacity = Capacity(rows=setup.max_num_seqs, tokens=setup.kv_cache_tokens, budget=setup.max_num_batched_tokens)
     pacer = Pacer(config) if policy.reserve else None
-    return ContinuousEngine(setup.profile, capacity, to_longest=policy.to_longest, pacer=pacer)
+    return ContinuousEngine(profile, capacity, to_longest=policy.to_longest, pacer=pacer)
 
 
 def _record(number: int, capacity: Capacity, mode: str) -> WorkerRecord:

@@ -46,9 +46,10 @@ FULL_CAPACITY = "full_capacity"
 class Waiting:
     """A request in its lane. `score` (microseconds): lower goes first. `exact`: whether its tokens are known.
 
-    `expected`: for how many tokens of answer to keep room; None: for `max_tokens`. What follows from these fields is
-    read many times, so it is worked out once: `offline`, whether it is of class BATCH, of whichever tenant; `cost`,
-    the most tokens that it will occupy; `reserve`, the tokens that it is expected to occupy.
+    `expected`: for how many tokens of answer to keep room; None: for `max_tokens`. `affinity`: a number that stands for
+    its affinity key; None: it has none. What follows from the fields is read many times, so it is worked out once:
+    `offline`, whether it is of class BATCH, of whichever tenant; `cost`, the most tokens that it will occupy; `reserve`,
+    the tokens that it is expected to occupy.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Waiting:
     max_tokens: int
     exact: bool
     expected: int | None = None
+    affinity: int | None = None
     offline: bool = field(init=False, repr=False, compare=False)
     cost: int = field(init=False, repr=False, compare=False)
     reserve: int = field(init=False, repr=False, compare=False)
@@ -68,6 +70,13 @@ class Waiting:
         self.cost = self.reserve = self.prompt_tokens + self.max_tokens
         if self.expected is not None:
             self.reserve = self.prompt_tokens + min(self.max_tokens, self.expected)
+
+
+def parse_tail(tail: str) -> tuple[int, int, bool, int | None]:
+    """Return what a lane's member says behind the id: prompt tokens, max_tokens, whether exact, and the affinity."""
+    prompt, most, flags = tail.split(":")
+    digits = flags[1:].removesuffix("s") if len(flags) > 1 else ""  # the s is of what may be displaced
+    return int(prompt), int(most), flags[0] == "x", int(digits, 16) if digits else None
 
 
 @dataclass(frozen=True, slots=True)
