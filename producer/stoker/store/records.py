@@ -47,9 +47,9 @@ class Waiting:
     """A request in its lane. `score` (microseconds): lower goes first. `exact`: whether its tokens are known.
 
     `expected`: for how many tokens of answer to keep room; None: for `max_tokens`. `affinity`: a number that stands for
-    its affinity key; None: it has none. What follows from the fields is read many times, so it is worked out once:
-    `offline`, whether it is of class BATCH, of whichever tenant; `cost`, the most tokens that it will occupy; `reserve`,
-    the tokens that it is expected to occupy.
+    its affinity key; None: it has none. What follows from these fields is read many times, so it is worked out once:
+    `offline`, whether it is of class BATCH, of whichever tenant; `cost`, the most tokens that it will occupy;
+    `reserve`, the tokens that it is expected to occupy.
     """
 
     id: str
