@@ -2,9 +2,10 @@
 
     python bench/simulated.py --trace bench/data/trace.csv
     python bench/simulated.py --trace azure_conv.csv --parts padded,reordering,continuous,scaling,mixed,affinity,speed
+    python bench/simulated.py --trace azure_conv.csv --parts depth
 
-Times of requests are virtual and the same in every run; those of the parts `speed` are processor time of this machine,
-the median of `--rounds`. Each line ends with its bar.
+Times of requests are virtual and the same in every run; those of `speed` and `depth` are processor time of this
+machine, the median of `--rounds`. Each line ends with its bar.
 
 - padded: all requests wait; useful tokens over the budget, and over the padded tokens, at 32,768 tokens a batch; at
   8,192 the fill over that of a packer that sees a whole window of the same size at once and has no order to keep.
@@ -15,12 +16,14 @@ the median of `--rounds`. Each line ends with its bar.
 - mixed: two workers and two that are three times as slow, at several rates: answers and goodput over those of workers
   taken in turn, and of whoever holds the fewest tokens.
 - affinity: how many requests of 400 keys keep their worker of 16, and what that costs, by `affinity_slack_ms`.
-- speed: simulated requests a second, and what deciding costs a request.
+- speed: simulated requests a second, and what deciding costs a request; beside them, how quick the machine was.
+- depth: what deciding costs a request with a million waiting, over that with 1,000 (takes about 2 GB).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import statistics
 import time
@@ -30,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from stoker.config import Config
+from stoker.store.records import Waiting
 from stoker_ops.simulate.figures import Objective, figures
 from stoker_ops.simulate.policies import policies
 from stoker_ops.simulate.replay import H100_8B, Replay, Run, Setup
@@ -193,10 +197,49 @@ def speed(arrivals: Sequence[Arrival], rounds: int) -> None:
             run = Replay(load, CONTINUOUS, policies(CONFIG, "continuous")["stoker"], CONFIG).to_end()
             rates[name].append(len(load) / (time.process_time() - began))
             costs[name].append(run.decision_s * 1e6 / run.dispatched)
+    print(f"a loop of a thousand additions: {additions_us():.0f} us")
     for name in loads:
         verdict(f"us to decide a request, {name}", statistics.median(costs[name]), 20, most=True)
     for name in loads:
         verdict(f"simulated requests/s, {name}", statistics.median(rates[name]), 20_000)
+
+
+class _Enough(Exception):
+    """So many requests were handed out as were to be looked at."""
+
+
+class Part(Replay):
+    """The beginning of a replay."""
+
+    MOST = 5000
+
+    def _dispatch(self, heads: dict[str, list[Waiting]], depth: int, now_us: float) -> int:
+        if self.run.dispatched >= self.MOST:
+            raise _Enough
+        return super()._dispatch(heads, depth, now_us)
+
+
+def deep(arrivals: Sequence[Arrival], rounds: int) -> None:
+    """Print what a million waiting make of the cost of a decision."""
+    cost = {1000: [], 1_000_000: []}
+    for waiting in (1000, 1_000_000, 1000):
+        at_once = [replace(one, at_s=0.0) for one in arrivals[:1000]] * (waiting // 1000)
+        for _ in range(rounds if waiting == 1000 else 1):
+            part = Part(at_once, CONTINUOUS, policies(CONFIG, "continuous")["stoker"], CONFIG)
+            with contextlib.suppress(_Enough):
+                part.to_end()
+            cost[waiting].append(part.run.decision_s * 1e6 / part.run.dispatched)
+    few, many = (statistics.median(found) for found in cost.values())
+    print(f"us to decide a request: {few:.1f} with 1,000 waiting, {many:.1f} with a million")
+    verdict("a million waiting over 1,000", many / few, 1.3, most=True)
+
+
+def additions_us() -> float:
+    """Return how long a loop of a thousand additions takes now: how quick this machine is, with what else it does."""
+    began, total = time.process_time(), 0
+    for number in range(1_000_000):
+        total += number
+    return (time.process_time() - began) * 1000
 
 
 PARTS: dict[str, Callable[[Sequence[Arrival]], None]] = {
@@ -213,13 +256,15 @@ def main() -> None:
     """Print the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--parts", default=",".join([*PARTS, "speed"]))
+    parser.add_argument("--parts", default=",".join([*PARTS, "speed", "depth"]))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     arrivals = read_trace(options.trace)
     for part in options.parts.split(","):
         if part == "speed":
             speed(arrivals, options.rounds)
+        elif part == "depth":
+            deep(arrivals, options.rounds)
         else:
             PARTS[part](arrivals)
 

@@ -230,7 +230,7 @@ class Places:
         return Place(worker, self._speed(worker), most=1 if worker.inc in self._probing else None)
 
     def _tidy(self) -> None:
-        self._open = list(self)
+        self._open = [place for place in self._places.values() if place.free_rows > 0]
         self._sums = list(accumulate(place.rate for place in self._open)) if len(self._open) > self._scanned else []
 
 

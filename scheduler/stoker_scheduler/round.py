@@ -93,6 +93,8 @@ class Round:
             self._waiting = [request for request in self._waiting if request.id not in taken]
         else:
             self._plan[worker.inc] = self._plan[worker.inc][len(batch.requests) :]
+            if not self._plan[worker.inc]:
+                del self._plan[worker.inc]
         if not more:
             self._places.close(worker.inc)
             # What it was to get beside that goes elsewhere.
@@ -130,12 +132,12 @@ class Round:
         if not self._planned:
             self._planned = True
             self._place_all()
-        for inc, requests in self._plan.items():
-            if requests:
-                record = self._given[inc].record
-                room = Room.of(record, share=len(requests), largest=self._largest)
-                return record, self._batcher.form(requests, room, now_us=self._now_us)
-        return None
+        if not self._plan:
+            return None
+        inc, requests = next(iter(self._plan.items()))
+        record = self._given[inc].record
+        room = Room.of(record, share=len(requests), largest=self._largest)
+        return record, self._batcher.form(requests, room, now_us=self._now_us)
 
     def _place_all(self) -> None:
         """Place one request after the other, until no row is free or too many in a row find no worker."""

@@ -171,8 +171,7 @@ class Replay:
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
         deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
-        digits = affinity_digits(arrival.affinity_key.encode())
-        affinity = int(digits, 16) if digits else None
+        affinity = int(affinity_digits(arrival.affinity_key.encode()), 16) if arrival.affinity_key else None
         score = now_us + term_us
         request = Waiting(name, lane, name, score, arrival.prompt_tokens, answer, True, affinity=affinity)
         if request.offline:
