@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from heapq import nlargest
 from itertools import accumulate
+from operator import attrgetter
 from statistics import median
 
 from stoker.store.records import WorkerRecord
@@ -121,6 +122,8 @@ class Place:
 
 Allowed = Callable[[Place], bool]
 
+_name: Callable[[WorkerRecord], tuple[str, str]] = attrgetter("worker", "inc")
+
 
 class Places:
     """The workers of a round that may get requests. Those with a free row come in the order of their names."""
@@ -146,7 +149,8 @@ class Places:
         self._closed: set[str] = set()
         # Of a large fleet that is busy few have a row: the others are no places until somebody asks for them.
         free = [worker for worker in usable if worker.held_rows < worker.rows]
-        free.sort(key=lambda worker: (worker.worker, worker.inc))
+        if len(free) > 1:
+            free.sort(key=_name)
         self._places = {worker.inc: self._place(worker) for worker in free}
         self._named: dict[str, Place] | None = None
         self._open: list[Place] = []

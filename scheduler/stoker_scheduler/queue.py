@@ -67,7 +67,7 @@ class RequestQueue:
         `workers` are all that are registered; `held_back` names lanes, or classes with all of
         their lanes, whose requests may not run now.
         """
-        lanes = [lane for lane, page in heads.items() if page and not _suspect(lane)]
+        lanes = [lane for lane, page in heads.items() if page and class_of(lane) != SUSPECT]
         if held_back:
             lanes = [lane for lane in lanes if lane not in held_back and class_of(lane) not in held_back]
         if len(lanes) > 1:
@@ -92,7 +92,7 @@ class RequestQueue:
 
     def suspects(self, heads: Mapping[str, Sequence[Waiting]], workers: Iterable[WorkerRecord]) -> Order:
         """Return the crash suspects of `heads` in their order."""
-        pages = [page for lane, page in heads.items() if page and _suspect(lane)]
+        pages = [page for lane, page in heads.items() if page and class_of(lane) == SUSPECT]
         suspects, unholdable = _by_score(pages, largest_capacity(workers))
         return Order(tuple(suspects), tuple(unholdable))
 
@@ -185,10 +185,6 @@ def _by_score(pages: Sequence[Sequence[Waiting]], largest: int | None) -> tuple[
 def class_rank(lane: str) -> int:
     """Return the place of the lane's class among the classes, 0 for the best; a tenant may follow behind a colon."""
     return _RANKS.get(class_of(lane), len(CLASSES))
-
-
-def _suspect(lane: str) -> bool:
-    return class_of(lane) == SUSPECT
 
 
 _score: Callable[[Waiting], float] = attrgetter("score")

@@ -118,7 +118,7 @@ class Round:
                 self._waiting = self._waiting[1:]
                 blocked = blocked + 1 if self._keep_one(head) else BLOCKED_HEADS
                 continue
-            share = self._places.share(place, sum(request.reserve for request in self._waiting))
+            share = self._places.share(place, sum([request.reserve for request in self._waiting]))
             rows = max(1, min(ceil(len(self._waiting) * share - 1e-6), place.free_rows))
             room = Room.of(place.loaded(), share=rows, largest=self._largest)
             batch = self._batcher.form(self._waiting, room, now_us=self._now_us)
