@@ -26,9 +26,15 @@ SETUP = Setup(
     max_num_batched_tokens=8192,
     kv_cache_tokens=131_072,
 )
+PADDED = replace(SETUP, mode="padded", max_num_seqs=512, max_num_batched_tokens=16_384)
 
 # A deliberate change of the policy changes these; the message of a failure says the new ones.
-EXPECTED = {"calm": "3507329ce57ffec2", "all waiting": "c0d92865bb41066d", "classes and tenants": "f118754ff3078877"}
+EXPECTED = {
+    "calm": "3507329ce57ffec2",
+    "all waiting": "c0d92865bb41066d",
+    "classes and tenants": "f118754ff3078877",
+    "padded": "61f801080793e157",
+}
 
 
 def loads() -> dict[str, list[Arrival]]:
@@ -48,6 +54,7 @@ def loads() -> dict[str, list[Arrival]]:
         "calm": shaped(trace, rate=1.0, **options),  # type: ignore[arg-type]  # by name
         "all waiting": shaped(trace, rate=None, **options),  # type: ignore[arg-type]  # by name
         "classes and tenants": shaped(mixed, rate=8.0, **options),  # type: ignore[arg-type]  # by name
+        "padded": shaped(mixed, rate=60.0, **options),  # type: ignore[arg-type]  # by name
     }
 
 
@@ -62,5 +69,6 @@ def test_the_decisions_on_a_trace_are_those_that_were_written_down(load: str, mo
         deliver(self, handed, *rest)  # type: ignore[arg-type]  # passed on
 
     monkeypatch.setattr(Replay, "_deliver", watched)
-    Replay(loads()[load], SETUP, policies(CONFIG, "continuous")["stoker"], CONFIG).to_end()
+    setup = PADDED if load == "padded" else SETUP
+    Replay(loads()[load], setup, policies(CONFIG, setup.mode)["stoker"], CONFIG).to_end()
     assert found.hexdigest()[:16] == EXPECTED[load]
