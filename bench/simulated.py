@@ -1,10 +1,11 @@
 """What the scheduler's policy is worth, by the simulator: batches, scaling, and what deciding costs.
 
     python bench/simulated.py --trace bench/data/trace.csv
-    python bench/simulated.py --trace azure_conv.csv --parts padded,reordering,continuous,scaling,speed
+    python bench/simulated.py --trace azure_conv.csv --parts padded,reordering,continuous,scaling,mixed,affinity,speed
+    python bench/simulated.py --trace azure_conv.csv --parts depth
 
-Times of requests are virtual and the same in every run; those of the parts `speed` are processor time of this machine,
-the median of `--rounds`. Each line ends with its bar.
+Times of requests are virtual and the same in every run; those of `speed` and `depth` are processor time of this
+machine, the median of `--rounds`. Each line ends with its bar.
 
 - padded: all requests wait; useful tokens over the budget, and over the padded tokens, at 32,768 tokens a batch; at
   8,192 the fill over that of a packer that sees a whole window of the same size at once and has no order to keep.
@@ -12,31 +13,39 @@ the median of `--rounds`. Each line ends with its bar.
   than in order of arrival requests wait.
 - continuous: tokens/s over those of closed batches, whose rows leave when they are done or with the longest.
 - scaling: tokens/s of N workers with N times the load over N times those of one.
-- speed: simulated requests a second, and what deciding costs a request.
+- mixed: two workers and two that are three times as slow, at several rates: answers and goodput over those of workers
+  taken in turn, and of whoever holds the fewest tokens.
+- affinity: how many requests of 400 keys keep their worker of 16, and what that costs, by `affinity_slack_ms`.
+- speed: simulated requests a second, and what deciding costs a request; beside them, how quick the machine was.
+- depth: what deciding costs a request with a million waiting, over that with 1,000 (takes about 2 GB).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from stoker.config import Config
+from stoker.store.records import Waiting
 from stoker_ops.simulate.figures import Objective, figures
 from stoker_ops.simulate.policies import policies
 from stoker_ops.simulate.replay import H100_8B, Replay, Run, Setup
 from stoker_ops.simulate.traces import Arrival, read_trace, shaped
 from stoker_scheduler.batcher import WINDOW_BUDGETS
+from stoker_workers.engines.sim import Profile
 
 CONFIG = Config()
 CONTINUOUS = Setup(
     mode="continuous",
     workers=1,
-    profile=H100_8B,
+    profiles=[H100_8B],
     max_model_len=131_072,
     max_num_seqs=64,
     max_num_batched_tokens=8192,
@@ -144,6 +153,38 @@ def tokens_per_s(load: Sequence[Arrival], run: Run) -> float:
     return sum(one.prompt_tokens + one.output_tokens for one in done) / dry_s
 
 
+def mixed(arrivals: Sequence[Arrival]) -> None:
+    """Print what placement by speed is worth, at the trace's rate times so much."""
+    slow = Profile(**{name: 3 * price for name, price in asdict(H100_8B).items()})
+    setup = replace(CONTINUOUS, workers=4, profiles=[H100_8B, slow])
+    chosen = ("stoker", "in turn", "least tokens")
+    for rate in (1.0, 4.0, 5.0, 6.0):
+        load = shaped(arrivals[:3000], repeat=1, rate=rate, max_tokens=None, timeout=None)
+        for name in chosen:
+            policy = policies(CONFIG, setup.mode, mixed=True)[name]
+            found = figures(Replay(load, setup, policy, CONFIG).to_end(), load, setup, Objective(2000, 100))
+            print(f"rate x {rate:g}, {name}: {brief(found)}, fast ones {found['token_shares'][0]:.2f} of the tokens")
+
+
+def affinity(arrivals: Sequence[Arrival]) -> None:
+    """Print how often a key's request finds its worker again, and what that costs."""
+    setup, rng = replace(CONTINUOUS, workers=16), random.Random(1)
+    keyed = [replace(one, affinity_key=str(rng.randrange(400))) for one in arrivals[:4000]]
+    for rate in (8.0, 20.0):
+        load = shaped(keyed, repeat=1, rate=rate, max_tokens=None, timeout=None)
+        for slack_ms in (0, 250, 500, 1000, 2000):
+            config = Config(affinity_slack_ms=slack_ms)
+            run = Replay(load, setup, policies(config, setup.mode)["stoker"], config).to_end()
+            found = figures(run, load, setup, Objective(2000, 100))
+            print(f"rate x {rate:g}, slack {slack_ms} ms: kept {found['affinity']:.2f}, {brief(found)}", flush=True)
+
+
+def brief(found: Mapping[str, Any]) -> str:
+    """Return the figures of a user: goodput, first token and whole answer (p50, p99)."""
+    times = (f"{name} {found[name]['p50']:,.0f}, {found[name]['p99']:,.0f}" for name in ("ttft_ms", "e2e_ms"))
+    return f"goodput {found['goodput_rps']:.2f}/s, " + ", ".join(times)
+
+
 def speed(arrivals: Sequence[Arrival], rounds: int) -> None:
     """Print how fast the simulator is, and what deciding costs, idle and with 1,000 waiting."""
     calm = shaped(arrivals[:5000], repeat=1, rate=1.0, max_tokens=None, timeout=None)
@@ -156,10 +197,49 @@ def speed(arrivals: Sequence[Arrival], rounds: int) -> None:
             run = Replay(load, CONTINUOUS, policies(CONFIG, "continuous")["stoker"], CONFIG).to_end()
             rates[name].append(len(load) / (time.process_time() - began))
             costs[name].append(run.decision_s * 1e6 / run.dispatched)
+    print(f"a loop of a thousand additions: {additions_us():.0f} us")
     for name in loads:
         verdict(f"us to decide a request, {name}", statistics.median(costs[name]), 20, most=True)
     for name in loads:
         verdict(f"simulated requests/s, {name}", statistics.median(rates[name]), 20_000)
+
+
+class _Enough(Exception):
+    """So many requests were handed out as were to be looked at."""
+
+
+class Part(Replay):
+    """The beginning of a replay."""
+
+    MOST = 5000
+
+    def _dispatch(self, heads: dict[str, list[Waiting]], depth: int, now_us: float) -> int:
+        if self.run.dispatched >= self.MOST:
+            raise _Enough
+        return super()._dispatch(heads, depth, now_us)
+
+
+def deep(arrivals: Sequence[Arrival], rounds: int) -> None:
+    """Print what a million waiting make of the cost of a decision."""
+    cost = {1000: [], 1_000_000: []}
+    for waiting in (1000, 1_000_000, 1000):
+        at_once = [replace(one, at_s=0.0) for one in arrivals[:1000]] * (waiting // 1000)
+        for _ in range(rounds if waiting == 1000 else 1):
+            part = Part(at_once, CONTINUOUS, policies(CONFIG, "continuous")["stoker"], CONFIG)
+            with contextlib.suppress(_Enough):
+                part.to_end()
+            cost[waiting].append(part.run.decision_s * 1e6 / part.run.dispatched)
+    few, many = (statistics.median(found) for found in cost.values())
+    print(f"us to decide a request: {few:.1f} with 1,000 waiting, {many:.1f} with a million")
+    verdict("a million waiting over 1,000", many / few, 1.3, most=True)
+
+
+def additions_us() -> float:
+    """Return how long a loop of a thousand additions takes now: how quick this machine is, with what else it does."""
+    began, total = time.process_time(), 0
+    for number in range(1_000_000):
+        total += number
+    return (time.process_time() - began) * 1000
 
 
 PARTS: dict[str, Callable[[Sequence[Arrival]], None]] = {
@@ -167,6 +247,8 @@ PARTS: dict[str, Callable[[Sequence[Arrival]], None]] = {
     "reordering": reordering,
     "continuous": continuous,
     "scaling": scaling,
+    "mixed": mixed,
+    "affinity": affinity,
 }
 
 
@@ -174,13 +256,15 @@ def main() -> None:
     """Print the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--parts", default=",".join([*PARTS, "speed"]))
+    parser.add_argument("--parts", default=",".join([*PARTS, "speed", "depth"]))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     arrivals = read_trace(options.trace)
     for part in options.parts.split(","):
         if part == "speed":
             speed(arrivals, options.rounds)
+        elif part == "depth":
+            deep(arrivals, options.rounds)
         else:
             PARTS[part](arrivals)
 

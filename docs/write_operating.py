@@ -97,7 +97,7 @@ PREVIEWED = """\
 TURN = """\
 `score` and `tenants` are the two terms of the order. `held back` names all that keeps it from a worker now: no room,
 an open circuit, other tenants' turns, requests before it. `its turn` is what stands before it over the rate at which
-requests ended lately. `--json` has each as a number or a word.
+requests ended lately, `goes to` the worker that the plan gives it to. `--json` has each as a number or a word.
 """
 
 SETTINGS = """\

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from stoker.config import Config
     from stoker.store.connection import Store
-    from stoker.store.records import Waiting
+    from stoker.store.records import Waiting, WorkerRecord
     from stoker.store.traces import Trace
     from stoker_ops.look_ahead import LookAhead
 
@@ -26,6 +26,8 @@ NOWHERE: dict[str, Any] = {
     "fairness": None,
     "held_back_by": [],
     "eta_s": None,
+    "homes": [],
+    "next_worker": None,
 }
 """What is said of the place of a request that has none."""
 
@@ -102,9 +104,9 @@ def _now(config: Config, store: Store, trace: Trace) -> dict[str, Any]:
 
     now: dict[str, Any] = {"worker": trace.worker, "why": None, "fix": None, **NOWHERE}
     if trace.state in ("dispatched", "running"):
-        incs = [worker.inc for worker in store.read(lookups.workers(store.keys))]
-        inc = store.read(traces.holder(store.keys, trace.id, incs))
-        return now | {"worker": inc.rpartition(":")[0] if inc else None}
+        workers = store.read(lookups.workers(store.keys))
+        inc = store.read(traces.holder(store.keys, trace.id, [worker.inc for worker in workers]))
+        return now | {"worker": inc.rpartition(":")[0] if inc else None, "homes": _homes(trace, workers)}
     if trace.state not in ("queued", "delayed"):
         return now
     score = store.read(traces.place(store.keys, trace.id, trace.waiting))
@@ -127,7 +129,7 @@ def _place(config: Config, store: Store, trace: Trace, waiting: Waiting, led: bo
     """Return where in the order it is, what its score is made of, what holds it back and for about how long."""
     from stoker.store import traces
     from stoker_ops.look_ahead import look_ahead
-    from stoker_scheduler.preview import held_back_by, overtaken_by, terms
+    from stoker_scheduler.preview import held_back_by, next_worker, overtaken_by, terms
 
     seen = look_ahead(store, config)
     order = (seen.preview.suspects if waiting.lane == SUSPECT_LANE else seen.preview.order).requests
@@ -149,7 +151,16 @@ def _place(config: Config, store: Store, trace: Trace, waiting: Waiting, led: bo
         "fairness": _fairness(seen, waiting, overtaken_by(order, waiting)),
         "held_back_by": held if led else ["no_scheduler", *held],
         "eta_s": _eta_s(seen, ahead or 0, held) if led else None,
+        "homes": _homes(trace, seen.view.workers),
+        "next_worker": next_worker(seen.preview, trace.id),
     }
+
+
+def _homes(trace: Trace, workers: Sequence[WorkerRecord]) -> list[str]:
+    """Return the workers that its affinity key prefers, the best first."""
+    from stoker_scheduler.placement import Homes
+
+    return [] if trace.affinity is None else list(Homes().of(trace.affinity, workers))
 
 
 def _fairness(seen: LookAhead, waiting: Waiting, overtaken: int) -> dict[str, Any] | None:
@@ -196,6 +207,8 @@ def _print(story: dict[str, Any]) -> None:
         "tenants": _shares(story["fairness"]),
         "held back": ", ".join(HELD_BACK[word] for word in story["held_back_by"]) or None,
         "its turn": None if story["eta_s"] is None else _turn(story["eta_s"]),
+        "key prefers": ", ".join(story["homes"]) or None,
+        "goes to": story["next_worker"],
         "why": story["why"],
         "fix": story["fix"],
         "attempts": _attempts(story),

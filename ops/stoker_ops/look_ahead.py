@@ -12,6 +12,7 @@ from stoker.store.lookups import Overview
 from stoker.store.records import CLASSES
 from stoker.store.views import QueueView
 from stoker_scheduler.answers import AnswerLengths
+from stoker_scheduler.placement import Speed
 from stoker_scheduler.preview import Preview, preview
 from stoker_scheduler.queue import RequestQueue
 from stoker_scheduler.tenants import TenantShares
@@ -53,4 +54,5 @@ def look_ahead(store: Store, config: Config, *, most: int = 8) -> LookAhead:
     untold = {name: 1 for name in CLASSES if overview.lanes[name]}
     shared = queue.share(dict.fromkeys(overview.tenant_lanes, 1) | untold, DEPTH)
     view = store.read(views.queue_view(store.keys, depth=DEPTH, known=known, expected=expected, shared=shared))
-    return LookAhead(overview, view, queue, preview(config, view, queue, overview.circuits, most=most))
+    speeds = {inc: Speed(*numbers) for inc, numbers in overview.speeds.items()}
+    return LookAhead(overview, view, queue, preview(config, view, queue, overview.circuits, speeds, most=most))

@@ -63,6 +63,7 @@ class RequestFields(TypedDict, total=False):
     ignore_eos: bool
     stream: bool
     sheddable: bool
+    affinity_key: str | None
     metadata: Mapping[str, Any] | None
 
 

@@ -105,6 +105,13 @@ class Config(BaseSettings):
         64, ge=1, description="prompt tokens of BATCH that a worker takes up a step, on average, while it leaves room"
     )
     preempt_ms: int = Field(1000, ge=0, description="how long what was preempted runs undisturbed")
+    scan_workers: int = Field(
+        64, ge=2, description="of more workers, a request looks at two that are drawn by chance, not at all"
+    )
+    affinity_slack_ms: float = Field(
+        500, ge=0, description="how much later a request may be done at a worker that its affinity_key prefers"
+    )
+    affinity_key_bytes: int = Field(256, ge=1, le=4096, description="the longest affinity_key of a request")
     max_queue_delay_ms: int = Field(50, ge=0, description="how long a padded batch may wait to become fuller")
 
     breaker_faults: int = Field(5, ge=1, description="worker faults within the window that open its circuit")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
-from statistics import median
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from stoker.config import Config
 from stoker.store.records import Waiting, WorkerRecord
-from stoker_scheduler.batcher import Room
-from stoker_scheduler.queue import charged_cost, largest_capacity
+from stoker_scheduler.placement import UNKNOWN, Allowed, Homes, Place, Places, Speed, usual
 
 FORGET_US = 60_000_000
 """A head that nobody asked about for so long is gone: what was noted about it is dropped."""
@@ -27,40 +25,76 @@ class _Blocked:
 class LoadBalancer:
     """Places requests on workers.
 
-    1. Only workers that are available, not excluded (by an open circuit, a reservation, a quarantine) and have credit:
+    1. Only workers that are available, not shut (by an open circuit, a reservation, a quarantine) and have credit:
        rows, and tokens as dispatch counts them (paged: the sum; rect: rows x longest; a busy padded worker: a whole
-       batch).
-    2. Of these the one that is done first: tokens held and asked for, over its measured rate. A worker whose rate is
-       unknown counts with the median of the known ones, or with 1. Equal workers go by name, so that the same state
-       always gives the same answer.
-    3. A head that no worker can take keeps one: after `max_queue_delay_ms`, the worker that drains first of those that
+       batch). One that is probed gets one request.
+    2. Of these the one where it is done first: its own steps, and the drain time of all that is then held, tokens over
+       the rate (`Speed`). The rate is what the worker does when it is full, so that a slow one gets its share of the
+       tokens and a fast one more; what it did lately would make an idle worker look slow. Where both would be idle its
+       own steps decide. A worker of which nothing is known counts like the median of the others. Equal workers go by
+       name, so that the same state always gives the same answer.
+    3. Of more than `scan_workers` workers the better one of two that are drawn by the request's id and by their rates.
+    4. A request with an affinity key goes to one of the key's homes (`Homes`), if it would be done there at most
+       `affinity_slack_ms` later than where rule 2 or 3 sends it.
+    5. A head that no worker can take keeps one: after `max_queue_delay_ms`, the worker that drains first of those that
        could hold it when empty is reserved, so that smaller requests can't starve it. The reservation stays with that
        worker while it can be used, for draining two workers halfway serves nobody.
 
-    It remembers only since when each such head has waited. Times are microseconds of Redis TIME.
+    It remembers only since when each such head has waited, and homes. Times are microseconds of Redis TIME.
     """
 
     def __init__(self, config: Config) -> None:
         self._linger_us = config.max_queue_delay_ms * 1000
+        self._slack_s = config.affinity_slack_ms / 1000
+        self._scanned = config.scan_workers
+        self._homes = Homes()
         # In the order in which they were last asked about.
         self._blocked: dict[str, _Blocked] = {}
 
-    def choose(
-        self, workers: Sequence[WorkerRecord], request: Waiting, excluded: Set[str] = frozenset()
-    ) -> WorkerRecord | None:
-        """Return the worker for `request`, None where none can take it now; `excluded` are incarnations."""
-        cost = charged_cost(request, largest_capacity(workers))
-        # Rows first: of a large fleet that is busy this leaves few whose room is worth working out.
-        free = [worker for worker in _usable(workers, excluded) if worker.held_rows < worker.rows]
-        able = [worker for worker in free if Room.of(worker, share=worker.rows).opens_to(cost)]
-        chosen = _first_done(able, workers, cost)
-        if chosen is not None:
+    def places(
+        self,
+        workers: Sequence[WorkerRecord],
+        speeds: Mapping[str, Speed],
+        *,
+        shut: Set[str] = frozenset(),
+        probing: Set[str] = frozenset(),
+    ) -> Places:
+        """Return the workers that may get requests now.
+
+        `speeds`, `shut` and `probing` go by incarnations.
+        """
+        able = [worker for worker in workers if worker.available and worker.inc not in shut]
+        known = [speeds[worker.inc] for worker in able if worker.inc in speeds]
+        other = usual(known) if len(known) < len(able) else UNKNOWN
+
+        def homes(key: int) -> Sequence[str]:
+            return self._homes.of(key, workers)
+
+        return Places(
+            able,
+            speed=lambda worker: speeds.get(worker.inc, other),
+            homes=homes,
+            probing=probing,
+            scanned=self._scanned,
+        )
+
+    def choose(self, places: Places, request: Waiting, cost: int, allowed: Allowed | None = None) -> Place | None:
+        """Return where `request`, which reserves `cost` tokens, goes; None where no worker can take it now."""
+        chosen = places.least(request.id, cost, request.max_tokens, allowed)
+        if chosen is None:
+            return None
+        if self._blocked:
             self._blocked.pop(request.id, None)
+        if request.affinity is None:
+            return chosen
+        latest_s = chosen.done_s(cost, request.max_tokens) + self._slack_s
+        for home in places.homes(request.affinity):
+            near = home.done_s(cost, request.max_tokens) <= latest_s
+            if near and home.takes(cost) and (allowed is None or allowed(home)):
+                return home
         return chosen
 
-    def reserve(
-        self, workers: Sequence[WorkerRecord], request: Waiting, excluded: Set[str] = frozenset(), *, now_us: int
-    ) -> WorkerRecord | None:
+    def reserve(self, places: Places, request: Waiting, cost: int, *, now_us: int) -> Place | None:
         """Return the worker to keep free for `request`, a head that `choose` found no worker for.
 
         None while it has not waited long enough, and where no usable worker could ever hold it. The caller gives
@@ -72,10 +106,10 @@ class LoadBalancer:
         blocked.asked_us = now_us
         if now_us - blocked.since_us < self._linger_us:
             return None
-        cost = charged_cost(request, largest_capacity(workers))
-        able = [w for w in _usable(workers, excluded) if w.rows > 0 and cost <= w.capacity]
-        kept = next((worker for worker in able if worker.inc == blocked.inc), None) or _first_done(able, workers, 0)
-        blocked.inc = kept.inc if kept is not None else None
+        able = [place for place in places.usable() if place.record.rows > 0 and cost <= place.capacity]
+        kept = next((place for place in able if place.record.inc == blocked.inc), None)
+        kept = kept or min(able, key=Place.drain_s, default=None)
+        blocked.inc = kept.record.inc if kept is not None else None
         return kept
 
     def _forget(self, now_us: int) -> None:
@@ -84,30 +118,3 @@ class LoadBalancer:
             if abs(now_us - self._blocked[longest].asked_us) < FORGET_US:
                 return
             del self._blocked[longest]
-
-
-def loaded(worker: WorkerRecord, costs: Sequence[int]) -> WorkerRecord:
-    """Return `worker` as it will be read after a dispatch of requests with these `costs`."""
-    return replace(
-        worker,
-        held_rows=worker.held_rows + len(costs),
-        held_tokens=worker.held_tokens + sum(costs),
-        longest=max(worker.longest, *costs) if worker.cache == "rect" and costs else worker.longest,
-    )
-
-
-def _usable(workers: Sequence[WorkerRecord], excluded: Set[str]) -> list[WorkerRecord]:
-    return [worker for worker in workers if worker.available and worker.inc not in excluded]
-
-
-def _first_done(able: Sequence[WorkerRecord], fleet: Sequence[WorkerRecord], cost: int) -> WorkerRecord | None:
-    if len(able) < 2:
-        return able[0] if able else None
-    known = [worker.rate for worker in fleet if worker.available and worker.rate > 0]
-    usual = median(known) if known else 1.0
-
-    def done_s(worker: WorkerRecord) -> tuple[float, str, str]:
-        rate = worker.rate if worker.rate > 0 else usual
-        return ((worker.held_tokens + cost) / rate, worker.worker, worker.inc)
-
-    return min(able, key=done_s, default=None)

@@ -34,15 +34,17 @@ class Leadership:
         circuits: Callable[[], Mapping[str, str]] = dict,
         served: Callable[[], Mapping[str, float]] = dict,
         forecast: Callable[[], str] = str,
+        speeds: Callable[[], Mapping[str, tuple[float, float]]] = dict,
     ) -> None:
         """Lead the queue of `config`.
 
-        For who looks at the queue, `circuits` gives those that are not closed, `served` what tenants were served;
-        `forecast` gives what submit holds deadlines against.
+        For who looks at the queue, `circuits` gives those that are not closed, `served` what tenants were served,
+        `speeds` how quick workers are; `forecast` gives what submit holds deadlines against.
         """
         self._circuits = circuits
         self._served = served
         self._forecast = forecast
+        self._speeds = speeds
         self._store = store
         self._config = config
         self._node = f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
@@ -55,7 +57,7 @@ class Leadership:
     async def tick(self) -> None:
         """Take or renew the lease; raises `ConfigError` when the queue runs with another H."""
         me = f"{self._node}:{self._nonce}"
-        told = (self._circuits(), self._served(), self._forecast())
+        told = (self._circuits(), self._served(), self._forecast(), self._speeds())
         answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config, *told))
         match answer.word:
             case "LEADER":

@@ -12,8 +12,9 @@ from stoker.store.records import SUSPECT, Waiting, WorkerRecord, class_of
 from stoker.store.views import QueueView
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
+from stoker_scheduler.placement import Speed
 from stoker_scheduler.queue import Order, RequestQueue, charged_cost, could_hold, largest_capacity
-from stoker_scheduler.round import Round
+from stoker_scheduler.round import NO_SPEEDS, Round
 
 OPEN = "open"
 
@@ -37,13 +38,22 @@ class Preview:
 
 
 def preview(
-    config: Config, view: QueueView, queue: RequestQueue, circuits: Mapping[str, str], *, most: int = 8
+    config: Config,
+    view: QueueView,
+    queue: RequestQueue,
+    circuits: Mapping[str, str],
+    speeds: Mapping[str, Speed] = NO_SPEEDS,
+    *,
+    most: int = 8,
 ) -> Preview:
-    """Return what would come next; `queue` knows the tenants' shares, `circuits` are those that are not closed."""
+    """Return what would come next; `queue` knows the tenants' shares, `circuits` are those that are not closed.
+
+    `speeds`: how quick workers are, by incarnation.
+    """
     queue.shares.weigh(view.weights)
     order = queue.order(view.lanes, view.workers)
     shut = shut_by_circuits(view.workers, circuits) | ({view.quarantine} if view.quarantine else set())
-    batches = tuple(islice(_batches(config, view, order.requests, shut), most))
+    batches = tuple(islice(_batches(config, view, order.requests, shut, speeds), most))
     return Preview(order, queue.suspects(view.lanes, view.workers), batches)
 
 
@@ -54,7 +64,9 @@ def shut_by_circuits(workers: Sequence[WorkerRecord], circuits: Mapping[str, str
     return shut if shut < able else set()
 
 
-def _batches(config: Config, view: QueueView, waiting: Sequence[Waiting], shut: Set[str]) -> Iterator[Planned]:
+def _batches(
+    config: Config, view: QueueView, waiting: Sequence[Waiting], shut: Set[str], speeds: Mapping[str, Speed]
+) -> Iterator[Planned]:
     """Give batches until nothing is left that the fleet could take: those of now, then as if workers had finished."""
     fleet, now = view.workers, True
     balancer, batcher = LoadBalancer(config), DynamicBatcher(config)
@@ -68,6 +80,7 @@ def _batches(config: Config, view: QueueView, waiting: Sequence[Waiting], shut: 
             probing=frozenset(),
             linger_us=config.max_queue_delay_ms * 1000,
             now_us=view.now_us,
+            speeds=speeds,
         )
         taken: set[str] = set()
         while chosen := hand.next():
@@ -130,6 +143,13 @@ def held_back_by(view: QueueView, found: Preview, request: Waiting, circuits: Ma
     if _before(order, request):
         words.append("order")
     return words or ["reserve" if request.offline else "batching"]
+
+
+def next_worker(found: Preview, request_id: str) -> str | None:
+    """Return who would get a request with the batches that are planned; None where it is in none of them."""
+    return next(
+        (one.worker for one in found.batches for request in one.batch.requests if request.id == request_id), None
+    )
 
 
 def _before(order: Sequence[Waiting], request: Waiting) -> Sequence[Waiting]:

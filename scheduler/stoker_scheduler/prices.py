@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from statistics import median
 
 from stoker.store.records import WorkerRecord
 
@@ -84,6 +85,14 @@ class StepPrices:
     def of(self, inc: str) -> Prices:
         """Return the prices of a worker."""
         return self._prices.get(inc, PRIOR)
+
+    def known(self, inc: str) -> Prices | None:
+        """Return the prices of a worker, None while it took no step."""
+        return self._prices.get(inc)
+
+    def usual(self) -> Prices:
+        """Return the median of the prices that are known."""
+        return Prices(*map(median, zip(*map(astuple, self._prices.values()), strict=True))) if self._prices else PRIOR
 
 
 def _fit(sums: _Sums) -> Prices:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from operator import attrgetter
 
 from stoker.config import Config
@@ -21,7 +23,7 @@ Long enough to smooth over batches, short enough that an unused share can't be s
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Order:
     """What waits, in the order to consider it, and what no registered worker could hold."""
 
@@ -65,15 +67,15 @@ class RequestQueue:
         `workers` are all that are registered; `held_back` names lanes, or classes with all of
         their lanes, whose requests may not run now.
         """
-        critical: list[Waiting] = []
-        others: list[Waiting] = []
-        # Best class first, so that the stable sort lets the better class go first where scores are equal.
-        for lane in sorted(heads, key=lambda name: (class_rank(name), name)):
-            if not _suspect(lane) and lane not in held_back and class_of(lane) not in held_back:
-                (others if class_rank(lane) else critical).extend(heads[lane])
+        lanes = [lane for lane, page in heads.items() if page and class_of(lane) != SUSPECT]
+        if held_back:
+            lanes = [lane for lane in lanes if lane not in held_back and class_of(lane) not in held_back]
+        if len(lanes) > 1:
+            # Best class first, so that the stable sort lets the better class go first where scores are equal.
+            lanes.sort(key=lambda name: (class_rank(name), name))
         largest = largest_capacity(workers)
-        critical, passed_over = _split(critical, largest)
-        others, also_passed_over = _split(others, largest)
+        critical, passed_over = _by_score([heads[lane] for lane in lanes if not class_rank(lane)], largest)
+        others, also_passed_over = _by_score([heads[lane] for lane in lanes if class_rank(lane)], largest)
         return Order(tuple(self._merge(critical, others)), (*passed_over, *also_passed_over))
 
     def share(self, waiting: Mapping[str, int], depth: int) -> dict[str, int]:
@@ -82,15 +84,17 @@ class RequestQueue:
         The lanes of a class share its `depth`; of a class with very many those of the least served are read.
         """
         self.shares.observe(waiting)
+        if not any(map(tenant_of, waiting)):
+            return {}
         lanes = self.shares.first(lane for lane in waiting if tenant_of(lane))
         sizes = Counter(map(class_of, lanes))
         return {lane: page_of(depth, sizes[class_of(lane)]) for lane in lanes}
 
     def suspects(self, heads: Mapping[str, Sequence[Waiting]], workers: Iterable[WorkerRecord]) -> Order:
         """Return the crash suspects of `heads` in their order."""
-        waiting = [request for lane in heads if _suspect(lane) for request in heads[lane]]
-        suspects, unholdable = _split(waiting, largest_capacity(workers))
-        return Order(tuple(sorted(suspects, key=_score)), tuple(unholdable))
+        pages = [page for lane, page in heads.items() if page and class_of(lane) == SUSPECT]
+        suspects, unholdable = _by_score(pages, largest_capacity(workers))
+        return Order(tuple(suspects), tuple(unholdable))
 
     def deeper(self, page: Sequence[Waiting], asked: int, workers: Iterable[WorkerRecord]) -> bool:
         """Return whether to read on in a lane, now, after a `page` of which `asked` entries were asked for.
@@ -98,11 +102,13 @@ class RequestQueue:
         A full page of which at least half is unholdable says little about what could run. A caller that reads until
         this is False finds the eligible request behind any number of unholdable ones in the same tick.
         """
+        if len(page) < asked:
+            return False
         largest = largest_capacity(workers)
         passed_over = sum(not could_hold(request, largest) for request in page)
-        return len(page) >= asked and 2 * passed_over >= len(page)
+        return 2 * passed_over >= len(page)
 
-    def dispatched(self, requests: Iterable[Waiting], *, now_us: int) -> None:
+    def dispatched(self, requests: Sequence[Waiting], *, now_us: int) -> None:
         """Note what was dispatched at `now_us` (microseconds of Redis TIME): the account behind `critical_share`."""
         if now_us > self._faded_us:
             fade = math.exp((self._faded_us - now_us) / SHARE_MEMORY_US)
@@ -110,15 +116,14 @@ class RequestQueue:
             self._all_tokens *= fade
         # The stamp follows a clock that was set back: else nothing would fade until the clock caught up.
         self._faded_us = now_us
-        requests = list(requests)
         self.shares.hand_out(requests)
         for request in requests:
             self._all_tokens += request.cost
             self._critical_tokens += 0 if class_rank(request.lane) else request.cost
 
     def _merge(self, critical: list[Waiting], others: list[Waiting]) -> list[Waiting]:
-        critical.sort(key=_score)
-        others.sort(key=_score)
+        if not critical:
+            return self.shares.fair(others)
         # The scores say when a class has its turns, the shares whose they are.
         others_turns, others = others, self.shares.fair(others)
         merged: list[Waiting] = []
@@ -144,7 +149,7 @@ def largest_capacity(workers: Iterable[WorkerRecord]) -> int | None:
 
     What a worker lacks only for a while, because it ran out of memory, rules nothing out.
     """
-    return max((worker.full_capacity for worker in workers if worker.state == "live"), default=None)
+    return max([worker.full_capacity for worker in workers if worker.state == "live"], default=None)
 
 
 def could_hold(request: Waiting, largest: int | None) -> bool:
@@ -161,22 +166,26 @@ def charged_cost(request: Waiting, largest: int | None) -> int:
     return request.reserve if request.exact or largest is None else min(request.reserve, largest)
 
 
-def _split(requests: list[Waiting], largest: int | None) -> tuple[list[Waiting], list[Waiting]]:
-    # Written out: this runs for every entry of a tick, and calls of `could_hold` would cost more than all the rest.
-    most = math.inf if largest is None else largest
-    unholdable = [one for one in requests if one.prompt_tokens + one.max_tokens > most and one.exact]
-    if unholdable:
+def _by_score(pages: Sequence[Sequence[Waiting]], largest: int | None) -> tuple[list[Waiting], list[Waiting]]:
+    """Return what pages, each in its order, hold in the order of all, and apart from it what no worker could hold."""
+    if not pages:
+        return [], []
+    requests = [*chain.from_iterable(pages)]
+    unholdable: list[Waiting] = []
+    # All entries of a tick come by here, nearly always to no end: so they are looked at without a call for each.
+    if largest is not None and max(map(_cost, requests)) > largest:
+        unholdable = [request for request in requests if not could_hold(request, largest)]
         requests = [request for request in requests if could_hold(request, largest)]
+    if len(pages) > 1:
+        requests.sort(key=_score)
     return requests, unholdable
 
 
+@lru_cache(4096)
 def class_rank(lane: str) -> int:
     """Return the place of the lane's class among the classes, 0 for the best; a tenant may follow behind a colon."""
     return _RANKS.get(class_of(lane), len(CLASSES))
 
 
-def _suspect(lane: str) -> bool:
-    return class_of(lane) == SUSPECT
-
-
-_score = attrgetter("score")
+_score: Callable[[Waiting], float] = attrgetter("score")
+_cost: Callable[[Waiting], int] = attrgetter("cost")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from stoker.config import Config
 from stoker.store.records import Waiting, WorkerRecord
@@ -75,27 +76,25 @@ class Reserve:
 
     def observe(self, workers: Sequence[WorkerRecord], waiting: Sequence[Waiting], now_us: int) -> None:
         """Take in what workers hold, with its part of BATCH, and all that waits."""
-        interactive = [request for request in waiting if not request.offline]
-        share = max(1, sum(worker.available for worker in workers))
-        offline = [request for request in waiting if request.offline]
-        if offline:
-            prompts = sum(request.prompt_tokens for request in offline)
-            self._prompts = prompts / max(1, sum(request.reserve for request in offline) - prompts)
-        rows, tokens = len(interactive) / share, sum(request.reserve for request in interactive) / share
-        if interactive or any(worker.held_rows > worker.batch_rows for worker in workers):
+        rows, tokens = len(waiting), sum(map(_reserve, waiting))
+        if any(map(_offline, waiting)):
+            offline = [request for request in waiting if request.offline]
+            prompts, asked = sum(request.prompt_tokens for request in offline), sum(map(_reserve, offline))
+            self._prompts = prompts / max(1, asked - prompts)
+            rows, tokens = rows - len(offline), tokens - asked
+        if rows or any(worker.held_rows > worker.batch_rows for worker in workers):
             self._asked_us = now_us
         passed_us = max(0, now_us - self._seen_us)
         fade = math.exp(-FADES * passed_us / self._idle_us) if self._idle_us else 0.0
         self._seen_us = now_us
         # A clock that was set back must not keep the reserve for as long as it was.
         self._asked_us = min(self._asked_us, now_us)
+        share = max(1, len([worker for worker in workers if worker.available]))
         before, self._peaks = self._peaks, {}
         for worker in workers:
-            peak = before.get(worker.inc, _Peak())
-            self._peaks[worker.inc] = _Peak(
-                max(peak.rows * fade, worker.held_rows - worker.batch_rows + rows),
-                max(peak.tokens * fade, worker.held_tokens - worker.batch_tokens + tokens),
-            )
+            peak = self._peaks[worker.inc] = before.get(worker.inc) or _Peak()
+            peak.rows = max(peak.rows * fade, worker.held_rows - worker.batch_rows + rows / share)
+            peak.tokens = max(peak.tokens * fade, worker.held_tokens - worker.batch_tokens + tokens / share)
 
     def rooms(
         self, workers: Sequence[WorkerRecord], prices: Callable[[str], Prices], now_us: int
@@ -123,6 +122,10 @@ class Reserve:
 def held_back(request: Waiting, now_us: int) -> bool:
     """Return whether the reserve applies to a request: it is of BATCH, and its class's window is not over."""
     return request.offline and request.score > now_us
+
+
+_offline: Callable[[Waiting], bool] = attrgetter("offline")
+_reserve: Callable[[Waiting], int] = attrgetter("reserve")
 
 
 def _ms(prices: Prices, rows: int, tokens: int, prompts: float = 0.0) -> float:

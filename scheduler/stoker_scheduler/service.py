@@ -65,10 +65,10 @@ class Scheduler:
         self._bell = AsyncStore(config, block_s=config.block_ms / 1000)
         self._health = HealthMonitor(config)
         self._prices = StepPrices()
-        self._times = ServiceTimes(self._prices.of)
+        self._times = ServiceTimes(self._prices)
         self._queue = RequestQueue(config)
         self._leadership = Leadership(
-            self._store, config, self._health.not_closed, self._queue.shares.served, self._foretold
+            self._store, config, self._health.not_closed, self._queue.shares.served, self._foretold, self._speeds
         )
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
@@ -256,6 +256,7 @@ class Scheduler:
             probing=self._health.probing(),
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=view.now_us,
+            speeds=self._times.speeds,
             rooms=self._reserve.rooms(view.workers, self._prices.of, view.now_us) if view.offline_waits else {},
         )
         took = 0
@@ -336,6 +337,10 @@ class Scheduler:
         """Return what the fleet does when it is full, as submit reads it; empty while that is not known."""
         forecast = self._times.forecast(self._known)
         return forecast.text() if forecast else ""
+
+    def _speeds(self) -> dict[str, tuple[float, float]]:
+        """Return how quick workers are, as those who look read it."""
+        return {inc: (speed.tokens_per_s, speed.answer_s) for inc, speed in self._times.speeds.items()}
 
     # --- housekeeping ---------------------------------------------------------------------------------------------
 

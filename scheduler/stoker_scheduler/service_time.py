@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 
 from stoker.forecast import Forecast
 from stoker.store.records import WorkerRecord
-from stoker_scheduler.prices import BUSY, STEPS, Prices
+from stoker_scheduler.placement import Speed
+from stoker_scheduler.prices import BUSY, STEPS, Prices, StepPrices
 
 FADE = 0.98
 """What a heartbeat in which a worker took steps counts less with every later one."""
@@ -51,6 +52,10 @@ class Sizes:
     asked_answer: float
 
 
+USUAL = Sizes(512.0, 128.0, 512.0, 128.0)
+"""What requests are taken for before any was seen."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Full:
     """A worker that holds all it can: its rows, and how long each stays, a step and a token of a prompt take (us)."""
@@ -68,21 +73,28 @@ class ServiceTimes:
     2. A full worker holds as many rows as it has, or as fit its cache, of the size that requests lately had. What a
        step takes then gives its rate, and the time of one request.
     3. Nothing is foretold while no available worker is known well enough. The others count like the mean.
+    4. `speeds` are for comparing workers, and there from the start: before requests end their sizes are what was asked
+       for, and a worker whose steps are not known yet has the median prices of the others.
     """
 
-    def __init__(self, prices: Callable[[str], Prices]) -> None:
-        """Know nothing yet; `prices` gives those of an incarnation's steps."""
+    def __init__(self, prices: StepPrices) -> None:
+        """Know nothing yet; `prices` are those of steps."""
         self._prices = prices
+        self.speeds: dict[str, Speed] = {}
+        """How quick each worker is, by incarnation."""
         self._tracks: dict[str, _Track] = {}
         self._weight = self._asked_prompt = self._asked_answer = 0.0
 
     def observe(self, workers: Sequence[WorkerRecord]) -> None:
         """Take in the records as read now."""
         self._tracks = {worker.inc: self._tracks.get(worker.inc) or _Track(worker.figures) for worker in workers}
+        changed = []
         for worker in workers:
             track = self._tracks[worker.inc]
             if worker.figures != track.last:
                 track.grow(worker.figures)
+                changed.append(worker)
+        self._gauge(workers, changed)
 
     def dispatched(self, requests: Iterable[tuple[int, int]]) -> None:
         """Note the prompt tokens and max_tokens of requests that were handed out."""
@@ -90,6 +102,29 @@ class ServiceTimes:
             self._weight = self._weight * ASKED_FADE + 1
             self._asked_prompt = self._asked_prompt * ASKED_FADE + prompt
             self._asked_answer = self._asked_answer * ASKED_FADE + answer
+
+    def _gauge(self, workers: Sequence[WorkerRecord], changed: Sequence[WorkerRecord]) -> None:
+        """Work out the speeds of new workers, and of those whose beats told something."""
+        self.speeds = {worker.inc: speed for worker in workers if (speed := self.speeds.get(worker.inc))}
+        stale = [*changed, *(worker for worker in workers if worker.inc not in self.speeds)]
+        if not stale:
+            return
+        sizes, usual = self._sizes(workers), self._prices.usual()
+        for worker in stale:
+            self.speeds[worker.inc] = speed_of(worker, self._prices.known(worker.inc) or usual, sizes)
+
+    def _sizes(self, workers: Sequence[WorkerRecord]) -> Sizes:
+        """Return the sizes of requests: as they ended, else as they were asked for, else some."""
+        asked = USUAL
+        if self._weight:
+            prompt, answer = self._asked_prompt / self._weight, self._asked_answer / self._weight
+            asked = Sizes(prompt, answer, prompt, answer)
+        done = {name: sum(self._tracks[worker.inc].done[name] for worker in workers) for name in DONE}
+        if done["finished"] < FEWEST or not self._weight:
+            return asked
+        return replace(
+            asked, prompt=done["prompt_tokens"] / done["finished"], answer=done["generation_tokens"] / done["finished"]
+        )
 
     def forecast(self, workers: Sequence[WorkerRecord]) -> Forecast | None:
         """Return what the available of these workers do when they are full, None while too little is known."""
@@ -100,10 +135,18 @@ class ServiceTimes:
             return None
         prompt, answer = (done[name] / done["finished"] for name in ("prompt_tokens", "generation_tokens"))
         return foretell(
-            [(worker, self._prices(worker.inc)) for worker, _ in known],
+            [(worker, self._prices.of(worker.inc)) for worker, _ in known],
             Sizes(prompt, answer, self._asked_prompt / self._weight, self._asked_answer / self._weight),
             len(available),
         )
+
+
+def speed_of(worker: WorkerRecord, prices: Prices, sizes: Sizes) -> Speed:
+    """Return how quick a worker is with requests of such sizes."""
+    answer, asked = (0.0, 0.0) if worker.mode == "padded" else (sizes.answer, sizes.asked_answer)
+    full = _full(worker, prices, sizes.prompt, answer)
+    tokens_per_s = full.rows / full.stay_us * 1e6 * max(1.0, sizes.asked_prompt + asked)
+    return Speed(tokens_per_s, prices.base_ms / 1000 * (min(1.0, answer / asked) if asked else 1.0))
 
 
 def foretell(known: Sequence[tuple[WorkerRecord, Prices]], sizes: Sizes, fleet: int) -> Forecast:

@@ -54,6 +54,8 @@ class TenantShares:
     def observe(self, lanes: Mapping[str, int]) -> None:
         """Take in how many wait in each lane in which any do: in all those of tenants, and in those without."""
         self._left = dict(lanes)
+        if not self._waiting and not any(map(tenant_of, lanes)):
+            return
         now: dict[str, set[str]] = defaultdict(set)
         shared = {class_of(lane) for lane in lanes if tenant_of(lane)}
         for lane in lanes:
@@ -81,7 +83,7 @@ class TenantShares:
 
         A turn stays the class's: what other classes get, and when, does not change.
         """
-        if all(len(lanes) < 2 for lanes in self._waiting.values()):
+        if not self._waiting or all(len(lanes) < 2 for lanes in self._waiting.values()):
             return ordered
         lines: dict[str, list[Waiting]] = defaultdict(list)
         for request in ordered:

@@ -84,7 +84,8 @@ BODIES = [
     ("no body", b"", "payload", "plain msgpack value", 0),
     ("a pickle", b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94.", "payload", "msgpack value", 20),
     ("a number for a key", msgpack.packb([{1: 2}, None]), "payload", "map key", None),
-    ("no pair", msgpack.packb([{}]), "payload", "must be [request, metadata]", "list"),
+    ("no pair", msgpack.packb([{}]), "payload", "must be [request, metadata] or", "list"),
+    ("a number for an affinity key", msgpack.packb([TOKENS, None, 7]), "affinity_key", "non-empty string", 7),
 ]
 KINDS = dict.fromkeys(("n", "tools", "logprobs"), UnsupportedParameter) | {"request": PayloadTooLarge}
 
@@ -104,6 +105,8 @@ HEADERS = [
     ("a timeout over the maximum age", {"timeout": str(86_400 * 10**6 + 1)}, "BADHEADER"),
     ("a term that is infinite", {"term": "9" * 320}, "BADHEADER"),
     ("a term that makes scores inexact", {"term": "9" * 16}, "BADHEADER"),
+    ("a tail with more than an affinity", {"tail": "1:16:x0123456gs"}, "BADHEADER"),
+    ("a tail that is too long", {"tail": "1:16:x" + "0" * 32}, "BADHEADER"),
     ("a prompt of 10^30 tokens", {"tail": f"{10**30}:16:x"}, "BADHEADER"),
     ("another size than the body has", {"bytes": "1"}, "BADHEADER"),
     ("a reply channel with a colon", {"reply": "a:b"}, "BADHEADER"),

@@ -70,6 +70,12 @@ def test_plain_lines_have_the_fields_of_a_request() -> None:
     assert entry(b'{"inputs": {"image": 1}}').request.inputs == {"image": 1}
 
 
+def test_a_line_may_have_an_affinity_key_which_openai_calls_prompt_cache_key() -> None:
+    assert entry(b'{"prompt": "hi", "affinity_key": "s"}').request.affinity_key == "s"
+    assert entry(line({"prompt": "hi", "prompt_cache_key": "s"})).request.affinity_key == "s"
+    assert problem(line({"prompt": "hi", "prompt_cache_key": 7})).param == "affinity_key"
+
+
 def test_a_line_of_a_text_file_is_a_prompt() -> None:
     got = parser("text").parse(7, b'{"not": "json" here\r\n', None)
     assert isinstance(got, Entry)

@@ -96,3 +96,14 @@ def test_what_is_unknown_exits_with_1(cli: Cli) -> None:
     shown = cli("explain", "nobody")
     assert shown.exit_code == 1
     assert "nothing is known of nobody" in shown.output
+
+
+def test_a_request_with_an_affinity_key_says_which_workers_that_prefers(stack: Stack, cli: Cli) -> None:
+    stack.scheduler()
+    stack.worker("worker")
+    with stack.client() as client:
+        client.submit(request_id="a", prompt_tokens=[1], max_tokens=100_000, affinity_key="s")
+        wait_until(lambda: explained(cli, "a")["state"] == "running")
+        assert explained(cli, "a")["homes"] == ["worker"]
+        assert "key prefers  worker" in cli("explain", "a").stdout
+        wait_until(lambda: stack.redis.hget(stack.keys.leader, "speeds"))

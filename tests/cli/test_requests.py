@@ -176,3 +176,11 @@ def test_a_better_newcomer_takes_the_place_of_a_sheddable_request(cli: Cli, monk
     assert cli(*better, "--displace").exit_code == 0
     assert cli("status", "a").stdout == "failed\n"
     assert cli("status", "b").stdout == "queued\n"
+
+
+def test_an_affinity_key_goes_along_with_a_request(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli(*SUBMIT, "--no-wait", "--affinity-key", "chat 7", "--id", "a").exit_code == 0
+    monkeypatch.setenv("STOKER_AFFINITY_KEY_BYTES", "5")
+    refused = cli(*SUBMIT, "--no-wait", "--affinity-key", "chat 7")
+    assert refused.exit_code == 2
+    assert "affinity_key: must be at most affinity_key_bytes (5) bytes of UTF-8, it has 6" in refused.stderr

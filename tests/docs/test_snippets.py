@@ -106,6 +106,9 @@ class Desk:
         # Its beginning: what the commands do is the same, and they simulate it a dozen times.
         trace = (ROOT / "bench" / "data" / "trace.csv").read_text().splitlines(keepends=True)
         (self.folder / "trace.csv").write_text("".join(trace[:300]))
+        for name, base_ms in (("h100", 7.0), ("l40s", 20.0)):
+            prices = {"base_ms": base_ms, "prefill_ms": 0.032, "row_ms": 0.02, "resident_ms": 0.00005}
+            (self.folder / f"{name}.json").write_text(json.dumps(prices))
         (self.folder / "prompts.txt").write_text("The with statement\nThe import statement\n")
 
     def environment(self, queue: str = "default") -> dict[str, str]:

@@ -108,7 +108,9 @@ def test_any_bytes_are_one_value_or_refused_and_take_memory_in_proportion(data: 
 
 
 GOOD = codec.encode(
-    InferenceRequest(prompt_tokens=[1, 70_000], stop=["a"], seed=7, metadata={"k": [1]}, timeout=5, tenant="t"),
+    InferenceRequest(
+        prompt_tokens=[1, 70_000], stop=["a"], seed=7, metadata={"k": [1]}, timeout=5, tenant="t", affinity_key="k"
+    ),
     request_id="a",
     nonce="n",
     reply="c",

@@ -16,7 +16,7 @@ from typing import Any
 from stoker.config import Config
 from stoker.store import scripts
 from stoker.store.codec import Submission
-from stoker.store.records import Waiting
+from stoker.store.records import Waiting, parse_tail
 
 FIELDS = ["version", "nonce", "digest", "cls", "tenant", "timeout", "term", "tail", "bytes", "reply", "stream", "link"]
 WINDOW_US = scripts.RATE_WINDOW_US
@@ -189,8 +189,8 @@ class Model:
         )
         found = []
         for life in queued:
-            prompt, most, exact = life.head["tail"].split(":")
-            waiting = Waiting(life.id, life.lane, life.member, life.score, int(prompt), int(most), exact[0] == "x")
+            prompt, most, exact, affinity = parse_tail(life.head["tail"])
+            waiting = Waiting(life.id, life.lane, life.member, life.score, prompt, most, exact, affinity=affinity)
             found.append(waiting)
         return found
 

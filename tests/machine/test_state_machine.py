@@ -134,6 +134,7 @@ class Machine(Compared):
             tenant=dice.pick([None, "t1", "t2"]),
             stream=stream or dice.chance(25),
             sheddable=dice.chance(25),
+            affinity_key=dice.pick([None, None, "k1", "k2"]),
             **fields,
         )
         name = f"r{dice.below(6)}" if dice.chance(40) else self.new()

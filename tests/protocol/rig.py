@@ -19,7 +19,7 @@ from stoker.request import InferenceRequest
 from stoker.store import codec, reads
 from stoker.store import scripts as s
 from stoker.store.connection import Store
-from stoker.store.records import Waiting
+from stoker.store.records import Waiting, parse_tail
 
 H, T, L = 1_000_000, 3_300_000, 3_000_000
 """Heartbeat, lease of a worker and lease of the leader of the test queue, in microseconds."""
@@ -399,15 +399,16 @@ class Queue:
         record = self.redis.get(self.key(f"flight:{request_id}"))
         suspect = record is not None and fields(FLIGHT, record)["group"] != ""
         tail = str(sent["tail"])
-        prompt, most, exact = tail.split(":")
+        prompt, most, exact, affinity = parse_tail(tail)
         return Waiting(
             request_id,
             lane or ("suspect" if suspect else ":".join(filter(None, (str(sent["class"]), str(sent["tenant"]))))),
             f"{request_id}:{tail}",
             0.0,
-            int(prompt),
-            int(most),
-            exact[0] == "x",
+            prompt,
+            most,
+            exact,
+            affinity=affinity,
         )
 
     def offer(self, inc: str, *ids: str, cost: int | None = None, lane: str | None = None) -> s.Dispatched:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from protocol.rig import A, B, Queue
-from stoker.store import lookups, views
+from stoker.store import codec, lookups, views
 from stoker.store import scripts as s
-from stoker.store.records import LANES
+from stoker.store.records import LANES, parse_tail
 
 
 def costs(q: Queue) -> list[int]:
@@ -30,6 +30,41 @@ def test_without_workers_and_with_both_kinds_the_larger_cost_is_kept(bare: Queue
     bare.register(A, mode="padded")
     bare.register(B, mode="continuous")
     assert costs(bare) == [19]
+
+
+def test_an_affinity_key_is_a_number_in_the_lane_and_whole_at_the_worker(q: Queue) -> None:
+    q.submit("a", affinity_key="session/é 7", sheddable=True)
+    q.submit("b", affinity_key="session/é 7")
+    q.submit("c", affinity_key="another", metadata={"k": 1})
+    q.submit("d")
+    a, b, c, d = q.store.read(views.queue_view(q.keys, depth=10)).lanes["normal"]
+    assert a.affinity == b.affinity is not None
+    assert c.affinity not in (a.affinity, None)
+    assert d.affinity is None
+    assert [a.member[:6], c.member[:6], d.member] == ["a:3:4:", "c:3:4:", "d:3:4:x"]
+    decoded = [codec.decode_payload(name, q.redis.get(q.key(f"payload:{name}")), 1).request for name in "acd"]
+    assert [request.affinity_key for request in decoded] == ["session/é 7", "another", None]
+    assert [(request.metadata, request.sheddable) for request in decoded] == [
+        (None, True),
+        ({"k": 1}, False),
+        (None, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tail", "parsed"),
+    [
+        ("3:4:x", (3, 4, True, None)),
+        ("3:4:e", (3, 4, False, None)),
+        ("3:4:xs", (3, 4, True, None)),
+        ("3:4:e0000e00f", (3, 4, False, 0xE00F)),
+        ("3:4:xffffffffs", (3, 4, True, 0xFFFFFFFF)),
+    ],
+)
+def test_what_stands_behind_the_id_of_a_member_is_taken_apart(
+    tail: str, parsed: tuple[int, int, bool, int | None]
+) -> None:
+    assert parse_tail(tail) == parsed
 
 
 def test_the_lanes_of_tenants_are_named_with_what_waits_and_read_where_asked(q: Queue) -> None:

@@ -21,18 +21,18 @@ def _bury(q: Queue, **request: object) -> None:
 
 
 def test_the_payload_waits_again_under_a_new_id_linked_to_the_old(q: Queue) -> None:
-    _bury(q, timeout=500, tenant="t", stream=True, priority="low")
+    _bury(q, timeout=500, tenant="t", stream=True, priority="low", affinity_key="s")
     payload = q.payload("a")
     q.now += SECOND
     before = q.before()
     assert retry_dead(q) == "OK"
-    score = q.now + 500 * SECOND + 1
+    tail, score = payload["tail"], q.now + 500 * SECOND + 1
     size = q.size("a")
     assert changes(before, q.dump()) == {
         "dead": GONE,
         "dead:a": GONE,
         "payload:b": payload | {"accepted": q.now, "nonce": "n-b", "reply": "ops", "link": "a"},
-        "lane:low:t": {"b:3:4:x": score},
+        "lane:low:t": {f"b:{tail}": score},
         "active": {"low": 1, "low:t": 1},
         "deadlines": {"b": q.now + 500 * SECOND},
         "mark": q.now + 1,
@@ -46,7 +46,7 @@ def test_the_payload_waits_again_under_a_new_id_linked_to_the_old(q: Queue) -> N
             "waiting_tokens:t": 7,
             "submitted:t": 2,
         },
-        "events": Added([q.event("retry_dead", "-", f"b submit n-b low 3:4:x {q.now + 500 * SECOND} {score}")]),
+        "events": Added([q.event("retry_dead", "-", f"b submit n-b low {tail} {q.now + 500 * SECOND} {score}")]),
         "bell": Added([1]),
         "ttl": {"dead:a": GONE, "bell": BELL_TTL},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from random import Random
 
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from stoker.config import Config
 from stoker.store.records import Waiting, WorkerRecord
-from stoker_scheduler.balancer import LoadBalancer, loaded
+from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Room
 from stoker_scheduler.health import HealthMonitor
+from stoker_scheduler.placement import Place, Places, Speed
+from stoker_scheduler.queue import charged_cost, largest_capacity
 
 MS = 1000
 CONFIG = Config(max_queue_delay_ms=50)
@@ -31,9 +34,25 @@ def request(tokens: int = 100, name: str = "r", *, exact: bool = True) -> Waitin
     return Waiting(name, "normal", name, 0.0, tokens, 0, exact)
 
 
-def chosen(*workers: WorkerRecord, tokens: int = 100, excluded: frozenset[str] = frozenset()) -> str | None:
-    worker = LoadBalancer(CONFIG).choose(workers, request(tokens), excluded)
-    return worker and worker.worker
+def open_places(balancer: LoadBalancer, fleet: Sequence[WorkerRecord], shut: Set[str] = frozenset()) -> Places:
+    """Return the places of a fleet whose rates, where they are not 0, are known."""
+    return balancer.places(fleet, {worker.inc: Speed(worker.rate) for worker in fleet if worker.rate}, shut=shut)
+
+
+def chosen(*workers: WorkerRecord, tokens: int = 100, excluded: Set[str] = frozenset()) -> str | None:
+    balancer = LoadBalancer(CONFIG)
+    largest = largest_capacity(workers)
+    place = balancer.choose(
+        open_places(balancer, workers, excluded), request(tokens), charged_cost(request(tokens), largest)
+    )
+    return place and place.record.worker
+
+
+def kept(
+    balancer: LoadBalancer, fleet: Sequence[WorkerRecord], head: Waiting, now_us: int, shut: Set[str] = frozenset()
+) -> str | None:
+    place = balancer.reserve(open_places(balancer, fleet, shut), head, head.cost, now_us=now_us)
+    return place and place.record.worker
 
 
 def test_the_worker_that_drains_first_gets_the_request() -> None:
@@ -110,7 +129,11 @@ def test_a_busy_padded_worker_takes_a_batch_only_when_a_whole_one_fits() -> None
 
 def test_an_estimate_is_placed_as_if_it_were_the_largest_capacity() -> None:
     guess = request(10_000, exact=False)
-    assert LoadBalancer(CONFIG).choose([worker("a"), worker("b", capacity=2000)], guess) == worker("b", capacity=2000)
+    fleet = [worker("a"), worker("b", capacity=2000)]
+    balancer = LoadBalancer(CONFIG)
+    place = balancer.choose(open_places(balancer, fleet), guess, charged_cost(guess, largest_capacity(fleet)))
+    assert place is not None
+    assert place.record.worker == "b"
 
 
 workers = st.lists(
@@ -136,9 +159,11 @@ workers = st.lists(
 def test_a_choice_is_always_one_that_dispatch_accepts(
     fleet: list[WorkerRecord], tokens: int, excluded: set[str]
 ) -> None:
-    worker = LoadBalancer(CONFIG).choose(fleet, request(tokens), excluded)
-    if worker is None:
+    balancer = LoadBalancer(CONFIG)
+    place = balancer.choose(open_places(balancer, fleet, excluded), request(tokens), tokens)
+    if place is None:
         return
+    worker = place.record
     assert worker.available
     assert worker.inc not in excluded
     assert worker.held_rows < worker.rows
@@ -153,17 +178,17 @@ def test_the_choice_does_not_depend_on_the_order_of_the_records(
     fleet: list[WorkerRecord], tokens: int, random: Random
 ) -> None:
     shuffled = random.sample(fleet, len(fleet))
-    assert LoadBalancer(CONFIG).choose(fleet, request(tokens)) == LoadBalancer(CONFIG).choose(shuffled, request(tokens))
+    assert chosen(*fleet, tokens=tokens) == chosen(*shuffled, tokens=tokens)
 
 
 def test_a_head_that_no_worker_can_take_reserves_after_its_linger_the_one_that_drains_first() -> None:
     balancer = LoadBalancer(CONFIG)
     fleet = [worker("a", held_rows=1, held_tokens=900), worker("b", held_rows=1, held_tokens=800)]
     head = request(500)
-    assert balancer.reserve(fleet, head, now_us=0) is None
-    assert balancer.reserve(fleet, head, now_us=49 * MS) is None
-    assert balancer.choose(fleet, head) is None
-    assert balancer.reserve(fleet, head, now_us=50 * MS) == fleet[1]
+    assert kept(balancer, fleet, head, 0) is None
+    assert kept(balancer, fleet, head, 49 * MS) is None
+    assert balancer.choose(open_places(balancer, fleet), head, 500) is None
+    assert kept(balancer, fleet, head, 50 * MS) == "b"
 
 
 def test_only_a_worker_that_could_hold_the_head_when_empty_is_reserved() -> None:
@@ -175,54 +200,66 @@ def test_only_a_worker_that_could_hold_the_head_when_empty_is_reserved() -> None
         worker("broken"),
         worker("large", capacity=500, rows=1, held_rows=1, held_tokens=400),
     ]
-    balancer.reserve(fleet, request(500), {"broken:1-x"}, now_us=0)
-    kept = balancer.reserve(fleet, request(500), {"broken:1-x"}, now_us=50 * MS)
-    assert kept is not None
-    assert kept.worker == "large"
-    assert balancer.reserve(fleet[:1], request(500), now_us=51 * MS) is None
+    assert kept(balancer, fleet, request(500), 0, {"broken:1-x"}) is None
+    assert kept(balancer, fleet, request(500), 50 * MS, {"broken:1-x"}) == "large"
+    assert kept(balancer, fleet[:1], request(500), 51 * MS) is None
 
 
 def test_a_reservation_stays_with_its_worker_while_that_can_be_used() -> None:
     balancer = LoadBalancer(CONFIG)
     a, b = worker("a", held_rows=2, held_tokens=700), worker("b", held_rows=2, held_tokens=800)
-    balancer.reserve([a, b], request(500), now_us=0)
-    assert balancer.reserve([a, b], request(500), now_us=50 * MS) == a
+    assert kept(balancer, [a, b], request(500), 0) is None
+    assert kept(balancer, [a, b], request(500), 50 * MS) == "a"
     b = replace(b, held_tokens=600)
-    assert balancer.reserve([a, b], request(500), now_us=51 * MS) == a
-    assert balancer.reserve([replace(a, drained=True), b], request(500), now_us=52 * MS) == b
+    assert kept(balancer, [a, b], request(500), 51 * MS) == "a"
+    assert kept(balancer, [replace(a, drained=True), b], request(500), 52 * MS) == "b"
 
 
 def test_the_linger_of_every_head_is_its_own_and_ends_when_it_is_placed() -> None:
     balancer = LoadBalancer(CONFIG)
     busy, free = worker("a", held_rows=1, held_tokens=900), worker("a")
-    balancer.reserve([busy], request(500, "first"), now_us=0)
-    assert balancer.reserve([busy], request(500, "second"), now_us=60 * MS) is None
-    assert balancer.choose([free], request(500, "first")) == free
-    assert balancer.reserve([busy], request(500, "first"), now_us=61 * MS) is None
-    assert balancer.reserve([busy], request(500, "second"), now_us=110 * MS) == busy
+    assert kept(balancer, [busy], request(500, "first"), 0) is None
+    assert kept(balancer, [busy], request(500, "second"), 60 * MS) is None
+    assert balancer.choose(open_places(balancer, [free]), request(500, "first"), 500) is not None
+    assert kept(balancer, [busy], request(500, "first"), 61 * MS) is None
+    assert kept(balancer, [busy], request(500, "second"), 110 * MS) == "a"
 
 
 def test_a_head_that_is_asked_about_no_more_is_forgotten() -> None:
     balancer = LoadBalancer(CONFIG)
     busy = worker("a", held_rows=1, held_tokens=900)
-    balancer.reserve([busy], request(500, "cancelled"), now_us=0)
-    assert balancer.reserve([busy], request(500, "cancelled"), now_us=3600 * 1000 * MS) is None
+    assert kept(balancer, [busy], request(500, "cancelled"), 0) is None
+    assert kept(balancer, [busy], request(500, "cancelled"), 3600 * 1000 * MS) is None
 
 
-def test_a_loaded_worker_looks_as_its_next_record_will() -> None:
-    after = loaded(worker("a", cache="rect", held_rows=1, held_tokens=10, longest=10), [20, 5])
-    assert (after.held_rows, after.held_tokens, after.longest) == (3, 35, 20)
-    assert loaded(after, []) == after
-    paged = loaded(worker("a"), [20, 5])
-    assert (paged.held_rows, paged.held_tokens, paged.longest) == (2, 25, 0)
+def test_a_place_looks_as_the_next_record_of_its_worker_will() -> None:
+    place = Place(worker("a", cache="rect", held_rows=1, held_tokens=10, longest=10), Speed(1.0))
+    assert place.loaded() == place.record
+    for cost in (20, 5):
+        place.give(cost)
+    after = place.loaded()
+    assert (after.held_rows, after.held_tokens, after.longest, place.free_rows) == (3, 35, 20, 1)
+    paged = Place(worker("a"), Speed(1.0))
+    paged.give(20)
+    assert (paged.loaded().held_rows, paged.loaded().held_tokens, paged.loaded().longest) == (1, 20, 0)
+
+
+def test_a_worker_that_is_probed_gets_one_request() -> None:
+    balancer = LoadBalancer(CONFIG)
+    places = balancer.places([worker("a")], {}, probing={"a:1-x"})
+    place = balancer.choose(places, request(), 100)
+    assert place is not None
+    place.give(100)
+    assert balancer.choose(places, request(name="second"), 100) is None
+    assert not places.any_free()
 
 
 def test_work_spreads_over_equal_workers_as_it_is_placed() -> None:
-    fleet = {name: worker(name) for name in "abc"}
     balancer = LoadBalancer(CONFIG)
+    places = open_places(balancer, [worker(name) for name in "abc"])
     for i in range(12):
-        target = balancer.choose(list(fleet.values()), request(50, str(i)))
-        assert target is not None
-        fleet[target.worker] = loaded(target, [50])
-    assert [w.held_rows for w in fleet.values()] == [4, 4, 4]
-    assert not any(Room.of(w, share=1).opens_to(50) for w in fleet.values())
+        place = balancer.choose(places, request(50, str(i)), 50)
+        assert place is not None
+        place.give(50)
+    assert [place.held_rows for place in places.usable()] == [4, 4, 4]
+    assert not any(Room.of(place.loaded(), share=1).opens_to(50) for place in places.usable())

@@ -9,7 +9,8 @@ import pytest
 from stoker.config import Config
 from stoker.store.records import LANES, SUSPECT, Waiting, WorkerRecord
 from stoker.store.views import QueueView
-from stoker_scheduler.preview import Preview, held_back_by, overtaken_by, preview, terms
+from stoker_scheduler.placement import Speed
+from stoker_scheduler.preview import Preview, held_back_by, next_worker, overtaken_by, preview, terms
 from stoker_scheduler.queue import RequestQueue
 from stoker_scheduler.tenants import TenantShares
 
@@ -51,6 +52,16 @@ def test_a_full_fleet_gets_nothing_now() -> None:
 def test_without_workers_and_for_what_no_worker_holds_there_is_no_batch() -> None:
     assert plan(seen(view(waiting("a"), workers=()))) == []
     assert plan(seen(view(waiting("a", tokens=2000)))) == []
+
+
+def test_who_gets_a_request_goes_by_the_leaders_speeds() -> None:
+    two = (WORKER, replace(WORKER, inc="v:1-x", worker="v"))
+    looked = view(waiting("a"), workers=two)
+    for quick in ("w", "v"):
+        speeds = {one.inc: Speed(2.0 if one.worker == quick else 1.0) for one in two}
+        found = preview(Config(), looked, RequestQueue(Config()), {}, speeds)
+        assert next_worker(found, "a") == quick
+    assert next_worker(found, "b") is None
 
 
 def test_no_more_batches_are_planned_than_asked_for() -> None:

@@ -43,7 +43,7 @@ class Learner:
 
     def __init__(self) -> None:
         self.prices = StepPrices()
-        self.times = ServiceTimes(self.prices.of)
+        self.times = ServiceTimes(self.prices)
 
     def observe(self, workers: list[WorkerRecord]) -> None:
         self.prices.observe(workers)

@@ -43,7 +43,7 @@ def test_a_request_waits_in_the_lane_of_its_class(fake_client: Client) -> None:
 
 def test_the_same_id_with_the_same_content_is_the_same_request(fake_client: Client) -> None:
     fake_client.submit(prompt="hi", request_id="a", priority="high")
-    fake_client.submit(prompt="hi", request_id="a", tenant="other", timeout=3)
+    fake_client.submit(prompt="hi", request_id="a", tenant="other", timeout=3, affinity_key="s")
     assert fake_client.stats()["counts"]["submitted"] == 1
 
 

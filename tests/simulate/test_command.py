@@ -82,6 +82,18 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     assert 'pip install "stoker[simulate]"' in ran.stderr
 
 
+def test_several_profiles_are_taken_in_turn_and_two_more_policies_compared(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.json"
+    slow.write_text('{"base_ms": 70, "prefill_ms": 0.32, "row_ms": 0.2, "resident_ms": 0.0005}')
+    fast = tmp_path / "fast.json"
+    fast.write_text('{"base_ms": 7, "prefill_ms": 0.032, "row_ms": 0.02, "resident_ms": 0.00005}')
+    shown = simulate("--workers", 2, "--profile", fast, "--profile", slow, "--saturated").stdout
+    assert "in turn" in shown
+    assert "least tokens" in shown
+    assert "tokens by profile" in shown
+    assert "affinity kept" not in shown
+
+
 def test_a_profile_of_a_slower_model_makes_answers_late(tmp_path: Path) -> None:
     slow = tmp_path / "slow.json"
     slow.write_text('{"base_ms": 70, "prefill_ms": 0.32, "row_ms": 0.2, "resident_ms": 0.0005}')

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,13 @@ from stoker_ops.simulate.traces import Arrival
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import DynamicBatcher
 from stoker_scheduler.queue import RequestQueue
+from stoker_workers.engines.sim import Profile
 
 CONFIG = Config()
 SETUP = Setup(
     mode="continuous",
     workers=2,
-    profile=H100_8B,
+    profiles=[H100_8B],
     max_model_len=4096,
     max_num_seqs=8,
     max_num_batched_tokens=512,
@@ -272,3 +274,37 @@ def test_a_burst_after_an_idle_time_takes_rows_of_the_batch_which_all_end() -> N
     assert found[8] <= 1.3 * wanted[8]
     kept = replace(policies(CONFIG, "continuous")["stoker"], preemption=None)
     assert first_tokens_ms(Replay(beside, BESIDE, kept, CONFIG).to_end(), beside)[8] > 2 * wanted[8]
+
+
+# --- workers that differ ----------------------------------------------------------------------------------------------
+
+SLOW = Profile(**{name: 3 * price for name, price in asdict(H100_8B).items()})
+MIXED = replace(SETUP, workers=4, profiles=[H100_8B, SLOW], max_num_seqs=32, kv_cache_tokens=65_536)
+
+
+def mixed(arrivals: Sequence[Arrival], policy: str = "stoker") -> dict[str, Any]:
+    run = Replay(arrivals, MIXED, policies(CONFIG, "continuous", mixed=True)[policy], CONFIG).to_end()
+    return figures(run, arrivals, MIXED, OBJECTIVE)
+
+
+def test_a_saturated_mixed_fleet_shares_the_tokens_by_speed() -> None:
+    waits = [replace(arrival, at_s=0.0) for arrival in trace(600)]
+    assert mixed(waits)["token_shares"] == pytest.approx([0.75, 0.25], abs=0.05)
+
+
+def test_a_mixed_fleet_answers_sooner_than_in_turn_or_by_tokens_held() -> None:
+    arrivals = [replace(one, priority=RequestPriority.HIGH) for one in trace(600, per_s=25.0)]
+    found = {name: mixed(arrivals, name)["e2e_ms"] for name in ("stoker", "in turn", "least tokens")}
+    for other in ("in turn", "least tokens"):
+        assert found["stoker"]["p50"] < found[other]["p50"]
+        assert found["stoker"]["p99"] < 0.8 * found[other]["p99"]
+
+
+def test_a_key_keeps_its_worker_and_costs_no_more_than_the_slack() -> None:
+    setup = replace(SETUP, workers=8)
+    plain = [replace(one, priority=RequestPriority.HIGH) for one in trace(400, per_s=20.0)]
+    keyed = [replace(one, affinity_key=f"s{number % 20}") for number, one in enumerate(plain)]
+    found = [figures(replayed(arrivals, setup), arrivals, setup, OBJECTIVE) for arrivals in (plain, keyed)]
+    assert found[0]["affinity"] is None
+    assert found[1]["affinity"] > 0.5  # 1 in 8 by chance
+    assert found[1]["e2e_ms"]["p50"] < found[0]["e2e_ms"]["p50"] + CONFIG.affinity_slack_ms

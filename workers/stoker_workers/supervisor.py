@@ -330,7 +330,7 @@ class Life:
         self._over.set()
 
     def _measured_rate(self, counters: dict[str, int]) -> float:
-        """Tokens a second of busy time, smoothed: what placement divides outstanding tokens by."""
+        """Tokens a second of busy time, smoothed, for who looks: it depends on how full the worker was."""
         tokens = sum(counters[name] - self._last[name] for name in ("prompt_tokens", "generation_tokens"))
         busy_s = (counters["busy_us"] - self._last["busy_us"]) / 1e6
         if tokens > 0 and busy_s > 0:

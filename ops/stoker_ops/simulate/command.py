@@ -46,7 +46,13 @@ def fleet_options(command: Any) -> Any:
     """Add the options that say what it runs on."""
     options = [
         click.option("--workers", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many."),
-        click.option("--profile", metavar="FILE|zero", help="What a step costs (`stoker profile`); default: an H100."),
+        click.option(
+            "--profile",
+            "profiles",
+            multiple=True,
+            metavar="FILE|zero",
+            help="What a step costs (`stoker profile`); default: an H100. Given more than once: workers take turns.",
+        ),
         click.option("--mode", type=click.Choice(["continuous", "padded"]), default="continuous", show_default=True),
         click.option("--max-model-len", type=click.IntRange(2), default=131_072, show_default=True),
         click.option("--max-num-seqs", type=SOME, help=f"Rows of a batch; default {ROWS['continuous']}."),
@@ -91,7 +97,7 @@ def simulate(
     if plot:
         check_plot(plot)
     setup, arrivals, config = _setup(options), _arrivals(options), load_config()
-    chosen = policies(config, setup.mode, _weights(options["weights"]))
+    chosen = policies(config, setup.mode, _weights(options["weights"]), mixed=len(setup.profiles) > 1)
     runs = {
         name: Replay(arrivals, setup, policy, config).to_end()
         for name, policy in chosen.items()
@@ -121,7 +127,7 @@ def _setup(options: Mapping[str, Any]) -> Setup:
     return Setup(
         mode=mode,
         workers=options["workers"],
-        profile=load_profile(options["profile"]) if options["profile"] else H100_8B,
+        profiles=[load_profile(name) for name in options["profiles"]] or [H100_8B],
         max_model_len=options["max_model_len"],
         max_num_seqs=rows,
         max_num_batched_tokens=budget,
@@ -183,9 +189,15 @@ def _print(found: Mapping[str, Mapping[str, Any]], setup: Setup) -> None:
         row("padding efficiency", share("padding_efficiency")),
         row("batch fill", share("batch_fill")),
         row("utilization", share("utilization")),
+        row("tokens by profile", lambda one: ", ".join(f"{part:.2f}" for part in one["token_shares"])),
+        row("affinity kept", lambda one: "-" if one["affinity"] is None else f"{one['affinity']:.3f}"),
         row("fairness", share("fairness")),
         row("deciding, us/request", lambda one: f"{one['decision_us_per_request']:.0f}"),
     ]
+    if len(setup.profiles) == 1:
+        rows = [one for one in rows if one[0] != "tokens by profile"]
+    if all(one["affinity"] is None for one in found.values()):
+        rows = [one for one in rows if one[0] != "affinity kept"]
     title = f"{setup.workers} {setup.mode} worker{'s' if setup.workers != 1 else ''}"
     columns = (Column(""), *(Column(name, number=True) for name in found))
     print_tables(FittedTable(title, columns, rows))

@@ -64,6 +64,9 @@ class VirtualEngine(Protocol):
     def give(self, row: Row) -> None:
         """Take a row in; the next `begin` looks at it."""
 
+    def gone(self) -> list[Row]:
+        """Take the rows that were let go."""
+
     def begin(self, now: float) -> float | None:
         """Start to run at `now`; returns when it ends, None where there is nothing to run."""
 
@@ -97,9 +100,11 @@ class ContinuousEngine:
         self._last_end = 0
         self._step = 0
         self._resident = 0
+        # What runs: chunks of prompts, and steps; how long the first takes, and how much longer each one after it.
         self._chunks: list[int] = []
         self._began = 0.0
         self._steps = 0
+        self._first_ms = self._grows_ms = 0.0
 
     def give(self, row: Row) -> None:
         """Take a row in; it is prefilled from the next step on."""
@@ -111,7 +116,9 @@ class ContinuousEngine:
 
     def gone(self) -> list[Row]:
         """Take the rows that were let go."""
-        gone, self._gone = self._gone, []
+        gone = self._gone
+        if gone:
+            self._gone = []
         return gone
 
     def begin(self, now: float) -> float | None:
@@ -122,14 +129,16 @@ class ContinuousEngine:
             self._take_up(now / 1000)
         if not self._rows:
             return None
-        self._began, self._chunks = now, []
+        decoding = len(self._ends)
+        self._began, self._steps, self._chunks = now, 1, []
         if self._prefilling:
-            self._chunks = prefill_chunks((left for left, _ in self._prefilling), self._free_budget())
-            self._steps = 1
-        elif self._waiting:
-            self._steps = 1
-        else:
+            self._chunks = prefill_chunks((left for left, _ in self._prefilling), self.capacity.budget - decoding)
+        elif not self._waiting:
             self._steps = (self._last_end if self._to_longest else self._ends[0][0]) - self._step
+        rows = decoding + len(self._chunks)
+        self._first_ms = self._profile.step_ms(sum(self._chunks), rows, self._resident)
+        # Each step leaves a token of every decoding row resident.
+        self._grows_ms = self._profile.resident_ms * decoding
         return now + self._duration(self._steps)
 
     def cut(self, now: float) -> float:
@@ -140,17 +149,21 @@ class ContinuousEngine:
 
     def end(self, tally: Tally) -> tuple[list[Row], list[Row]]:
         """Count the steps, and take out the rows that ended with the last of them."""
-        steps, decoding = self._steps, len(self._ends)
+        steps, decoding, chunks = self._steps, len(self._ends), self._chunks
         tally.busy_ms += self._duration(steps)
-        tally.paid += steps * (decoding + len(self._chunks))
+        tally.paid += steps * (decoding + len(chunks))
         tally.offered += steps * self.capacity.rows
         self._step += steps
+        self._resident += steps * decoding
         if self._pacer:
             self._pacer.stepped(steps)
-        self._resident += steps * decoding + sum(self._chunks)
-        begun = self._prefilled()
-        tally.useful += len(self._chunks)
-        return begun, self._leave(tally)
+        begun: list[Row] = []
+        if chunks:
+            self._resident += sum(chunks)
+            tally.useful += len(chunks)
+            begun = self._prefilled()
+        ended = self._ends and self._ends[0][0] <= self._step
+        return begun, self._leave(tally) if ended else []
 
     def _take_up(self, now_s: float) -> None:
         """Begin what waits, as far as a worker would."""
@@ -214,18 +227,13 @@ class ContinuousEngine:
             self._resident = 0
         return left
 
-    def _free_budget(self) -> int:
-        return self.capacity.budget - len(self._ends)
-
     def _duration(self, steps: int) -> float:
-        """Return the milliseconds of the next `steps` steps; each leaves a token of every decoding row resident."""
-        decoding = len(self._ends)
-        first = self._profile.step_ms(sum(self._chunks), decoding + len(self._chunks), self._resident)
-        return steps * first + self._profile.resident_ms * decoding * (steps * (steps - 1) // 2)
+        """Return the milliseconds of the first `steps` steps of what runs."""
+        return steps * self._first_ms + self._grows_ms * (steps * (steps - 1) // 2)
 
     def _steps_within(self, passed: float) -> int:
         """Return the number of the step that runs after `passed` milliseconds, from 1."""
-        first, grows = self._duration(1), self._profile.resident_ms * len(self._ends)
+        first, grows = self._first_ms, self._grows_ms
         if passed <= first or not first:
             return 1
         if not grows:
@@ -251,6 +259,10 @@ class PaddedEngine:
         name = str(row.place)
         self._rows[name] = row
         self._batches.admit(Work(id=name, batch=row.batch), row.cost)
+
+    def gone(self) -> list[Row]:
+        """Return nothing: a batch runs to its end."""
+        return []
 
     def begin(self, now: float) -> float | None:
         """Start the next batch."""

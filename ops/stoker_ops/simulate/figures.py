@@ -54,6 +54,8 @@ def figures(run: Run, arrivals: Sequence[Arrival], setup: Setup, objective: Obje
         "tokens_per_s": tokens / seconds,
         "batches": run.batches,
         "fairness": fairness(pairs),
+        "affinity": affinity(pairs),
+        "token_shares": _token_shares(completed, len(setup.profiles)),
         "classes": _groups(completed, lambda arrival: str(arrival.priority)),
         "tenants": _groups(completed, lambda arrival: arrival.tenant) if any(one.tenant for one in arrivals) else {},
     }
@@ -68,6 +70,26 @@ def fairness(pairs: Iterable[tuple[Arrival, Fate]]) -> float:
     means = [sum(values) / len(values) for values in shares.values()]
     squares = sum(mean * mean for mean in means)
     return sum(means) ** 2 / (len(means) * squares) if squares else 1.0
+
+
+def affinity(pairs: Iterable[tuple[Arrival, Fate]]) -> float | None:
+    """Return the share of the requests with a key that ran where the one of the same key before had; None: no key."""
+    homes: dict[str, int] = {}
+    kept = []
+    for arrival, fate in pairs:
+        if arrival.affinity_key and fate.worker >= 0:
+            if arrival.affinity_key in homes:
+                kept.append(homes[arrival.affinity_key] == fate.worker)
+            homes[arrival.affinity_key] = fate.worker
+    return sum(kept) / len(kept) if kept else None
+
+
+def _token_shares(completed: Sequence[tuple[Arrival, Fate]], profiles: int) -> list[float]:
+    """Return what part of the tokens the workers of each profile did."""
+    tokens = [0] * profiles
+    for arrival, fate in completed:
+        tokens[fate.worker % profiles] += arrival.prompt_tokens + arrival.output_tokens
+    return [_share(one, sum(tokens)) for one in tokens]
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float | None]:

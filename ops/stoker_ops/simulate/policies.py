@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 from stoker.config import Config
-from stoker.store.records import Waiting
+from stoker.store.records import Waiting, WorkerRecord
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
+from stoker_scheduler.placement import Allowed, Place, Places, Speed
 from stoker_scheduler.preemption import Preemption
 from stoker_scheduler.queue import RequestQueue, charged_cost
 from stoker_scheduler.reserve import Reserve
@@ -57,17 +58,43 @@ class FifoBatcher(DynamicBatcher):
         return Batch(tuple(waiting[: len(costs)]), tuple(costs), min(1.0, padded / room.budget), sum(costs) / padded)
 
 
+class InTurn(LoadBalancer):
+    """A baseline for fleets of workers that differ: round robin."""
+
+    _last = ""
+
+    def choose(self, places: Places, request: Waiting, cost: int, allowed: Allowed | None = None) -> Place | None:
+        """Return the next worker in the order of their names that has room."""
+        able = [place for place in places if place.takes(cost) and (allowed is None or allowed(place))]
+        chosen = next((place for place in able if place.record.inc > self._last), able[0] if able else None)
+        self._last = chosen.record.inc if chosen else self._last
+        return chosen
+
+
+class LeastTokens(LoadBalancer):
+    """A baseline for fleets of workers that differ: whoever holds the fewest tokens, however quick it is."""
+
+    def places(self, workers: Sequence[WorkerRecord], speeds: Mapping[str, Speed], **options: Any) -> Places:
+        """Return the workers as if they were alike."""
+        return super().places(workers, {}, **options)
+
+
 NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 
 
-def policies(config: Config, mode: str, weights: Mapping[str, float] = NO_WEIGHTS) -> dict[str, Policy]:
+def policies(
+    config: Config, mode: str, weights: Mapping[str, float] = NO_WEIGHTS, *, mixed: bool = False
+) -> dict[str, Policy]:
     """Return the policy of a scheduler with these settings under `stoker`, and the baselines that say something.
 
-    `weights` are those of tenants, by name.
+    `weights` are those of tenants, by name; `mixed`: whether workers differ.
     """
     own = _policy("stoker", config, DynamicBatcher(config))
     found = {"stoker": replace(own, reserve=Reserve(config), preemption=Preemption(config))}
     found["fifo"] = _policy("fifo", config, FifoBatcher(config), classes=False)
+    if mixed:
+        found["in turn"] = replace(found["stoker"], name="in turn", balancer=InTurn(config))
+        found["least tokens"] = replace(found["stoker"], name="least tokens", balancer=LeastTokens(config))
     if mode == "continuous":
         # Batches that are closed: rows that are done leave, or stay until the longest is done.
         found["static"] = _policy("static", config, DynamicBatcher(config), refill=False)

@@ -10,18 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from stoker.config import Config
-from stoker.store.codec import class_term_us
+from stoker.store.codec import affinity_digits, class_term_us
 from stoker.store.records import Held, Waiting, WorkerRecord, lane_of, tenant_of
 from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tally, VirtualEngine
 from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.traces import Arrival
 from stoker_ops.simulate.waiting import Backlog
 from stoker_scheduler.batcher import Batch
+from stoker_scheduler.placement import Speed
 from stoker_scheduler.preemption import Key
 from stoker_scheduler.prices import Prices
 from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
-from stoker_scheduler.service_time import Sizes, foretell
+from stoker_scheduler.service_time import Sizes, foretell, speed_of
 from stoker_workers.engine import Capacity
 from stoker_workers.engines.sim import Profile
 from stoker_workers.pacing import Pacer
@@ -40,11 +41,12 @@ class Setup:
     """The fleet, and what a submit is held to. `overhead_ms` is from a submit or a settle to the tick that sees it.
 
     `max_waiting`: requests that may wait, None for no cap. `check_deadlines`: refuse what can't be done in time.
+    `profiles`: workers take them in turn.
     """
 
     mode: str
     workers: int
-    profile: Profile
+    profiles: Sequence[Profile]
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -56,13 +58,17 @@ class Setup:
 
 @dataclass(slots=True)
 class Fate:
-    """What became of one request; times in seconds after the beginning, NaN where it never came so far."""
+    """What became of one request; times in seconds after the beginning, NaN where it never came so far.
+
+    `worker`: the number of the worker that had it last, -1 for none.
+    """
 
     outcome: str = ""
     queued_s: float = math.nan
     begun_s: float = math.nan
     first_s: float = math.nan
     ended_s: float = math.nan
+    worker: int = -1
 
 
 @dataclass(slots=True)
@@ -97,41 +103,51 @@ class Replay:
         self._setup = setup
         self._policy = policy
         self._config = config
-        self._engines = [_engine(setup, policy, config) for _ in range(setup.workers)]
+        profiles = [setup.profiles[number % len(setup.profiles)] for number in range(setup.workers)]
+        self._engines = [_engine(setup, profile, policy, config) for profile in profiles]
         self._fleet = [_record(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
         self._held_rows = [0] * setup.workers
         self._held_tokens = [0] * setup.workers
         self._offline: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows of BATCH that stay
         self._requests: dict[str, Waiting] = {}  # all of BATCH that are not done
         self._preempted: set[str] = set()
-        self._prices = Prices(*astuple(setup.profile))
+        self._prices = {
+            record.inc: Prices(*astuple(profile)) for record, profile in zip(self._fleet, profiles, strict=True)
+        }
+        self._speeds = _speeds(self._fleet, self._prices, arrivals)
         self._changed: set[int] = set()  # the workers whose records are not up to date
         self._places = {record.inc: number for number, record in enumerate(self._fleet)}
+        self._largest = min(setup.max_model_len, self._fleet[0].capacity)
+        self._classes: dict[tuple[str, str, float | None], tuple[str, int]] = {}
         self._backlog = Backlog()
         self._rows: dict[str, Row] = {}
         self._events: list[tuple[float, int, int]] = []  # when, the worker or -1 for a tick, the number of its run
         self._runs = [0] * setup.workers
         self._busy_until: list[float | None] = [None] * setup.workers
         self._tick_at = math.inf
-        self._ended = [0, 0, 0, 0]  # requests, their prompts, answers and max_tokens
+        self._ended = (0, 0, 0, 0)  # requests, their prompts, answers and max_tokens
+        self._overhead_us = setup.overhead_ms * 1000
         self.run = Run(policy.name, [Fate() for _ in arrivals], Tally())
 
     def to_end(self) -> Run:
         """Run until every request has ended."""
-        number, arrivals = 0, self._arrivals
-        self.run.began_s = arrivals[0].at_s
-        while number < len(arrivals) or self._events:
-            next_us = self._events[0][0] if self._events else math.inf
-            if number < len(arrivals) and (at_us := START_US + arrivals[number].at_s * 1e6) <= next_us:
-                self._submit(number, at_us)
-                number += 1
+        events, runs = self._events, self._runs
+        self.run.began_s = self._arrivals[0].at_s
+        coming = enumerate(self._arrivals)
+        number, arrival = next(coming)
+        arrives_us = START_US + arrival.at_s * 1e6
+        while arrives_us < math.inf or events:
+            if not events or arrives_us <= events[0][0]:
+                self._submit(number, arrives_us)
+                number, following = next(coming, (0, None))
+                arrives_us = START_US + following.at_s * 1e6 if following else math.inf
                 continue
-            at_us, worker, turn = heapq.heappop(self._events)
+            at_us, worker, turn = heapq.heappop(events)
             if worker < 0:
                 if at_us == self._tick_at:
                     self._tick_at = math.inf
                     self._tick(at_us)
-            elif turn == self._runs[worker]:
+            elif turn == runs[worker]:
                 self._end_run(worker, at_us)
         return self.run
 
@@ -145,23 +161,35 @@ class Replay:
         answer = 0 if padded else max(1, arrival.max_tokens)
         cost = arrival.prompt_tokens + answer
         full = setup.max_waiting is not None and len(self._backlog) >= setup.max_waiting
-        if full or cost > min(setup.max_model_len, self._fleet[0].capacity):
+        if full or cost > self._largest:
             self._settle(number, REFUSED, now_us)
             return
-        lane = lane_of(str(arrival.priority), arrival.tenant) if self._policy.classes else "high"
-        term_us = class_term_us(arrival.priority, arrival.timeout, self._config) if self._policy.classes else 0
+        lane, term_us = self._class_of(arrival)
         if self._too_late(arrival, now_us + term_us, answer):
             self._settle(number, REFUSED, now_us)
             return
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
         deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
-        request = Waiting(name, lane, name, now_us + term_us, arrival.prompt_tokens, answer, True)
+        affinity = int(affinity_digits(arrival.affinity_key.encode()), 16) if arrival.affinity_key else None
+        score = now_us + term_us
+        request = Waiting(name, lane, name, score, arrival.prompt_tokens, answer, True, affinity=affinity)
         if request.offline:
             self._requests[name] = request
             self._rows[name].offline = True
         self._backlog.add(request, deadline_us)
-        self._wake(now_us + setup.overhead_ms * 1000)
+        self._wake(now_us + self._overhead_us)
+
+    def _class_of(self, arrival: Arrival) -> tuple[str, int]:
+        """Return the lane of a request, and what its score adds to its arrival; worked out once for all alike."""
+        if not self._policy.classes:
+            return "high", 0
+        key = (arrival.priority, arrival.tenant, arrival.timeout)
+        found = self._classes.get(key)
+        if found is None:
+            term_us = class_term_us(arrival.priority, arrival.timeout, self._config)
+            found = self._classes[key] = lane_of(str(arrival.priority), arrival.tenant), term_us
+        return found
 
     def _too_late(self, arrival: Arrival, score: float, answer: int) -> bool:
         """Return whether the forecast rules out that the request is done in its time."""
@@ -169,7 +197,7 @@ class Replay:
         if not self._setup.check_deadlines or arrival.timeout is None or not ended:
             return False
         sizes = Sizes(prompts / ended, answers / ended, prompts / ended, asked / ended)
-        known = [(self._fleet[0], self._prices)]
+        known = [(record, self._prices[record.inc]) for record in self._fleet[: len(self._setup.profiles)]]
         ahead = self._backlog.before(score) * self._backlog.mean_cost
         forecast = foretell(known, sizes, self._setup.workers)
         return forecast.finish_us(ahead, arrival.prompt_tokens, answer) > arrival.timeout * 1e6
@@ -185,22 +213,28 @@ class Replay:
     def _end_run(self, worker: int, now_us: float) -> None:
         """Settle what ended at a worker, and let it go on."""
         begun, left = self._engines[worker].end(self.run.tally)
+        now_s = _seconds(now_us)
         for row in begun:
-            if math.isnan(self.run.fates[row.place].first_s):  # not one that was preempted
-                self.run.fates[row.place].first_s = _seconds(now_us)
+            fate = self.run.fates[row.place]
+            if math.isnan(fate.first_s):  # not one that was preempted
+                fate.first_s = now_s
         if left:
             for row in left:
                 timeout = self._arrivals[row.place].timeout
-                late = timeout is not None and _seconds(now_us) > self.run.fates[row.place].queued_s + timeout
+                late = timeout is not None and now_s > self.run.fates[row.place].queued_s + timeout
                 self._settle(row.place, EXPIRED if late else COMPLETED, now_us)
-                answer = row.cost - row.prompt
-                for i, number in enumerate((1, row.prompt, row.output if answer else 0, answer)):
-                    self._ended[i] += number
+                self._count(row)
                 self._release(worker, str(row.place), row.cost)
             self._changed.add(worker)
-            self.run.ended_s = _seconds(now_us)
-            self._wake(now_us + self._setup.overhead_ms * 1000)
+            self.run.ended_s = now_s
+            self._wake(now_us + self._overhead_us)
         self._begin(worker, now_us)
+
+    def _count(self, row: Row) -> None:
+        """Take in the size of a request that ended, for forecasts."""
+        answer = row.cost - row.prompt
+        requests, prompts, answers, asked = self._ended
+        self._ended = (requests + 1, prompts + row.prompt, answers + (row.output if answer else 0), asked + answer)
 
     def _release(self, worker: int, name: str, cost: int) -> None:
         """Free what a row holds, but for one whose room was given away before."""
@@ -212,9 +246,9 @@ class Replay:
     def _begin(self, worker: int, now_us: float) -> None:
         engine = self._engines[worker]
         ends_ms = engine.begin(now_us / 1000)
-        for row in engine.gone() if isinstance(engine, ContinuousEngine) else ():
+        for row in engine.gone():
             self._backlog.add(self._requests[str(row.place)], None)
-            self._wake(now_us + self._setup.overhead_ms * 1000)
+            self._wake(now_us + self._overhead_us)
         self._busy_until[worker] = None
         if ends_ms is not None:
             self._end_at(worker, ends_ms * 1000)
@@ -235,14 +269,18 @@ class Replay:
         """Hand out all that fits."""
         for name in self._backlog.expire(now_us):
             self._settle(int(name), EXPIRED, now_us)
+        if not self._backlog:
+            self._policy.queue.share({}, 0)  # nobody waits: with the next ones the shares of tenants begin anew
+            return
         more = True
         while more and (depth := self._depth()):
             pages = self._pages(depth)
             heads = self._backlog.heads(pages)
             took = self._dispatch(heads, depth, now_us) if heads else 0
             # What was cut off at the most entries that are ever read may fit as well, and what tenants' pages left out.
-            cut = [lane for lane, head in heads.items() if len(head) == pages[lane]]
-            more = took > 0 and any(depth == DEPTH[self._setup.mode] or tenant_of(lane) for lane in cut)
+            deepest = depth == DEPTH[self._setup.mode]
+            cut = [lane for lane, head in heads.items() if len(head) == pages[lane]] if took else []
+            more = any(deepest or tenant_of(lane) for lane in cut)
         if (due_us := self._backlog.next_deadline_us()) is not None:
             self._wake(due_us)
 
@@ -274,6 +312,7 @@ class Replay:
             probing=frozenset(),
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=int(now_us),
+            speeds=self._speeds,
             rooms=self._rooms(order, int(now_us)),
         )
         handed: list[tuple[WorkerRecord, Batch]] = []
@@ -299,7 +338,9 @@ class Replay:
         if not self._policy.reserve:
             return {}
         self._policy.reserve.observe(self._fleet, order, now_us)
-        return self._policy.reserve.rooms(self._fleet, lambda _: self._prices, now_us)
+        if not self._requests:
+            return {}
+        return self._policy.reserve.rooms(self._fleet, self._prices.__getitem__, now_us)
 
     def _make_room(self, chosen: Mapping[str, Sequence[Key]], now_us: float) -> bool:
         """Free the room of rows of BATCH, as `make_room` does; they leave when their step ends."""
@@ -323,34 +364,33 @@ class Replay:
     def _read_records(self) -> None:
         """Bring the records up to what workers hold."""
         for worker in self._changed:
-            held_rows, held_tokens = self._held_rows[worker], self._held_tokens[worker]
-            offline = self._offline[worker].values()
-            self._fleet[worker] = replace(
-                self._fleet[worker],
-                held_rows=held_rows,
-                held_tokens=held_tokens,
-                batch_rows=len(offline),
-                batch_tokens=sum(member.cost for member in offline),
-            )
+            record, offline = self._fleet[worker], self._offline[worker]
+            record.held_rows, record.held_tokens = self._held_rows[worker], self._held_tokens[worker]
+            record.batch_rows = len(offline)
+            record.batch_tokens = sum(member.cost for member in offline.values()) if offline else 0
         self._changed.clear()
 
     def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], depth: int, now_us: float) -> None:
         """Give workers their rows; what runs goes on to the end of its step."""
         touched: dict[int, None] = {}
+        run, now_s = self.run, _seconds(now_us)
         for record, batch in handed:
             worker = self._places[record.inc]
             touched[worker] = None
             self._held_rows[worker] += len(batch.costs)
             self._held_tokens[worker] += sum(batch.costs)
-            self.run.batches += 1
-            self.run.dispatched += len(batch.requests)
+            run.batches += 1
+            run.dispatched += len(batch.requests)
+            delivery = str(run.batches)
             for request in batch.requests:
                 row = self._rows[request.id]
-                row.batch = str(self.run.batches)
+                row.batch = delivery
                 if row.offline:
-                    self._offline[worker][request.id] = Held(request.id, row.batch, row.cost, int(now_us), True)
-                if math.isnan(self.run.fates[row.place].begun_s):
-                    self.run.fates[row.place].begun_s = _seconds(now_us)
+                    self._offline[worker][request.id] = Held(request.id, delivery, row.cost, int(now_us), True)
+                fate = run.fates[row.place]
+                fate.worker = worker
+                if math.isnan(fate.begun_s):
+                    fate.begun_s = now_s
                 self._engines[worker].give(row)
             self._backlog.take(batch.requests, depth)
         self._changed.update(touched)
@@ -367,13 +407,25 @@ class Replay:
             self._end_at(worker, ends_us)
 
 
-def _engine(setup: Setup, policy: Policy, config: Config) -> VirtualEngine:
+def _speeds(
+    fleet: Sequence[WorkerRecord], prices: Mapping[str, Prices], arrivals: Sequence[Arrival]
+) -> dict[str, Speed]:
+    """Return how quick workers are, for a scheduler that knows their prices and the mean of the trace."""
+    prompt, answer, asked = (
+        sum(sizes) / len(arrivals)
+        for sizes in zip(*((one.prompt_tokens, one.output_tokens, one.max_tokens) for one in arrivals), strict=True)
+    )
+    sizes = Sizes(prompt, max(1.0, answer), prompt, asked)
+    return {record.inc: speed_of(record, prices[record.inc], sizes) for record in fleet}
+
+
+def _engine(setup: Setup, profile: Profile, policy: Policy, config: Config) -> VirtualEngine:
     if setup.mode == "padded":
         longest = min(setup.max_model_len, setup.kv_cache_tokens)
-        return PaddedEngine(setup.profile, setup.max_num_seqs, setup.max_num_batched_tokens, longest)
+        return PaddedEngine(profile, setup.max_num_seqs, setup.max_num_batched_tokens, longest)
     capacity = Capacity(rows=setup.max_num_seqs, tokens=setup.kv_cache_tokens, budget=setup.max_num_batched_tokens)
     pacer = Pacer(config) if policy.reserve else None
-    return ContinuousEngine(setup.profile, capacity, to_longest=policy.to_longest, pacer=pacer)
+    return ContinuousEngine(profile, capacity, to_longest=policy.to_longest, pacer=pacer)
 
 
 def _record(number: int, capacity: Capacity, mode: str) -> WorkerRecord:

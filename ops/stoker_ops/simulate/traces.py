@@ -21,7 +21,7 @@ AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 MOONCAKE = ("timestamp", "input_length", "output_length")
 """The fields of Mooncake's traces that count here; `timestamp` is in milliseconds."""
 
-OWN = {"at_s", "prompt_tokens", "output_tokens", "max_tokens", "priority", "tenant", "timeout"}
+OWN = {"at_s", "prompt_tokens", "output_tokens", "max_tokens", "priority", "tenant", "timeout", "affinity_key"}
 """The fields of a trace of one's own; the first three must be there."""
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class Arrival:
     priority: RequestPriority = RequestPriority.NORMAL
     tenant: str = ""
     timeout: float | None = None
+    affinity_key: str = ""
 
 
 def read_trace(path: Path) -> list[Arrival]:
@@ -122,9 +123,9 @@ def _own(line: _Line, fields: Mapping[str, Any]) -> Arrival:
     if unknown := sorted(set(fields) - OWN):
         line.fail(unknown[0], f"is no field of a trace; there are {', '.join(sorted(OWN))}")
     output = line.tokens("output_tokens")
-    tenant = fields.get("tenant", "")
-    if not isinstance(tenant, str):
-        line.fail("tenant", "must be a text")
+    for name in ("tenant", "affinity_key"):
+        if not isinstance(fields.get(name, ""), str):
+            line.fail(name, "must be a text")
     if fields.get("priority", "normal") not in list(RequestPriority):
         line.fail("priority", f"must be one of {', '.join(RequestPriority)}")
     return Arrival(
@@ -133,8 +134,9 @@ def _own(line: _Line, fields: Mapping[str, Any]) -> Arrival:
         output,
         line.tokens("max_tokens", least=output) if "max_tokens" in fields else output,
         RequestPriority(fields.get("priority", "normal")),
-        tenant,
+        fields.get("tenant", ""),
         line.number("timeout") if fields.get("timeout") is not None else None,
+        fields.get("affinity_key", ""),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence
 
 from stoker.store.records import Waiting
 
@@ -30,13 +30,15 @@ class Lane:
         """Return the first entries."""
         return self._requests[self._start : self._start + depth]
 
-    def take(self, ids: Set[str], depth: int) -> None:
-        """Remove entries that are among the first `depth`."""
-        head = self.head(depth)
-        kept = [request for request in head if request.id not in ids]
-        taken = len(head) - len(kept)
-        self._requests[self._start + taken : self._start + len(head)] = kept
-        self._start += taken
+    def take(self, requests: Sequence[Waiting], depth: int) -> None:
+        """Remove entries that are among the first `depth`, given in their order."""
+        size = len(requests)
+        if self._requests[self._start + size - 1] is not requests[-1]:  # not the front, as nearly always
+            ids = {request.id for request in requests}
+            head = self.head(depth)
+            kept = [request for request in head if request.id not in ids]
+            self._requests[self._start + size : self._start + len(head)] = kept
+        self._start += size
         if self._start > COMPACT and 2 * self._start > len(self._requests):
             del self._requests[: self._start]
             self._start = 0
@@ -64,10 +66,12 @@ class Backlog:
         self._deadlines: list[tuple[float, str]] = []
         self._waiting: dict[str, Waiting] = {}
         self._tokens = 0
+        self._size = 0
 
     def add(self, request: Waiting, deadline_us: float | None) -> None:
         """Let a request wait."""
         self._tokens += request.cost
+        self._size += 1
         self._lanes.setdefault(request.lane, Lane()).add(request)
         if deadline_us is not None:
             self._waiting[request.id] = request
@@ -75,21 +79,22 @@ class Backlog:
 
     def sizes(self) -> dict[str, int]:
         """Return how many wait in each lane that has any."""
-        return {name: len(lane) for name, lane in self._lanes.items() if len(lane)}
+        return {name: size for name, lane in self._lanes.items() if (size := len(lane))}
 
     def heads(self, pages: Mapping[str, int]) -> dict[str, list[Waiting]]:
         """Return the first entries of lanes, of each as many as `pages` says."""
         return {name: self._lanes[name].head(page) for name, page in pages.items()}
 
-    def take(self, requests: tuple[Waiting, ...], depth: int) -> None:
+    def take(self, requests: Sequence[Waiting], depth: int) -> None:
         """Remove what was dispatched, all of it out of the first `depth` of its lane."""
-        by_lane: dict[str, set[str]] = {}
+        by_lane: dict[str, list[Waiting]] = {}
+        self._size -= len(requests)
         for request in requests:
             self._tokens -= request.cost
-            by_lane.setdefault(request.lane, set()).add(request.id)
+            by_lane.setdefault(request.lane, []).append(request)
             self._waiting.pop(request.id, None)
-        for name, ids in by_lane.items():
-            self._lanes[name].take(ids, depth)
+        for name, taken in by_lane.items():
+            self._lanes[name].take(taken, depth)
 
     def expire(self, now_us: float) -> list[str]:
         """Remove what is past its deadline; returns the ids."""
@@ -99,6 +104,7 @@ class Backlog:
             if request := self._waiting.pop(name, None):
                 self._lanes[request.lane].remove(request)
                 self._tokens -= request.cost
+                self._size -= 1
                 expired.append(name)
         return expired
 
@@ -115,10 +121,10 @@ class Backlog:
     @property
     def mean_cost(self) -> float:
         """The tokens of a request that waits, on average."""
-        return self._tokens / len(self) if len(self) else 0.0
+        return self._tokens / self._size if self._size else 0.0
 
     def __len__(self) -> int:
-        return sum(map(len, self._lanes.values()))
+        return self._size
 
 
 def _score(request: Waiting) -> float:

@@ -14,7 +14,10 @@ EMBEDDINGS = "/v1/embeddings"
 SAMPLING = ("temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "max_tokens")
 """Parameters that a request has under the same name; top_k and ignore_eos are vLLM's."""
 
-IGNORED = frozenset({"user", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+RENAMED = {"prompt_cache_key": "affinity_key"}
+"""Parameters that a request has under another name."""
+
+IGNORED = frozenset({"user", "store", "service_tier", "safety_identifier"})
 """Parameters that are about accounts, not about the answer."""
 
 READ_APART = frozenset({"prompt", "messages", "input"})
@@ -57,8 +60,8 @@ def body_fields(url: str, body: Mapping[str, Any], model: str | None) -> dict[st
             fields["metadata"] = value
         elif value is None or name in IGNORED | READ_APART or (name == "encoding_format" and url == EMBEDDINGS):
             continue
-        elif name in SAMPLING:
-            fields[name] = value
+        elif name in SAMPLING or name in RENAMED:
+            fields[RENAMED.get(name, name)] = value
         elif name == "max_completion_tokens" and url == CHAT:
             fields["max_tokens"] = value
         elif value not in NEUTRAL.get(name, ()) or (isinstance(value, bool) != _has_bool(name)):

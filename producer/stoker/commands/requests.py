@@ -34,6 +34,7 @@ MAX_TOKENS = 128
 @click.option("--seed", type=int, help="Makes a sampled answer repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
 @click.option("--tenant", metavar="NAME")
+@click.option("--affinity-key", metavar="KEY", help="Requests of one key prefer one worker (a session, a prefix).")
 @click.option("--id", "request_id", metavar="ID", help="The request's id: the same id is the same request.")
 @click.option(
     "--durability",

@@ -136,19 +136,22 @@ def encode(
 ) -> Submission:
     """Return `request` as `submit` takes it.
 
-    Raises `InvalidRequest` for a timeout over the maximum age and for what msgpack cannot hold or a worker would refuse
-    to read, `PayloadTooLarge` over `payload_bytes`.
+    Raises `InvalidRequest` for a timeout over the maximum age, for a too long affinity key and for what msgpack cannot
+    hold or a worker would refuse to read, `PayloadTooLarge` over `payload_bytes`.
     """
     if request.timeout is not None and request.timeout > config.max_age_s:
         raise InvalidRequest("timeout", f"must be at most max_age_s ({config.max_age_s} s)", request.timeout)
     core = _packed_core(request)
-    body = b"\x92" + core + (_NIL if request.metadata is None else pack(request.metadata, "metadata"))
+    metadata = _NIL if request.metadata is None else pack(request.metadata, "metadata")
+    key = _affinity_key(request, config)
+    body = b"\x93" + core + metadata + pack(request.affinity_key) if key else b"\x92" + core + metadata
     _check_size(body, config.payload_bytes)
     # The fields of everything else were checked; these two are of any shape.
     for name in ("inputs", "metadata"):
         if (value := getattr(request, name)) is not None:
             check_readable(value, name)
     prompt, exact = prompt_tokens(request, bytes_per_token)
+    flags = f"{'x' if exact else 'e'}{affinity_digits(key)}{'s' if request.sheddable else ''}"
     fields = (
         VERSION,
         nonce,
@@ -157,7 +160,7 @@ def encode(
         request.tenant or "",
         str(max(1, int(request.timeout * 1e6)) if request.timeout else 0),
         str(class_term_us(request.priority, request.timeout, config)),
-        f"{prompt}:{request.max_tokens}:{'x' if exact else 'e'}{'s' if request.sheddable else ''}",
+        f"{prompt}:{request.max_tokens}:{flags}",
         str(len(body)),
         reply,
         "1" if request.stream else "0",
@@ -165,6 +168,19 @@ def encode(
         "",
     )
     return Submission(request_id, nonce, "|".join(fields).encode(), body, displace, check_deadline)
+
+
+def _affinity_key(request: InferenceRequest, config: Config) -> bytes:
+    key = (request.affinity_key or "").encode()
+    if len(key) > config.affinity_key_bytes:
+        limit = f"must be at most affinity_key_bytes ({config.affinity_key_bytes}) bytes of UTF-8, it has {len(key)}"
+        raise InvalidRequest("affinity_key", limit, request.affinity_key)
+    return key
+
+
+def affinity_digits(key: bytes) -> str:
+    """Return what stands for a key in a lane, where it takes the same few bytes however long it is."""
+    return hashlib.blake2b(key, digest_size=4).hexdigest() if key else ""
 
 
 def prompt_tokens(request: InferenceRequest, bytes_per_token: float) -> tuple[int, bool]:
@@ -229,9 +245,11 @@ def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int =
         raise InvalidRequest("header", f"must be of version {VERSION}", version)
     _check_size(body, most_bytes)
     value = unpack(body)
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], dict):
-        raise InvalidRequest("payload", "must be [request, metadata]", type(value).__name__)
-    core, metadata = value
+    if not isinstance(value, list) or len(value) not in (2, 3) or not isinstance(value[0], dict):
+        raise InvalidRequest(
+            "payload", "must be [request, metadata] or [request, metadata, affinity key]", type(value).__name__
+        )
+    core, metadata, *key = value
     unknown = core.keys() - CORE
     if unknown:
         name = min(unknown, key=str)
@@ -245,6 +263,7 @@ def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int =
         timeout=lives or None,
         stream=stream == "1",
         sheddable=tail.endswith("s"),
+        affinity_key=key[0] if key else None,
         metadata=metadata,
         **core,
     )

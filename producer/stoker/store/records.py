@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, Self
 
 CLASSES = ("critical", "high", "normal", "low", "batch")
 """The priority classes, best first; each has a lane of its name."""
@@ -22,11 +26,13 @@ def lane_of(name: str, tenant: str) -> str:
     return f"{name}:{tenant}" if tenant else name
 
 
+@lru_cache(4096)
 def class_of(lane: str) -> str:
     """Return the class of a lane."""
     return lane.partition(":")[0]
 
 
+@lru_cache(4096)
 def tenant_of(lane: str) -> str:
     """Return the tenant of a lane, empty where it is that of the requests without one."""
     return lane.partition(":")[2]
@@ -40,7 +46,10 @@ FULL_CAPACITY = "full_capacity"
 class Waiting:
     """A request in its lane. `score` (microseconds): lower goes first. `exact`: whether its tokens are known.
 
-    `expected`: for how many tokens of answer to keep room; None: for `max_tokens`.
+    `expected`: for how many tokens of answer to keep room; None: for `max_tokens`. `affinity`: a number that stands for
+    its affinity key; None: it has none. What follows from these fields is read many times, so it is worked out once:
+    `offline`, whether it is of class BATCH, of whichever tenant; `cost`, the most tokens that it will occupy;
+    `reserve`, the tokens that it is expected to occupy.
     """
 
     id: str
@@ -51,21 +60,23 @@ class Waiting:
     max_tokens: int
     exact: bool
     expected: int | None = None
+    affinity: int | None = None
+    offline: bool = field(init=False, repr=False, compare=False)
+    cost: int = field(init=False, repr=False, compare=False)
+    reserve: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def offline(self) -> bool:
-        """Whether it is of class BATCH, of whichever tenant."""
-        return class_of(self.lane) == BATCH
+    def __post_init__(self) -> None:
+        self.offline = class_of(self.lane) == BATCH
+        self.cost = self.reserve = self.prompt_tokens + self.max_tokens
+        if self.expected is not None:
+            self.reserve = self.prompt_tokens + min(self.max_tokens, self.expected)
 
-    @property
-    def cost(self) -> int:
-        """The most tokens that the request will occupy."""
-        return self.prompt_tokens + self.max_tokens
 
-    @property
-    def reserve(self) -> int:
-        """The tokens that it is expected to occupy."""
-        return self.cost if self.expected is None else self.prompt_tokens + min(self.max_tokens, self.expected)
+def parse_tail(tail: str) -> tuple[int, int, bool, int | None]:
+    """Return what a lane's member says behind the id: prompt tokens, max_tokens, whether exact, and the affinity."""
+    prompt, most, flags = tail.split(":")
+    digits = flags[1:].removesuffix("s") if len(flags) > 1 else ""  # the s is of what may be displaced
+    return int(prompt), int(most), flags[0] == "x", int(digits, 16) if digits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +94,9 @@ class Held:
     batch: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class WorkerRecord:
-    """One incarnation of a worker, with what it holds.
+    """One incarnation of a worker, with what it holds. Who wants to change one changes a `copy`.
 
     `rows`, `capacity` (tokens) and `budget` (tokens of one batch or step) are its limits; `held_rows`, `held_tokens`
     and `longest` (the largest cost held; only kept for `cache == "rect"`) what it holds now; `batch_rows` and
@@ -115,12 +126,20 @@ class WorkerRecord:
     batch_tokens: int = 0
     figures: dict[str, int] = field(default_factory=dict)
 
+    def copy(self) -> Self:
+        """Return the same in a new record; much faster than `replace`, for every batch needs one."""
+        return type(self)(*_values(self))
+
     @property
     def full_capacity(self) -> int:
         """The tokens that it will hold again when it has less `capacity` for a while."""
-        return max(self.capacity, self.figures.get(FULL_CAPACITY, 0))
+        full = self.figures.get(FULL_CAPACITY)
+        return self.capacity if full is None else max(self.capacity, full)
 
     @property
     def available(self) -> bool:
         """Whether dispatch would be answered at all: live, accepting and not drained."""
         return self.state == "live" and self.accepting and not self.drained
+
+
+_values: Callable[[WorkerRecord], tuple[Any, ...]] = attrgetter(*(one.name for one in fields(WorkerRecord)))

@@ -29,7 +29,7 @@ VOID_TTL_MS = 3_600_000
 BATCH_LEASE_US = 5_000_000
 MAX_BATCHES = 10_000
 MAX_TENANT_SETTINGS = 10_000
-MOST_SERVED = 1024
+MOST_TOLD = 1024
 IMPLICIT_PIECES = ("base", "clock")
 
 Arg = str | bytes | int | float
@@ -239,15 +239,20 @@ def lead(
     circuits: Mapping[str, str] | None = None,
     served: Mapping[str, float] | None = None,
     forecast: str = "",
+    speeds: Mapping[str, tuple[float, float]] | None = None,
 ) -> Call[Lead]:
     """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`.
 
     For who looks: `circuits` are those that are not closed, `served` the tokens over weight of tenants' lanes.
-    `forecast`: what submit holds deadlines against (`Forecast.text`), empty for nothing.
+    `forecast`: what submit holds deadlines against (`Forecast.text`), empty for nothing. `speeds`: by incarnation, the
+    tokens a second of a full worker, and the seconds of a token of max_tokens on an empty one; for who looks.
     """
     told = "|".join(f"{worker}={state}" for worker, state in (circuits or {}).items())
-    tenants = "|".join(f"{lane}={number:.0f}" for lane, number in islice((served or {}).items(), MOST_SERVED))
-    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, told, tenants, forecast), _parse_lead)
+    tenants = "|".join(f"{lane}={number:.0f}" for lane, number in islice((served or {}).items(), MOST_TOLD))
+    known = islice((speeds or {}).items(), MOST_TOLD)
+    quick = "|".join(f"{inc}={tokens_per_s:.6g},{answer_s:.6g}" for inc, (tokens_per_s, answer_s) in known)
+    arguments = (me, generation, random, config.heartbeat_ms * 1000, told, tenants, forecast, quick)
+    return Call("lead", arguments, _parse_lead)
 
 
 def _parse_lead(reply: list[Any]) -> Lead:

@@ -11,7 +11,7 @@ from stoker.store.codec import FAILURE_BYTES, STAMP, decode_outcome, response_of
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.lookups import DEAD_HEAD, HEAD, dead_letter, dead_parts
-from stoker.store.records import CLASSES, SUSPECT, Waiting, lane_of
+from stoker.store.records import CLASSES, SUSPECT, Waiting, lane_of, parse_tail
 
 STATES = {"Q": "queued", "D": "dispatched", "R": "running", "Y": "delayed"}
 RESULT_HEAD = 4096 + FAILURE_BYTES
@@ -44,6 +44,7 @@ class Trace:
     reason: str | None = None
     message: str | None = None
     worker: str | None = None
+    affinity: int | None = None
 
 
 def trace(keys: Keys, request_id: str) -> Read[Trace | None]:
@@ -120,7 +121,7 @@ def _living(request_id: str, now_us: int, payload: bytes, flight: bytes | None) 
     f = _flight(flight)
     state = STATES[f["state"]]
     lane = SUSPECT if f["group"] else lane_of(header["class"], header["tenant"])
-    prompt, most, exact = header["tail"].split(":")
+    prompt, most, exact, affinity = parse_tail(header["tail"])
     member = f"{request_id}:{header['tail']}"
     score = float(f["score"] or "nan")
     return Trace(
@@ -137,7 +138,8 @@ def _living(request_id: str, now_us: int, payload: bytes, flight: bytes | None) 
         losses=int(f["losses"]),
         history=_history(f["history"]),
         retry_of=header["link"] or None,
-        waiting=Waiting(request_id, lane, member, score, int(prompt), int(most), exact[0] == "x")
+        affinity=affinity,
+        waiting=Waiting(request_id, lane, member, score, prompt, most, exact, affinity=affinity)
         if state == "queued"
         else None,
     )

@@ -12,7 +12,7 @@ from typing import Any
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.reads import PADDED, pairs, scored
-from stoker.store.records import LANES, Held, Waiting, WorkerRecord, class_of, tenant_of
+from stoker.store.records import LANES, Held, Waiting, WorkerRecord, class_of, parse_tail, tenant_of
 
 MOST_ACTIVE = 1024
 """Lanes of tenants that a look at the queue knows of; where more are in use, some by chance."""
@@ -229,9 +229,10 @@ def _waiting(lane: str, entries: Any, padded: bool, expected: Mapping[str, int])
     waiting = []
     for data, score in scored(entries):
         member = data.decode()
-        request_id, prompt, most, exact = member.split(":")
-        tokens = 0 if padded else int(most)
-        waiting.append(Waiting(request_id, lane, member, score, int(prompt), tokens, exact[0] == "x", answer))
+        request_id, _, tail = member.partition(":")
+        prompt, most, exact, affinity = parse_tail(tail)
+        tokens = 0 if padded else most
+        waiting.append(Waiting(request_id, lane, member, score, prompt, tokens, exact, answer, affinity))
     return waiting
 
 

@@ -20,7 +20,7 @@ local MOST_TERM = 1e15 -- 30 years: with it, scores still are exact
 local stamp = string.format('%016.0f', now)
 
 -- As HEADER, without the fields that nothing here asks for.
-local ASKED = '^1|[%w._~-]+|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|((%d+):(%d+):[xe]s?)|(%d+)|[%w._~-]*|[01]|[%w._~-]*|'
+local ASKED = '^1|[%w._~-]+|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|((%d+):(%d+):[xe]%x*s?)|(%d+)|[%w._~-]*|[01]|[%w._~-]*|'
 local digests, classes, tenants, lives, terms, tails, tokens, sizes = {}, {}, {}, {}, {}, {}, {}, {}
 local keys, seen, twice, owned, dated, tokens_asked, bytes_asked = {}, {}, false, false, false, 0, 0
 for i = 1, n do
@@ -28,7 +28,7 @@ for i = 1, n do
   local digest, class, tenant, timeout, term, tail, prompt, most, bytes = match(head, ASKED)
   -- What others read out of a lane must be of their form: one bad id or an infinite score would stop the scheduler.
   if not is_name(id) then return redis.error_reply('BADID of request ' .. i) end
-  if not digest or #head > 496 or not CLASSES[class] or #tenant > 128 or #tail > 24 then
+  if not digest or #head > 496 or not CLASSES[class] or #tenant > 128 or #tail > 32 then
     return redis.error_reply('BADHEADER of ' .. id)
   end
   digests[i], classes[i], tenants[i], tails[i] = digest, class, tenant, tail

@@ -1,7 +1,8 @@
 -- The client's header and the flight record: text fields in a fixed order between `|`.
 -- payload:<id> = <acceptance time, 16 digits> 1|nonce|digest|class|tenant|timeout|term|tail|bytes|reply|stream|link| msgpack
--- tail = <prompt tokens>:<max_tokens>:<x or e>, with an s behind it where the request may be displaced; timeout and term in microseconds; link: the id that this one retries.
-local HEADER = '^1|([%w._~-]+)|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|(%d+:%d+:[xe]s?)|(%d+)|([%w._~-]*)|([01])|([%w._~-]*)|'
+-- tail = <prompt tokens>:<max_tokens>:<x or e>, behind it 8 hex digits where the request has an affinity key, and an s where it may be displaced;
+-- timeout and term in microseconds; link: the id that this one retries.
+local HEADER = '^1|([%w._~-]+)|(%w+)|(%l+)|([%w._~-]*)|(%d+)|(%d+)|(%d+:%d+:[xe]%x*s?)|(%d+)|([%w._~-]*)|([01])|([%w._~-]*)|'
 local STAMP = 16
 local HEAD = STAMP + 496
 
