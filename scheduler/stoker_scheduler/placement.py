@@ -255,7 +255,7 @@ class Homes:
         """Return the names that a key prefers of all live workers, also of those that may get nothing now."""
         if fleet is not self._fleet:
             self._fleet = fleet
-            self._observe([worker.worker for worker in fleet if worker.state == "live"])
+            self._observe(sorted({worker.worker for worker in fleet if worker.state == "live"}))
         found = self._found.get(key)
         if found is None:
             if len(self._found) >= MOST_KEYS:
@@ -267,7 +267,7 @@ class Homes:
     def _observe(self, names: list[str]) -> None:
         if names != self._names:
             self._names, self._found = names, {}
-            self._hashes = [(*_hash_of(name), name) for name in sorted(set(names))]
+            self._hashes = [(*_hash_of(name), name) for name in names]
 
 
 def _hash_of(name: str) -> tuple[int, int]:

@@ -72,6 +72,13 @@ def test_a_prompt_alone_goes_where_more_tokens_are_done() -> None:
     assert went.record.worker == "w000"
 
 
+def test_an_idle_padded_fleet_gives_a_request_to_the_worker_whose_batch_ends_sooner() -> None:
+    fleet = [replace(worker(name), mode="padded", cache="rect") for name in "ab"]
+    known = {"a:1-x": Speed(2000.0, 0.5), "b:1-x": Speed(1000.0, 0.1)}
+    [went] = hand_out(LoadBalancer(CONFIG).places(fleet, known), [request("r", 100)])
+    assert went.record.worker == "b"
+
+
 def test_a_worker_of_which_nothing_is_known_counts_like_the_median() -> None:
     fleet = [worker(name) for name in "abcd"]
     known = {"a:1-x": Speed(1.0, 0.3), "b:1-x": Speed(20.0, 0.1), "c:1-x": Speed(300.0, 0.2)}
@@ -121,6 +128,22 @@ def test_two_choices_give_workers_that_differ_their_shares() -> None:
     tokens = held(places)
     assert sum(tokens[::2]) / sum(tokens) == pytest.approx(2 / 3, rel=0.05)
     assert max(place.drain_s() for place in places) < 1.5 * sum(tokens) / (128 * 3000)
+
+
+def test_few_fast_workers_among_many_slow_ones_get_their_share_of_two_choices() -> None:
+    places = places_of([Speed(1000.0)] * 16 + [Speed(100.0)] * 240)
+    hand_out(places, [request(f"r{number}") for number in range(4000)])
+    tokens = held(places)
+    assert sum(tokens[:16]) / sum(tokens) == pytest.approx(0.4, rel=0.1)
+
+
+def test_the_two_choices_are_two_workers() -> None:
+    # One has half of the rate, so it is drawn nearly always; it is also the busiest by far.
+    places = places_of([Speed(64_000.0)] + [Speed(1000.0)] * 64)
+    for _ in range(100):
+        places["w000:1-x"].give(640_000)
+    went = [LoadBalancer(CONFIG).choose(places, request(f"r{number}"), 100) for number in range(200)]
+    assert sum(place is places["w000:1-x"] for place in went) <= 4
 
 
 def test_a_choice_of_many_looks_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +245,7 @@ def test_a_key_is_never_sent_to_a_worker_without_room_or_a_shut_one() -> None:
     home = _homes(4, 9)[0]
     fleet = [worker(f"w{number:03}", rows=1) for number in range(4)]
     balancer = LoadBalancer(CONFIG)
-    places = balancer.places(fleet, {}, shut={f"{home}:1-x"})
+    places = balancer.places(fleet, {one.inc: Speed(1e6) for one in fleet}, shut={f"{home}:1-x"})
     place = balancer.choose(places, request("r", affinity=9), 100)
     assert place is not None
     assert place.record.worker == _homes(4, 9)[1]
@@ -258,7 +281,7 @@ def test_keys_spread_evenly_over_workers_whatever_their_names() -> None:
 
 def batches_of(
     fleet: Sequence[WorkerRecord], waiting: Sequence[Waiting], speeds: Sequence[Speed]
-) -> dict[str, list[str]]:
+) -> list[tuple[str, list[str]]]:
     hand = Round(
         waiting,
         fleet,
@@ -270,9 +293,9 @@ def batches_of(
         now_us=0,
         speeds={one.inc: speed for one, speed in zip(fleet, speeds, strict=True)},
     )
-    went: dict[str, list[str]] = {}
+    went = []
     while chosen := hand.next():
-        went.setdefault(chosen[0].worker, []).extend(one.id for one in chosen[1].requests)
+        went.append((chosen[0].worker, [one.id for one in chosen[1].requests]))
         hand.done(*chosen, more=True)
     return went
 
@@ -280,8 +303,8 @@ def batches_of(
 def test_a_burst_is_shared_by_speed_and_keeps_its_order_at_each_worker() -> None:
     fleet = [worker("a"), worker("b")]
     went = batches_of(fleet, [request(f"{number:03}") for number in range(90)], [Speed(2000.0), Speed(1000.0)])
-    assert (len(went["a"]), len(went["b"])) == (60, 30)
-    assert went["a"] == sorted(went["a"])
+    assert {name: len(ids) for name, ids in went} == {"a": 60, "b": 30}
+    assert all(ids == sorted(ids) for _, ids in went)
 
 
 def test_what_a_worker_was_to_get_goes_elsewhere_once_it_refuses() -> None:
@@ -311,7 +334,7 @@ def test_what_a_worker_was_to_get_goes_elsewhere_once_it_refuses() -> None:
 def test_a_padded_burst_is_shared_by_speed() -> None:
     fleet = [replace(worker(name), mode="padded", cache="rect", budget=100_000) for name in "ab"]
     went = batches_of(fleet, [request(f"{number:03}") for number in range(90)], [Speed(2000.0), Speed(1000.0)])
-    assert (len(went["a"]), len(went["b"])) == (60, 30)
+    assert [(name, len(ids)) for name, ids in went] == [("a", 60), ("b", 30)]
 
 
 def test_requests_of_one_key_in_a_burst_go_together() -> None:
@@ -319,5 +342,5 @@ def test_requests_of_one_key_in_a_burst_go_together() -> None:
     waiting = [request(f"{number:03}", 10, affinity=number % 3) for number in range(30)]
     went = batches_of(fleet, waiting, [Speed(1e6)] * 4)
     for key in range(3):
-        [home] = {name for name, ids in went.items() if any(int(one) % 3 == key for one in ids)}
+        [home] = {name for name, ids in went if any(int(one) % 3 == key for one in ids)}
         assert home == _homes(4, key)[0]

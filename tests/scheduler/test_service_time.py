@@ -137,3 +137,54 @@ def test_a_worker_that_starts_again_is_learned_anew() -> None:
     again = replace(WORKER, inc="w:2-y")
     learner.observe([again])
     assert learner.times.forecast([again]) is None
+
+
+# --- how quick workers are --------------------------------------------------------------------------------------------
+
+
+def scaled(factor: float) -> dict[str, float]:
+    return {name: factor * price for name, price in PRICES.items()}
+
+
+def test_a_worker_twice_as_fast_has_twice_the_speed_however_little_it_does() -> None:
+    learner = Learner()
+    learner.times.dispatched([(PROMPT, ANSWER)])
+    idle, busy = list(heartbeats(40, scaled(0.5), seed=2)), list(heartbeats(40, PRICES))
+    for lately, figures in enumerate(busy):
+        # The fast one does a quarter of the other's work.
+        learner.observe([replace(WORKER, figures=figures), replace(WORKER, inc="f:1-x", figures=idle[lately // 4])])
+    slow, fast = learner.times.speeds["w:1-x"], learner.times.speeds["f:1-x"]
+    assert fast.tokens_per_s == pytest.approx(2 * slow.tokens_per_s, rel=0.1)
+    assert fast.answer_s == pytest.approx(slow.answer_s / 2, rel=0.1)
+    assert slow.answer_s == pytest.approx(0.005, rel=0.1)
+
+
+def test_a_worker_without_a_step_has_the_median_prices_and_its_own_room() -> None:
+    learner = Learner()
+    fleet = [replace(WORKER, inc=f"{name}:1-x", worker=name) for name in "abc"]
+    for beats in zip(*(heartbeats(30, scaled(factor)) for factor in (1, 2, 5)), strict=True):
+        learner.observe([replace(one, figures=figures) for one, figures in zip(fleet, beats, strict=True)])
+    alike, small = replace(WORKER, inc="new:1-x"), replace(WORKER, inc="small:1-x", rows=2)
+    learner.times.observe([*fleet, alike, small])
+    speeds = learner.times.speeds
+    assert speeds["new:1-x"].tokens_per_s == pytest.approx(speeds["b:1-x"].tokens_per_s, rel=0.05)
+    assert speeds["small:1-x"].tokens_per_s < speeds["new:1-x"].tokens_per_s / 2
+
+
+def test_before_anything_is_measured_all_are_alike_and_who_leaves_is_forgotten() -> None:
+    learner = Learner()
+    learner.observe([WORKER, replace(WORKER, inc="o:1-x")])
+    assert learner.times.speeds["w:1-x"] == learner.times.speeds["o:1-x"]
+    learner.observe([WORKER])
+    assert set(learner.times.speeds) == {"w:1-x"}
+
+
+def test_answers_shorter_than_asked_for_make_own_steps_shorter() -> None:
+    found = {}
+    for asked in (ANSWER, 4 * ANSWER):
+        learner = Learner()
+        learner.times.dispatched([(PROMPT, asked)])
+        for figures in [{}, *heartbeats(30, PRICES)]:
+            learner.observe([replace(WORKER, figures=figures)])
+        found[asked] = learner.times.speeds["w:1-x"].answer_s
+    assert found[4 * ANSWER] == pytest.approx(found[ANSWER] / 4, rel=0.05)

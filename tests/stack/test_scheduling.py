@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from helpers import wait_until
 from stack_processes import Stack
 from stoker import Client, InferenceRequest, RequestExpired, RequestFailed, RequestPriority
+from stoker.store import lookups
+from stoker.store.connection import Store
 from stoker_workers.engine import Tokens, Work
 from stoker_workers.engines.sim import SimEngine, load_profile
 
@@ -104,6 +109,35 @@ def test_two_workers_share_the_work(stack: Stack, client: Client) -> None:
     jobs = client.submit_many([InferenceRequest(prompt_tokens=[i], max_tokens=20) for i in range(40)])
     shares = [job.result(timeout=30).worker for job in jobs]
     assert 15 <= shares.count("one") <= 25
+
+
+def test_of_two_workers_that_were_measured_the_faster_one_answers(stack: Stack, client: Client, tmp_path: Path) -> None:
+    """LoadBalancer and ServiceTimes: the speeds that the leader fits to heartbeats decide."""
+    stack.scheduler()
+    for name, base_ms in (("slow", 20), ("fast", 4)):
+        profile = tmp_path / f"{name}.json"
+        profile.write_text(json.dumps({"base_ms": base_ms, "prefill_ms": 0.001, "row_ms": 0, "resident_ms": 0}))
+        stack.worker(name, "--profile", str(profile))
+    requests = [InferenceRequest(prompt_tokens=[1], max_tokens=20) for _ in range(40)]
+
+    def measured() -> bool:
+        for job in client.submit_many(requests):
+            job.result(timeout=30)
+        speeds = {inc.partition(":")[0]: speed[1] for inc, speed in read_speeds(stack).items()}
+        return len(speeds) == 2 and speeds["slow"] > 3 * speeds["fast"]
+
+    wait_until(measured, 30)
+    shares = [job.result(timeout=30).worker for job in client.submit_many(requests)]
+    assert shares.count("fast") > 30
+
+
+def read_speeds(stack: Stack) -> Mapping[str, tuple[float, float]]:
+    """Return what the leader says of its workers."""
+    store = Store(stack.config)
+    try:
+        return store.read(lookups.overview(store.keys)).speeds
+    finally:
+        store.close()
 
 
 def test_no_worker_gets_more_rows_than_it_has(stack: Stack, client: Client) -> None:
