@@ -104,7 +104,7 @@ class Config(BaseSettings):
     batch_prefill_tokens: int = Field(
         64, ge=1, description="prompt tokens of BATCH that a worker takes up a step, on average, while it leaves room"
     )
-    preempt_ms: int = Field(1000, ge=0, description="how long what was preempted runs undisturbed")
+    preempt_ms: int = Field(1000, ge=0, description="how long what was preempted runs undisturbed; doubles each time")
     max_queue_delay_ms: int = Field(50, ge=0, description="how long a padded batch may wait to become fuller")
 
     breaker_faults: int = Field(5, ge=1, description="worker faults within the window that open its circuit")

@@ -23,10 +23,14 @@ Long enough to smooth over batches, short enough that an unused share can't be s
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What waits, in the order to consider it, and what no registered worker could hold."""
+    """What waits, in the order to consider it, and what no registered worker could hold.
+
+    `urgent`: the ids of CRITICAL that its share lets pass everybody.
+    """
 
     requests: tuple[Waiting, ...]
     unholdable: tuple[Waiting, ...]
+    urgent: Set[str] = frozenset()
 
 
 class RequestQueue:
@@ -74,7 +78,8 @@ class RequestQueue:
         largest = largest_capacity(workers)
         critical, passed_over = _split(critical, largest)
         others, also_passed_over = _split(others, largest)
-        return Order(tuple(self._merge(critical, others)), (*passed_over, *also_passed_over))
+        merged, urgent = self._merge(critical, others)
+        return Order(tuple(merged), (*passed_over, *also_passed_over), urgent)
 
     def share(self, waiting: Mapping[str, int], depth: int) -> dict[str, int]:
         """Take in how many wait in each lane; returns the tenants' lanes to read, and how many entries of each.
@@ -116,12 +121,13 @@ class RequestQueue:
             self._all_tokens += request.cost
             self._critical_tokens += 0 if class_rank(request.lane) else request.cost
 
-    def _merge(self, critical: list[Waiting], others: list[Waiting]) -> list[Waiting]:
+    def _merge(self, critical: list[Waiting], others: list[Waiting]) -> tuple[list[Waiting], set[str]]:
         critical.sort(key=_score)
         others.sort(key=_score)
         # The scores say when a class has its turns, the shares whose they are.
         others_turns, others = others, self.shares.fair(others)
         merged: list[Waiting] = []
+        passing: set[str] = set()
         i = 0
         critical_tokens, all_tokens = self._critical_tokens, self._all_tokens
         for turn, urgent in zip(critical, self.shares.fair(critical), strict=True):
@@ -130,10 +136,12 @@ class RequestQueue:
                 merged.append(others[i])
                 all_tokens += others[i].cost
                 i += 1
+            if self._within(critical_tokens, all_tokens):
+                passing.add(urgent.id)
             merged.append(urgent)
             critical_tokens += urgent.cost
             all_tokens += urgent.cost
-        return merged + others[i:]
+        return merged + others[i:], passing
 
     def _within(self, critical_tokens: float, all_tokens: float) -> bool:
         return self._share > 0 and critical_tokens <= self._share * all_tokens

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import structlog
 
@@ -55,7 +55,7 @@ class Scheduler:
     2. Sleeps on the bell, or until something is due; then reads the queue in one round trip and acts on it:
     3. takes back what dead workers hold, ends delays and deadlines,
     4. orders what waits (RequestQueue), picks workers (LoadBalancer, HealthMonitor), forms batches (DynamicBatcher);
-    5. keeps a reserve from BATCH, and asks workers for rows of BATCH where others find no room (Reserve, Preemption);
+    5. keeps a reserve from BATCH, and asks workers for rows where better requests find no room (Reserve, Preemption);
     6. halves sets of suspects on a worker of their own; fails what no worker could ever hold.
     """
 
@@ -75,6 +75,8 @@ class Scheduler:
         self._reserve = Reserve(config)
         self._preemption = Preemption(config)
         self._offline = True  # until a view says that there is none
+        self._urgent = False  # whether a request that may take rows of every class waits for one
+        self._named = False  # whether the view says which requests workers hold
         self._metrics = MetricsCollector(config)
         self._instruments = Instruments()
         self._store.timed = self._instruments.timed
@@ -165,6 +167,7 @@ class Scheduler:
     async def _read_view(self) -> QueueView:
         depth = _depth(self._known)
         keys = self._store.keys
+        self._named = self._offline or self._urgent
         view = await self._store.read(
             views.queue_view(
                 keys,
@@ -172,7 +175,7 @@ class Scheduler:
                 known=self._known,
                 expected=self._expected,
                 shared=self._shared,
-                members=self._offline,
+                members=self._named,
             )
         )
         await self._read_tenants(view, depth)
@@ -265,14 +268,19 @@ class Scheduler:
             took += self._account(batch, worker, answer, view.now_us)
             hand.done(worker, batch, more=answer.word == "OK" and "FULL" not in answer.words)
         open_workers = [worker for worker in hand.fleet if worker.inc not in shut]
-        if self._offline and await self._make_room(hand.unplaced(), open_workers, view):
+        if await self._make_room(hand.unplaced(), order.urgent, open_workers, view):
             return 0.0
         more = any(len(view.lanes[lane]) >= asked for lane, asked in view.asked.items())
         return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
 
-    async def _make_room(self, blocked: list[Waiting], workers: list[WorkerRecord], view: QueueView) -> bool:
-        """Ask workers for rows of BATCH that `blocked` need; returns whether that made room."""
-        chosen = self._preemption.choose(blocked, workers, view.held, view.now_us) if blocked else {}
+    async def _make_room(
+        self, blocked: list[Waiting], urgent: Set[str], workers: list[WorkerRecord], view: QueueView
+    ) -> bool:
+        """Ask workers for rows that `blocked` need; returns whether to look again at once."""
+        self._urgent = any(request.id in urgent for request in blocked)
+        if not self._named:
+            return self._urgent
+        chosen = self._preemption.choose(blocked, urgent, workers, view.held, view.now_us) if blocked else {}
         asked = 0
         for inc, keys in chosen.items():
             words = await self._store.run(scripts.make_room(self._leadership.token, inc, keys))

@@ -272,3 +272,25 @@ def test_a_burst_after_an_idle_time_takes_rows_of_the_batch_which_all_end() -> N
     assert found[8] <= 1.3 * wanted[8]
     kept = replace(policies(CONFIG, "continuous")["stoker"], preemption=None)
     assert first_tokens_ms(Replay(beside, BESIDE, kept, CONFIG).to_end(), beside)[8] > 2 * wanted[8]
+
+
+def test_a_critical_request_takes_the_row_of_another_which_waits_again_and_ends() -> None:
+    many = [Arrival(0.0, 200, 300, 300, tenant="users", timeout=60)] * 40
+    arrivals = [*many, *(Arrival(2 + number / 2, 50, 10, 10, RequestPriority.CRITICAL) for number in range(4))]
+    run = replayed(arrivals, BESIDE)
+    assert run.outcomes[COMPLETED] == len(arrivals)
+    assert all(fate.begun_s - fate.queued_s < 0.002 for fate in run.fates[len(many) :])
+    alone = replayed(many, BESIDE).fates
+    later = [fate.ended_s - other.ended_s for fate, other in zip(run.fates, alone, strict=False)]
+    assert 0.2 < max(later) < 3
+    kept = replace(policies(CONFIG, "continuous")["stoker"], preemption=None)
+    waited = Replay(arrivals, BESIDE, kept, CONFIG).to_end().fates[len(many) :]
+    assert max(fate.begun_s - fate.queued_s for fate in waited) > 0.1
+
+
+def test_a_deadline_holds_for_a_preempted_request_that_waits_again() -> None:
+    rows = [Arrival(0.0, 200, 300, 300, timeout=2.1)] * 32
+    urgent = [Arrival(2.0, 50, 300, 300, RequestPriority.CRITICAL)] * 2
+    run = replayed([*rows, *urgent], BESIDE)
+    ended = sorted(fate.ended_s for fate in run.fates[:32] if fate.outcome == EXPIRED)
+    assert ended[:2] == pytest.approx([2.1, 2.1], abs=0.002)

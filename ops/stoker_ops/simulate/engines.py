@@ -64,6 +64,12 @@ class VirtualEngine(Protocol):
     def give(self, row: Row) -> None:
         """Take a row in; the next `begin` looks at it."""
 
+    def leave(self, place: int) -> None:
+        """Let a row go as soon as it can; `gone` gives it."""
+
+    def gone(self) -> list[Row]:
+        """Take the rows that were let go."""
+
     def begin(self, now: float) -> float | None:
         """Start to run at `now`; returns when it ends, None where there is nothing to run."""
 
@@ -251,6 +257,13 @@ class PaddedEngine:
         name = str(row.place)
         self._rows[name] = row
         self._batches.admit(Work(id=name, batch=row.batch), row.cost)
+
+    def leave(self, place: int) -> None:
+        """Keep it: a batch runs to its end, and nobody asks for its rows."""
+
+    def gone(self) -> list[Row]:
+        """Return nothing: no row is let go."""
+        return []
 
     def begin(self, now: float) -> float | None:
         """Start the next batch."""

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, field, replace
 
 from stoker.config import Config
 from stoker.store.codec import class_term_us
-from stoker.store.records import Held, Waiting, WorkerRecord, lane_of, tenant_of
+from stoker.store.records import CLASSES, Held, Waiting, WorkerRecord, class_of, lane_of, tenant_of
 from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tally, VirtualEngine
 from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.traces import Arrival
@@ -31,6 +31,8 @@ START_US = 1_000_000_000
 
 H100_8B = Profile(base_ms=7.0, prefill_ms=0.032, row_ms=0.02, resident_ms=0.00005)
 """A model of 8 billion parameters in bfloat16 on one H100, out of the card's data sheet: see docs/simulate.md."""
+
+CRITICAL = CLASSES[0]
 
 COMPLETED, EXPIRED, REFUSED = "completed", "expired", "refused"
 
@@ -89,7 +91,7 @@ class Replay:
        `overhead_ms` after what calls for it: a submit, rows that left, a linger that is over, a deadline.
     3. A worker begins what it got at its next step, or with its next batch.
     4. A request is past its deadline where it waits, or when its answer comes too late.
-    5. BATCH has what the reserve leaves; a row that is preempted leaves at the end of the step, and waits again.
+    5. BATCH has what the reserve leaves. A row that is preempted leaves at the end of the step, and waits again.
     """
 
     def __init__(self, arrivals: Sequence[Arrival], setup: Setup, policy: Policy, config: Config) -> None:
@@ -101,9 +103,10 @@ class Replay:
         self._fleet = [_record(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
         self._held_rows = [0] * setup.workers
         self._held_tokens = [0] * setup.workers
-        self._offline: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows of BATCH that stay
-        self._requests: dict[str, Waiting] = {}  # all of BATCH that are not done
-        self._preempted: set[str] = set()
+        self._held: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows that stay
+        self._offline_rows = 0
+        self._requests: dict[str, Waiting] = {}  # all that are not done
+        self._begins: Counter[str] = Counter()
         self._prices = Prices(*astuple(setup.profile))
         self._changed: set[int] = set()  # the workers whose records are not up to date
         self._places = {record.inc: number for number, record in enumerate(self._fleet)}
@@ -155,13 +158,18 @@ class Replay:
             return
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
-        deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
         request = Waiting(name, lane, name, now_us + term_us, arrival.prompt_tokens, answer, True)
-        if request.offline:
-            self._requests[name] = request
-            self._rows[name].offline = True
+        self._requests[name] = request
+        self._rows[name].offline = request.offline
+        self._wait(request, now_us)
+
+    def _wait(self, request: Waiting, now_us: float) -> None:
+        """Let a request wait, until its deadline."""
+        place = int(request.id)
+        timeout = self._arrivals[place].timeout
+        deadline_us = None if timeout is None else START_US + (self.run.fates[place].queued_s + timeout) * 1e6
         self._backlog.add(request, deadline_us)
-        self._wake(now_us + setup.overhead_ms * 1000)
+        self._wake(now_us + self._setup.overhead_ms * 1000)
 
     def _too_late(self, arrival: Arrival, score: float, answer: int) -> bool:
         """Return whether the forecast rules out that the request is done in its time."""
@@ -180,7 +188,7 @@ class Replay:
         self.run.outcomes[outcome] += 1
         if outcome != REFUSED:
             del self._rows[str(number)]
-            self._requests.pop(str(number), None)
+            del self._requests[str(number)]
 
     def _end_run(self, worker: int, now_us: float) -> None:
         """Settle what ended at a worker, and let it go on."""
@@ -204,17 +212,16 @@ class Replay:
 
     def _release(self, worker: int, name: str, cost: int) -> None:
         """Free what a row holds, but for one whose room was given away before."""
-        offline = self._offline[worker].pop(name, None)
-        if offline or name not in self._requests:
+        if member := self._held[worker].pop(name, None):
+            self._offline_rows -= member.offline
             self._held_tokens[worker] -= cost
             self._held_rows[worker] -= 1
 
     def _begin(self, worker: int, now_us: float) -> None:
         engine = self._engines[worker]
         ends_ms = engine.begin(now_us / 1000)
-        for row in engine.gone() if isinstance(engine, ContinuousEngine) else ():
-            self._backlog.add(self._requests[str(row.place)], None)
-            self._wake(now_us + self._setup.overhead_ms * 1000)
+        for row in engine.gone():
+            self._wait(self._requests[str(row.place)], now_us)
         self._busy_until[worker] = None
         if ends_ms is not None:
             self._end_at(worker, ends_ms * 1000)
@@ -256,7 +263,7 @@ class Replay:
         most = DEPTH[self._setup.mode]
         free = self._fleet[0].rows * self._setup.workers - sum(self._held_rows)
         if self._policy.preemption:
-            free += sum(map(len, self._offline))
+            free += sum(self._held_rows) if self._backlog.waits(CRITICAL) else self._offline_rows
         return min(most, free + BLOCKED_HEADS) if free and self._setup.mode == "continuous" else most * (free > 0)
 
     def _dispatch(self, heads: dict[str, list[Waiting]], depth: int, now_us: float) -> int:
@@ -264,9 +271,9 @@ class Replay:
         self._read_records()
         began, policy = time.process_time(), self._policy
         fleet = self._fleet if policy.refill else [replace(one, accepting=not one.held_rows) for one in self._fleet]
-        order = policy.queue.order(heads, fleet).requests
+        order = policy.queue.order(heads, fleet)
         hand = Round(
-            order,
+            order.requests,
             fleet,
             balancer=policy.balancer,
             batcher=policy.batcher,
@@ -274,7 +281,7 @@ class Replay:
             probing=frozenset(),
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=int(now_us),
-            rooms=self._rooms(order, int(now_us)),
+            rooms=self._rooms(order.requests, int(now_us)),
         )
         handed: list[tuple[WorkerRecord, Batch]] = []
         while chosen := hand.next():
@@ -285,9 +292,10 @@ class Replay:
         self._deliver(handed, depth, now_us)
         if hand.linger_us:
             self._wake(now_us + hand.linger_us)
-        if policy.preemption and any(self._offline) and (blocked := hand.unplaced()):
-            held = {record.inc: list(self._offline[place].values()) for record, place in self._by_place()}
-            leaving = policy.preemption.choose(blocked, hand.fleet, held, int(now_us))
+        blocked = hand.unplaced() if policy.preemption else []
+        if policy.preemption and (self._offline_rows or any(request.id in order.urgent for request in blocked)):
+            held = {record.inc: list(self._held[place].values()) for record, place in self._by_place()}
+            leaving = policy.preemption.choose(blocked, order.urgent, hand.fleet, held, int(now_us))
             if self._make_room(leaving, now_us):
                 self._wake(now_us)
         return sum(len(batch.requests) for _, batch in handed)
@@ -302,35 +310,27 @@ class Replay:
         return self._policy.reserve.rooms(self._fleet, lambda _: self._prices, now_us)
 
     def _make_room(self, chosen: Mapping[str, Sequence[Key]], now_us: float) -> bool:
-        """Free the room of rows of BATCH, as `make_room` does; they leave when their step ends."""
-        asked = 0
+        """Free the room of rows, as `make_room` does; they leave when their step ends."""
         for inc, keys in chosen.items():
             worker = self._places[inc]
-            engine = self._engines[worker]
             for name, _ in keys:
-                ran_us = now_us - self._offline[worker][name].since_us
-                spared = name in self._preempted and ran_us < self._config.preempt_ms * 1000
-                if spared or not isinstance(engine, ContinuousEngine):
-                    continue
                 self._release(worker, name, self._rows[name].cost)
-                self._preempted.add(name)
-                engine.leave(self._rows[name].place)
-                asked += 1
+                self._engines[worker].leave(self._rows[name].place)
             self._changed.add(worker)
             self._cut(worker, now_us)
-        return asked > 0
+        return bool(chosen)
 
     def _read_records(self) -> None:
         """Bring the records up to what workers hold."""
         for worker in self._changed:
             held_rows, held_tokens = self._held_rows[worker], self._held_tokens[worker]
-            offline = self._offline[worker].values()
+            offline = [member.cost for member in self._held[worker].values() if member.offline]
             self._fleet[worker] = replace(
                 self._fleet[worker],
                 held_rows=held_rows,
                 held_tokens=held_tokens,
                 batch_rows=len(offline),
-                batch_tokens=sum(member.cost for member in offline),
+                batch_tokens=sum(offline),
             )
         self._changed.clear()
 
@@ -347,8 +347,10 @@ class Replay:
             for request in batch.requests:
                 row = self._rows[request.id]
                 row.batch = str(self.run.batches)
-                if row.offline:
-                    self._offline[worker][request.id] = Held(request.id, row.batch, row.cost, int(now_us), True)
+                held = (row.batch, row.cost, int(now_us), class_of(request.lane), self._begins[request.id])
+                self._held[worker][request.id] = Held(request.id, *held)
+                self._begins[request.id] += 1
+                self._offline_rows += row.offline
                 if math.isnan(self.run.fates[row.place].begun_s):
                     self.run.fates[row.place].begun_s = _seconds(now_us)
                 self._engines[worker].give(row)

@@ -6,7 +6,7 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Set
 
-from stoker.store.records import Waiting
+from stoker.store.records import Waiting, class_of
 
 COMPACT = 4096
 """Entries before a lane's first one that are kept until it is compacted."""
@@ -76,6 +76,10 @@ class Backlog:
     def sizes(self) -> dict[str, int]:
         """Return how many wait in each lane that has any."""
         return {name: len(lane) for name, lane in self._lanes.items() if len(lane)}
+
+    def waits(self, name: str) -> bool:
+        """Return whether any request of a class waits."""
+        return any(class_of(lane) == name and len(entries) for lane, entries in self._lanes.items())
 
     def heads(self, pages: Mapping[str, int]) -> dict[str, list[Waiting]]:
         """Return the first entries of lanes, of each as many as `pages` says."""
