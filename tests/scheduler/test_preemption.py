@@ -64,6 +64,7 @@ def test_a_critical_request_takes_the_latest_row_of_the_lowest_class_wherever_it
         "x": [held("d", "low", ago_s=9), held("e", "low", ago_s=8), held("f", "normal", ago_s=1)],
     }
     workers = [worker("w", rows=3), worker("x", rows=3)]
+    assert choose([urgent(f"x{i}") for i in range(2)], workers, rows) == {"x": ["e", "d"]}
     expected = {"x": ["e", "d", "f"], "w": ["b", "a"]}
     assert choose([urgent(f"x{i}") for i in range(9)], workers, rows) == expected
 
@@ -76,6 +77,8 @@ def test_rows_that_ran_least_go_first_whichever_worker_has_them() -> None:
 def test_only_critical_within_its_share_takes_rows_of_other_classes_than_batch() -> None:
     rows = [held(name, lane) for name, lane in zip("abcd", ("high", "normal", "low", "suspect"), strict=True)]
     assert choose([waiting("x", lane="high")], [worker()], {"w": rows}) == {}
+    high = [waiting("x", lane="high"), waiting("y", lane="high")]
+    assert choose(high, [worker()], {"w": [held("o"), *rows[1:]]}) == {"w": ["o"]}
     loaded = replace(worker(), held_rows=4, held_tokens=40)
     beyond = [waiting("x", lane="critical")]
     assert Preemption(Config()).choose(beyond, set(), [loaded], {"w": rows}, NOW) == {}
