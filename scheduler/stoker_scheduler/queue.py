@@ -40,6 +40,7 @@ class RequestQueue:
        `arrival + W[class]` a later arrival of class q passes a request of class p only within W[p] - W[q].
     2. Take CRITICAL before the merge while it had at most `critical_share` of the tokens dispatched lately, and by its
        score beyond that. This holds for every prefix of an order, so it does not matter how much of it is dispatched.
+       What it had while nobody else waited is not held against it: it took nothing from anyone.
     3. Leave out the lanes that are held back; what they hold hides nothing.
     4. Keep suspects apart: they are never in an order with clean work.
     5. Pass over what no registered worker could hold even when empty, so that it stops nothing behind it.
@@ -56,6 +57,7 @@ class RequestQueue:
         self._critical_tokens = 0.0
         self._all_tokens = 0.0
         self._faded_us = 0
+        self._passes = True  # until an order says that CRITICAL waits alone
 
     def order(
         self,
@@ -78,6 +80,7 @@ class RequestQueue:
         largest = largest_capacity(workers)
         critical, passed_over = _split(critical, largest)
         others, also_passed_over = _split(others, largest)
+        self._passes = bool(others)
         merged, urgent = self._merge(critical, others)
         return Order(tuple(merged), (*passed_over, *also_passed_over), urgent)
 
@@ -119,7 +122,7 @@ class RequestQueue:
         self.shares.hand_out(requests)
         for request in requests:
             self._all_tokens += request.cost
-            self._critical_tokens += 0 if class_rank(request.lane) else request.cost
+            self._critical_tokens += request.cost if self._passes and not class_rank(request.lane) else 0
 
     def _merge(self, critical: list[Waiting], others: list[Waiting]) -> tuple[list[Waiting], set[str]]:
         critical.sort(key=_score)
