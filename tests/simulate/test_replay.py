@@ -12,7 +12,7 @@ from stoker import RequestPriority
 from stoker.config import Config
 from stoker_ops.simulate.figures import Objective, fairness, figures, percentiles
 from stoker_ops.simulate.policies import FifoBatcher, policies
-from stoker_ops.simulate.replay import COMPLETED, EXPIRED, H100_8B, REFUSED, Fate, Replay, Run, Setup
+from stoker_ops.simulate.replay import COMPLETED, DISPLACED, EXPIRED, H100_8B, REFUSED, Fate, Replay, Run, Setup
 from stoker_ops.simulate.traces import Arrival
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import DynamicBatcher
@@ -224,6 +224,16 @@ def test_fairness_is_one_for_equal_tenants_and_less_where_one_waits() -> None:
     waited = (Arrival(0, 1, 1, 1, tenant="b"), Fate(COMPLETED, 0, 0.9, 0.95, 1.0))
     assert fairness([served, (replace(served[0], tenant="b"), served[1])]) == pytest.approx(1)
     assert fairness([served, waited]) == pytest.approx((0.9 + 0.1) ** 2 / (2 * (0.9**2 + 0.1**2)))
+
+
+def test_at_the_cap_a_better_request_takes_the_place_of_the_worst_where_it_may() -> None:
+    setup = replace(SETUP, workers=1, max_num_seqs=1, max_waiting=3)
+    ranks = ("normal", "low", "high", "normal", "low", "normal", "critical")
+    arrivals = [Arrival(place / 100, 10, 50, 50, RequestPriority(rank)) for place, rank in enumerate(ranks)]
+    outcomes = [fate.outcome for fate in replayed(arrivals, setup).fates]
+    assert outcomes == [COMPLETED] * 4 + [REFUSED] * 3
+    outcomes = [fate.outcome for fate in replayed(arrivals, replace(setup, displace=True)).fates]
+    assert outcomes == [COMPLETED, DISPLACED, COMPLETED, COMPLETED, REFUSED, DISPLACED, COMPLETED]
 
 
 # --- offline beside interactive -------------------------------------------------------------------------------------

@@ -34,14 +34,15 @@ H100_8B = Profile(base_ms=7.0, prefill_ms=0.032, row_ms=0.02, resident_ms=0.0000
 
 CRITICAL = CLASSES[0]
 
-COMPLETED, EXPIRED, REFUSED = "completed", "expired", "refused"
+COMPLETED, EXPIRED, REFUSED, DISPLACED = "completed", "expired", "refused", "displaced"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """The fleet, and what a submit is held to. `overhead_ms` is from a submit or a settle to the tick that sees it.
 
-    `max_waiting`: requests that may wait, None for no cap. `check_deadlines`: refuse what can't be done in time.
+    `max_waiting`: requests that may wait, None for no cap; `displace`: whether one that finds no room there takes the
+    place of the one with the worst score. `check_deadlines`: refuse what can't be done in time.
     """
 
     mode: str
@@ -53,6 +54,7 @@ class Setup:
     kv_cache_tokens: int
     overhead_ms: float = 1.0
     max_waiting: int | None = None
+    displace: bool = False
     check_deadlines: bool = False
 
 
@@ -78,6 +80,7 @@ class Run:
     ended_s: float = 0.0
     batches: int = 0
     dispatched: int = 0
+    preempted: int = 0
     decision_s: float = 0.0
     outcomes: Counter[str] = field(default_factory=Counter)
 
@@ -147,13 +150,12 @@ class Replay:
         padded = setup.mode == "padded"
         answer = 0 if padded else max(1, arrival.max_tokens)
         cost = arrival.prompt_tokens + answer
-        full = setup.max_waiting is not None and len(self._backlog) >= setup.max_waiting
-        if full or cost > min(setup.max_model_len, self._fleet[0].capacity):
+        if cost > min(setup.max_model_len, self._fleet[0].capacity):
             self._settle(number, REFUSED, now_us)
             return
         lane = lane_of(str(arrival.priority), arrival.tenant) if self._policy.classes else "high"
         term_us = class_term_us(arrival.priority, arrival.timeout, self._config) if self._policy.classes else 0
-        if self._too_late(arrival, now_us + term_us, answer):
+        if self._too_late(arrival, now_us + term_us, answer) or not self._has_room(now_us + term_us, now_us):
             self._settle(number, REFUSED, now_us)
             return
         name = str(number)
@@ -170,6 +172,16 @@ class Replay:
         deadline_us = None if timeout is None else START_US + (self.run.fates[place].queued_s + timeout) * 1e6
         self._backlog.add(request, deadline_us)
         self._wake(now_us + self._setup.overhead_ms * 1000)
+
+    def _has_room(self, score: float, now_us: float) -> bool:
+        """Return whether a request of this score may wait, if need be in the place of a worse one."""
+        most = self._setup.max_waiting
+        if most is None or len(self._backlog) < most:
+            return True
+        displaced = self._backlog.displace(score) if self._setup.displace else None
+        if displaced:
+            self._settle(int(displaced), DISPLACED, now_us)
+        return displaced is not None
 
     def _too_late(self, arrival: Arrival, score: float, answer: int) -> bool:
         """Return whether the forecast rules out that the request is done in its time."""
@@ -313,6 +325,7 @@ class Replay:
         """Free the room of rows, as `make_room` does; they leave when their step ends."""
         for inc, keys in chosen.items():
             worker = self._places[inc]
+            self.run.preempted += len(keys)
             for name, _ in keys:
                 self._release(worker, name, self._rows[name].cost)
                 self._engines[worker].leave(self._rows[name].place)

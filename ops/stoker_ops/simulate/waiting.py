@@ -30,6 +30,10 @@ class Lane:
         """Return the first entries."""
         return self._requests[self._start : self._start + depth]
 
+    def last(self) -> Waiting:
+        """Return the last entry."""
+        return self._requests[-1]
+
     def take(self, ids: Set[str], depth: int) -> None:
         """Remove entries that are among the first `depth`."""
         head = self.head(depth)
@@ -105,6 +109,17 @@ class Backlog:
                 self._tokens -= request.cost
                 expired.append(name)
         return expired
+
+    def displace(self, score: float) -> str | None:
+        """Remove the request with the worst score, if that is worse than this one; returns its id."""
+        lanes = [entries for entries in self._lanes.values() if len(entries)]
+        worst = max((entries.last() for entries in lanes), key=_score, default=None)
+        if worst is None or worst.score <= score:
+            return None
+        self._lanes[worst.lane].remove(worst)
+        self._waiting.pop(worst.id, None)
+        self._tokens -= worst.cost
+        return worst.id
 
     def next_deadline_us(self) -> float | None:
         """Return when the next one that waits is due."""
