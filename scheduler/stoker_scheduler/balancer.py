@@ -96,6 +96,11 @@ def loaded(worker: WorkerRecord, costs: Sequence[int]) -> WorkerRecord:
     )
 
 
+def unloaded(worker: WorkerRecord, costs: Sequence[int]) -> WorkerRecord:
+    """Return `worker` as it will be read after it was asked for rows with these `costs`."""
+    return replace(worker, held_rows=worker.held_rows - len(costs), held_tokens=worker.held_tokens - sum(costs))
+
+
 def _usable(workers: Sequence[WorkerRecord], excluded: Set[str]) -> list[WorkerRecord]:
     return [worker for worker in workers if worker.available and worker.inc not in excluded]
 

@@ -8,9 +8,6 @@ from stoker.config import Config
 from stoker.store.records import BATCH, CLASSES, SUSPECT, Held, Waiting, WorkerRecord
 from stoker_scheduler.queue import charged_cost, class_rank, largest_capacity
 
-Key = tuple[str, str]
-"""A request's id and its delivery."""
-
 _OFFLINE = class_rank(BATCH)
 
 
@@ -37,16 +34,17 @@ class Preemption:
         workers: Sequence[WorkerRecord],
         held: Mapping[str, Sequence[Held]],
         now_us: int,
-    ) -> dict[str, list[Key]]:
+    ) -> dict[str, list[Held]]:
         """Return what each incarnation is to give back so that `blocked` fit; `held`: whom they hold.
 
         `urgent`: the ids of CRITICAL within its share.
         """
         largest = largest_capacity(workers)
-        places = [_Place(worker, self._askable(worker, held.get(worker.inc, ()), now_us), now_us) for worker in workers]
+        givers = filter(gives_rows, workers)
+        places = [_Place(worker, self._askable(held.get(worker.inc, ()), now_us), now_us) for worker in givers]
         if not any(place.has_offline for place in places):
             blocked = [request for request in blocked if request.id in urgent]
-        chosen: dict[str, list[Key]] = {}
+        chosen: dict[str, list[Held]] = {}
         for request in blocked:
             cost, best = charged_cost(request, largest), 1 if request.id in urgent else _OFFLINE
             options = [(going, place) for place in places if (going := place.victims(cost, best)) is not None]
@@ -55,16 +53,19 @@ class Preemption:
             going, place = min(options, key=lambda option: (option[1].loss(option[0]), option[1].inc))
             place.take(cost, going)
             if going:
-                chosen.setdefault(place.inc, []).extend((member.id, member.delivery) for member in going)
+                chosen.setdefault(place.inc, []).extend(going)
         return chosen
 
-    def _askable(self, worker: WorkerRecord, held: Sequence[Held], now_us: int) -> list[Held]:
-        if not worker.available or worker.mode != "continuous" or worker.cache != "paged":
-            return []
+    def _askable(self, held: Sequence[Held], now_us: int) -> list[Held]:
         return [one for one in held if one.cost and one.name != SUSPECT and not self._spared(one, now_us)]
 
     def _spared(self, member: Held, now_us: int) -> bool:
         return member.before > 0 and 0 <= now_us - member.since_us < self._spared_us * 2.0 ** (member.before - 1)
+
+
+def gives_rows(worker: WorkerRecord) -> bool:
+    """Return whether a worker can be asked for rows: a padded batch runs to its end, with all of them."""
+    return worker.available and worker.mode == "continuous" and worker.cache == "paged"
 
 
 class _Place:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence, Set
 from math import ceil
 from types import MappingProxyType
 
-from stoker.store.records import Waiting, WorkerRecord
-from stoker_scheduler.balancer import LoadBalancer, loaded
+from stoker.store.records import Held, Waiting, WorkerRecord
+from stoker_scheduler.balancer import LoadBalancer, loaded, unloaded
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
 from stoker_scheduler.queue import charged_cost, largest_capacity
 from stoker_scheduler.reserve import BatchRoom, held_back
@@ -96,6 +96,13 @@ class Round:
     def unplaced(self) -> list[Waiting]:
         """Return the requests of other classes than BATCH that no worker has room for, in their order."""
         return [request for request in (*self._unplaced, *self._waiting) if not request.offline]
+
+    def vacated(self, inc: str, leaving: Sequence[Held]) -> None:
+        """Take in that a worker gives these rows back, so that `next` looks at all again that found no place."""
+        costs = [row.cost for row in leaving]
+        self.fleet = [unloaded(w, costs) if w.inc == inc else w for w in self.fleet]
+        self._waiting = [*self._unplaced, *self._waiting]
+        self._unplaced = []
 
     def _keep_one(self) -> None:
         head = self._waiting.pop(0)

@@ -29,7 +29,7 @@ from stoker_scheduler.health import HealthMonitor
 from stoker_scheduler.instruments import Instruments
 from stoker_scheduler.leader import Leadership
 from stoker_scheduler.metrics import MetricsCollector
-from stoker_scheduler.preemption import Preemption
+from stoker_scheduler.preemption import Preemption, gives_rows
 from stoker_scheduler.prices import StepPrices
 from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
@@ -75,8 +75,6 @@ class Scheduler:
         self._reserve = Reserve(config)
         self._preemption = Preemption(config)
         self._offline = True  # until a view says that there is none
-        self._urgent = False  # whether a request that may take rows of every class waits for one
-        self._named = False  # whether the view says which requests workers hold
         self._metrics = MetricsCollector(config)
         self._instruments = Instruments()
         self._store.timed = self._instruments.timed
@@ -167,7 +165,6 @@ class Scheduler:
     async def _read_view(self) -> QueueView:
         depth = _depth(self._known)
         keys = self._store.keys
-        self._named = self._offline or self._urgent
         view = await self._store.read(
             views.queue_view(
                 keys,
@@ -175,7 +172,7 @@ class Scheduler:
                 known=self._known,
                 expected=self._expected,
                 shared=self._shared,
-                members=self._named,
+                members=self._offline,
             )
         )
         await self._read_tenants(view, depth)
@@ -261,33 +258,44 @@ class Scheduler:
             now_us=view.now_us,
             rooms=self._reserve.rooms(view.workers, self._prices.of, view.now_us) if view.offline_waits else {},
         )
+        took = await self._hand_out(hand, view)
+        if await self._make_room(hand, order.urgent, shut, view):
+            placed = await self._hand_out(hand, view)
+            if not placed:
+                return 0.0
+            took += placed
+        more = any(len(view.lanes[lane]) >= asked for lane, asked in view.asked.items())
+        return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
+
+    async def _hand_out(self, hand: Round, view: QueueView) -> int:
+        """Dispatch batch by batch; returns how many requests were taken."""
         took = 0
         while chosen := hand.next():
             worker, batch = chosen
             answer = await self._hand_over(worker, batch)
             took += self._account(batch, worker, answer, view.now_us)
             hand.done(worker, batch, more=answer.word == "OK" and "FULL" not in answer.words)
-        open_workers = [worker for worker in hand.fleet if worker.inc not in shut]
-        if await self._make_room(hand.unplaced(), order.urgent, open_workers, view):
-            return 0.0
-        more = any(len(view.lanes[lane]) >= asked for lane, asked in view.asked.items())
-        return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
+        return took
 
-    async def _make_room(
-        self, blocked: list[Waiting], urgent: Set[str], workers: list[WorkerRecord], view: QueueView
-    ) -> bool:
-        """Ask workers for rows that `blocked` need; returns whether to look again at once."""
-        self._urgent = any(request.id in urgent for request in blocked)
-        if not self._named:
-            return self._urgent
-        chosen = self._preemption.choose(blocked, urgent, workers, view.held, view.now_us) if blocked else {}
+    async def _make_room(self, hand: Round, urgent: Set[str], shut: Set[str], view: QueueView) -> bool:
+        """Ask workers for rows that requests without a place may take; returns whether that made room."""
+        blocked = hand.unplaced()
+        if not blocked or not (self._offline or any(request.id in urgent for request in blocked)):
+            return False
+        workers = [worker for worker in hand.fleet if worker.inc not in shut and gives_rows(worker)]
+        if not workers:
+            return False
+        held = view.held if self._offline else await self._store.read(views.held(self._store.keys, workers))
         asked = 0
-        for inc, keys in chosen.items():
+        for inc, rows in self._preemption.choose(blocked, urgent, workers, held, view.now_us).items():
+            keys = [(row.id, row.delivery) for row in rows]
             words = await self._store.run(scripts.make_room(self._leadership.token, inc, keys))
             if words == ["FENCED"]:
                 raise Fenced
-            asked += words.count("ASKED")
-            log.debug("preempted", inc=inc, ids=[request_id for request_id, _ in keys])
+            leaving = [row for row, word in zip(rows, words[1:], strict=True) if word == "ASKED"]
+            hand.vacated(inc, leaving)
+            asked += len(leaving)
+            log.debug("preempted", inc=inc, ids=[row.id for row in leaving])
         return asked > 0
 
     async def _hand_over(self, worker: WorkerRecord, batch: Batch) -> Dispatched:

@@ -76,3 +76,4 @@ def test_the_part_of_class_batch_is_told_where_it_is_asked_for_and_what_was_aske
     held = {one.id: (one.delivery == delivery, one.cost, one.name) for one in view.held[A]}
     offline = {"a": (True, 7, "batch"), "b": (True, 0, "batch"), "c": (True, 7, "batch")}
     assert held == {**offline, "n": (False, 7, "normal")}
+    assert q.store.read(views.held(q.keys, known)) == view.held

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stoker.config import Config
 from stoker.store.records import Waiting, WorkerRecord
-from stoker_scheduler.balancer import LoadBalancer, loaded
+from stoker_scheduler.balancer import LoadBalancer, loaded, unloaded
 from stoker_scheduler.batcher import Room
 from stoker_scheduler.health import HealthMonitor
 
@@ -215,6 +215,7 @@ def test_a_loaded_worker_looks_as_its_next_record_will() -> None:
     assert loaded(after, []) == after
     paged = loaded(worker("a"), [20, 5])
     assert (paged.held_rows, paged.held_tokens, paged.longest) == (2, 25, 0)
+    assert unloaded(paged, [20, 5]) == worker("a")
 
 
 def test_work_spreads_over_equal_workers_as_it_is_placed() -> None:

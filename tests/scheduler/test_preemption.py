@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from stoker.config import Config
 from stoker.store.records import CLASSES, SUSPECT, Held, Waiting, WorkerRecord
+from stoker_scheduler.balancer import LoadBalancer
+from stoker_scheduler.batcher import DynamicBatcher
 from stoker_scheduler.preemption import Preemption
+from stoker_scheduler.round import Round
 
 NOW = 1_000_000_000
 S = 1_000_000
@@ -41,8 +44,7 @@ def choose(blocked: list[Waiting], workers: list[WorkerRecord], holding: dict[st
         loaded.append(replace(one, held_rows=len(costs), held_tokens=sum(costs)))
     passing = {request.id for request in blocked if request.lane == "critical"}
     chosen = Preemption(Config()).choose(blocked, passing, loaded, holding, NOW)
-    assert all(delivery == f"d-{name}" for keys in chosen.values() for name, delivery in keys)
-    return {inc: [name for name, _ in keys] for inc, keys in chosen.items()}
+    return {inc: [row.id for row in rows] for inc, rows in chosen.items()}
 
 
 def test_a_request_without_a_row_gets_the_one_that_began_last() -> None:
@@ -110,6 +112,28 @@ def test_workers_that_take_nothing_or_run_padded_batches_are_left_alone() -> Non
     rows = [held(name) for name in "abcd"]
     for other in (worker(accepting=False), worker(mode="padded"), worker(cache="rect")):
         assert choose([waiting("x")], [other], {"w": rows}) == {}
+
+
+def test_what_is_vacated_goes_to_the_first_that_found_no_place_in_the_same_round() -> None:
+    config = Config()
+    hand = Round(
+        [urgent("c1"), urgent("c2"), waiting("n")],
+        [replace(worker(rows=2), held_rows=2, held_tokens=20)],
+        balancer=LoadBalancer(config),
+        batcher=DynamicBatcher(config),
+        shut=set(),
+        probing=set(),
+        linger_us=0,
+        now_us=NOW,
+    )
+    assert hand.next() is None
+    hand.vacated("w", [held("a"), held("b")])
+    chosen = hand.next()
+    assert chosen
+    assert [request.id for request in chosen[1].requests] == ["c1", "c2"]
+    hand.done(*chosen, more=True)
+    assert hand.next() is None
+    assert [request.id for request in hand.unplaced()] == ["n"]
 
 
 ROWS = st.lists(st.tuples(st.integers(1, 40), st.sampled_from([*CLASSES, SUSPECT]), st.floats(0, 9), st.integers(0, 3)))

@@ -17,7 +17,6 @@ from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.traces import Arrival
 from stoker_ops.simulate.waiting import Backlog
 from stoker_scheduler.batcher import Batch
-from stoker_scheduler.preemption import Key
 from stoker_scheduler.prices import Prices
 from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
@@ -295,22 +294,32 @@ class Replay:
             now_us=int(now_us),
             rooms=self._rooms(order.requests, int(now_us)),
         )
-        handed: list[tuple[WorkerRecord, Batch]] = []
-        while chosen := hand.next():
-            policy.queue.dispatched(chosen[1].requests, now_us=int(now_us))
-            hand.done(*chosen, more=True)
-            handed.append(chosen)
-        self.run.decision_s += time.process_time() - began
-        self._deliver(handed, depth, now_us)
-        if hand.linger_us:
-            self._wake(now_us + hand.linger_us)
+        handed = self._hand_out(hand, now_us)
         blocked = hand.unplaced() if policy.preemption else []
         if policy.preemption and (self._offline_rows or any(request.id in order.urgent for request in blocked)):
             held = {record.inc: list(self._held[place].values()) for record, place in self._by_place()}
             leaving = policy.preemption.choose(blocked, order.urgent, hand.fleet, held, int(now_us))
-            if self._make_room(leaving, now_us):
+            for inc, rows in leaving.items():
+                self._make_room(inc, rows, now_us)
+                hand.vacated(inc, rows)
+            placed = self._hand_out(hand, now_us)
+            if leaving and not placed:
                 self._wake(now_us)
+            handed += placed
+        self.run.decision_s += time.process_time() - began
+        self._deliver(handed, depth, now_us)
+        if hand.linger_us:
+            self._wake(now_us + hand.linger_us)
         return sum(len(batch.requests) for _, batch in handed)
+
+    def _hand_out(self, hand: Round, now_us: float) -> list[tuple[WorkerRecord, Batch]]:
+        """Give out batch by batch."""
+        handed: list[tuple[WorkerRecord, Batch]] = []
+        while chosen := hand.next():
+            self._policy.queue.dispatched(chosen[1].requests, now_us=int(now_us))
+            hand.done(*chosen, more=True)
+            handed.append(chosen)
+        return handed
 
     def _by_place(self) -> Iterable[tuple[WorkerRecord, int]]:
         return ((record, self._places[record.inc]) for record in self._fleet)
@@ -321,17 +330,15 @@ class Replay:
         self._policy.reserve.observe(self._fleet, order, now_us)
         return self._policy.reserve.rooms(self._fleet, lambda _: self._prices, now_us)
 
-    def _make_room(self, chosen: Mapping[str, Sequence[Key]], now_us: float) -> bool:
+    def _make_room(self, inc: str, rows: Sequence[Held], now_us: float) -> None:
         """Free the room of rows, as `make_room` does; they leave when their step ends."""
-        for inc, keys in chosen.items():
-            worker = self._places[inc]
-            self.run.preempted += len(keys)
-            for name, _ in keys:
-                self._release(worker, name, self._rows[name].cost)
-                self._engines[worker].leave(self._rows[name].place)
-            self._changed.add(worker)
-            self._cut(worker, now_us)
-        return bool(chosen)
+        worker = self._places[inc]
+        self.run.preempted += len(rows)
+        for row in rows:
+            self._release(worker, row.id, row.cost)
+            self._engines[worker].leave(self._rows[row.id].place)
+        self._changed.add(worker)
+        self._cut(worker, now_us)
 
     def _read_records(self) -> None:
         """Bring the records up to what workers hold."""

@@ -137,6 +137,15 @@ def lane_page(
     return Read([command], lambda reply: _waiting(lane, reply[0], all_padded(workers), expected))
 
 
+def held(keys: Keys, workers: Sequence[WorkerRecord]) -> Read[Mapping[str, Sequence[Held]]]:
+    """Read which requests workers hold, by incarnation."""
+    incs = [worker.inc for worker in workers]
+    return Read(
+        [("HGETALL", keys.work(inc)) for inc in incs],
+        lambda reply: {inc: _held(found, named=True) for inc, found in zip(incs, reply, strict=True)},
+    )
+
+
 def _parse_view(
     known: Sequence[str], asked: dict[str, int], expected: Mapping[str, int], named: Set[str], reply: list[Any]
 ) -> QueueView:
