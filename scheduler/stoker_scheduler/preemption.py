@@ -10,6 +10,9 @@ from stoker_scheduler.queue import charged_cost, class_rank, largest_capacity
 
 _OFFLINE = class_rank(BATCH)
 
+LOOKED_AT = 16
+"""Workers whose rows are read at a time for CRITICAL: in a large fleet rows end sooner than all would be read."""
+
 
 class Preemption:
     """Chooses rows to give back.
@@ -40,8 +43,8 @@ class Preemption:
         `urgent`: the ids of CRITICAL within its share.
         """
         largest = largest_capacity(workers)
-        givers = filter(gives_rows, workers)
-        places = [_Place(worker, self._askable(held.get(worker.inc, ()), now_us), now_us) for worker in givers]
+        able = filter(_gives_rows, workers)
+        places = [_Place(worker, self._askable(held.get(worker.inc, ()), now_us), now_us) for worker in able]
         if not any(place.has_offline for place in places):
             blocked = [request for request in blocked if request.id in urgent]
         chosen: dict[str, list[Held]] = {}
@@ -63,7 +66,14 @@ class Preemption:
         return member.before > 0 and 0 <= now_us - member.since_us < self._spared_us * 2.0 ** (member.before - 1)
 
 
-def gives_rows(worker: WorkerRecord) -> bool:
+def givers(workers: Sequence[WorkerRecord], now_us: int) -> list[WorkerRecord]:
+    """Return the workers to look at for rows that others may take; where there are many, others each time."""
+    able = [worker for worker in workers if _gives_rows(worker)]
+    start = now_us % max(1, len(able))
+    return (able[start:] + able[:start])[:LOOKED_AT]
+
+
+def _gives_rows(worker: WorkerRecord) -> bool:
     """Return whether a worker can be asked for rows: a padded batch runs to its end, with all of them."""
     return worker.available and worker.mode == "continuous" and worker.cache == "paged"
 

@@ -29,7 +29,7 @@ from stoker_scheduler.health import HealthMonitor
 from stoker_scheduler.instruments import Instruments
 from stoker_scheduler.leader import Leadership
 from stoker_scheduler.metrics import MetricsCollector
-from stoker_scheduler.preemption import Preemption, gives_rows
+from stoker_scheduler.preemption import Preemption, givers
 from stoker_scheduler.prices import StepPrices
 from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
@@ -282,10 +282,11 @@ class Scheduler:
         blocked = hand.unplaced()
         if not blocked or not (self._offline or any(request.id in urgent for request in blocked)):
             return False
-        workers = [worker for worker in hand.fleet if worker.inc not in shut and gives_rows(worker)]
-        if not workers:
-            return False
-        held = view.held if self._offline else await self._store.read(views.held(self._store.keys, workers))
+        workers = [worker for worker in hand.fleet if worker.inc not in shut]
+        held = view.held
+        if not self._offline:
+            workers = givers(workers, view.now_us)
+            held = await self._store.read(views.held(self._store.keys, workers)) if workers else {}
         asked = 0
         for inc, rows in self._preemption.choose(blocked, urgent, workers, held, view.now_us).items():
             keys = [(row.id, row.delivery) for row in rows]

@@ -12,7 +12,7 @@ from stoker.config import Config
 from stoker.store.records import CLASSES, SUSPECT, Held, Waiting, WorkerRecord
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import DynamicBatcher
-from stoker_scheduler.preemption import Preemption
+from stoker_scheduler.preemption import LOOKED_AT, Preemption, givers
 from stoker_scheduler.round import Round
 
 NOW = 1_000_000_000
@@ -134,6 +134,15 @@ def test_what_is_vacated_goes_to_the_first_that_found_no_place_in_the_same_round
     hand.done(*chosen, more=True)
     assert hand.next() is None
     assert [request.id for request in hand.unplaced()] == ["n"]
+
+
+def test_of_a_large_fleet_some_workers_are_looked_at_and_others_the_next_time() -> None:
+    fleet = [worker(f"w{i:02}", accepting=i != 3) for i in range(41)]
+    seen = [one.inc for start in (0, LOOKED_AT, 2 * LOOKED_AT) for one in givers(fleet, 40 * S + start)]
+    assert len(seen) == 3 * LOOKED_AT
+    assert set(seen) == {one.inc for one in fleet} - {"w03"}
+    assert givers(fleet[:1], NOW + 1) == fleet[:1]
+    assert givers([worker(mode="padded")], NOW) == []
 
 
 ROWS = st.lists(st.tuples(st.integers(1, 40), st.sampled_from([*CLASSES, SUSPECT]), st.floats(0, 9), st.integers(0, 3)))

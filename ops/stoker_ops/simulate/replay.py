@@ -6,7 +6,7 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from stoker.config import Config
@@ -17,6 +17,7 @@ from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.traces import Arrival
 from stoker_ops.simulate.waiting import Backlog
 from stoker_scheduler.batcher import Batch
+from stoker_scheduler.preemption import givers
 from stoker_scheduler.prices import Prices
 from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
@@ -297,8 +298,9 @@ class Replay:
         handed = self._hand_out(hand, now_us)
         blocked = hand.unplaced() if policy.preemption else []
         if policy.preemption and (self._offline_rows or any(request.id in order.urgent for request in blocked)):
-            held = {record.inc: list(self._held[place].values()) for record, place in self._by_place()}
-            leaving = policy.preemption.choose(blocked, order.urgent, hand.fleet, held, int(now_us))
+            able = hand.fleet if self._offline_rows else givers(hand.fleet, int(now_us))
+            held = {record.inc: list(self._held[self._places[record.inc]].values()) for record in able}
+            leaving = policy.preemption.choose(blocked, order.urgent, able, held, int(now_us))
             for inc, rows in leaving.items():
                 self._make_room(inc, rows, now_us)
                 hand.vacated(inc, rows)
@@ -320,9 +322,6 @@ class Replay:
             hand.done(*chosen, more=True)
             handed.append(chosen)
         return handed
-
-    def _by_place(self) -> Iterable[tuple[WorkerRecord, int]]:
-        return ((record, self._places[record.inc]) for record in self._fleet)
 
     def _rooms(self, order: Sequence[Waiting], now_us: int) -> Mapping[str, BatchRoom]:
         if not self._policy.reserve:
