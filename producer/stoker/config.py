@@ -89,7 +89,10 @@ class Config(BaseSettings):
     window_low_s: float = Field(600, ge=0, description="W[low]")
     window_batch_s: float = Field(3600, ge=0, description="W[batch]")
     critical_share: float = Field(
-        0.2, ge=0, le=1, description="share of the dispatched tokens that CRITICAL may take first"
+        0.2,
+        ge=0,
+        le=1,
+        description="share of the dispatched tokens that CRITICAL may take first, and from running requests",
     )
     reserve: Literal["full", "expected"] = Field(
         "full",
