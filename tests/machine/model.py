@@ -94,8 +94,12 @@ class Member:
     cost: int
     state: str
     since: int
-    suspect: bool
-    batch: bool = False
+    name: str
+    before: int
+
+    @property
+    def suspect(self) -> bool:
+        return self.name == "suspect"
 
 
 @dataclass
@@ -231,7 +235,7 @@ class Model:
             keys[f"flight:{life.id}"] = life.flight if life.flew else b""
         for name, inc in self.incs.items():
             keys[f"work:{name}"] = {
-                request_id: text(m.delivery, m.cost, m.state, m.since, 2 if m.batch else int(m.suspect))
+                request_id: text(m.delivery, m.cost, m.state, m.since, m.name, m.before)
                 for request_id, m in inc.work.items()
             }
         keys["kept"] = {str(number): self._lapse(number) for number in self.kept}
@@ -572,9 +576,7 @@ class Model:
         if rows > worker.rows or need > worker.capacity:
             return "FULL"
         life.delivery, life.state, life.flew = delivery, "D", True
-        worker.work[life.id] = Member(
-            delivery, cost, "D", self.now, "suspect" in lanes, life.lane.partition(":")[0] == "batch"
-        )
+        worker.work[life.id] = Member(delivery, cost, "D", self.now, life.lane.partition(":")[0], life.attempts)
         return "TOOK"
 
     def make_room(self, token: str, inc: str, items: Iterable[tuple[str, str]]) -> list[str]:
@@ -588,7 +590,7 @@ class Model:
                 out.append("GONE")
             elif not member.cost:
                 out.append("ASKED")
-            elif self._spared(member, life):
+            elif self._spared(member):
                 out.append("SPARED")
             else:
                 member.cost = 0
@@ -598,11 +600,11 @@ class Model:
             worker.rung.append(("", frozenset(asked)))
         return out
 
-    def _spared(self, member: Member, life: Life) -> bool:
-        if life.head["cls"] != "batch" or member.suspect:
+    def _spared(self, member: Member) -> bool:
+        if member.name in ("critical", "suspect"):
             return True
-        before = life.attempts > (member.state == "R")
-        return before and 0 <= self.now - member.since < self.config.preempt_ms * 1000
+        undisturbed_us = self.config.preempt_ms * 1000 * 2.0 ** (member.before - 1) if member.before else 0
+        return 0 <= self.now - member.since < undisturbed_us
 
     def reclaim(self, token: str, inc: str) -> int:
         if not self._leads(token):

@@ -242,6 +242,7 @@ def test_a_place_looks_as_the_next_record_of_its_worker_will() -> None:
     paged = Place(worker("a"), Speed(1.0))
     paged.give(20)
     assert (paged.loaded().held_rows, paged.loaded().held_tokens, paged.loaded().longest) == (1, 20, 0)
+    assert paged.vacated([20]) == worker("a")
 
 
 def test_a_worker_that_is_probed_gets_one_request() -> None:

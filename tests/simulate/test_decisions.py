@@ -32,7 +32,7 @@ PADDED = replace(SETUP, mode="padded", max_num_seqs=512, max_num_batched_tokens=
 EXPECTED = {
     "calm": "3507329ce57ffec2",
     "all waiting": "c0d92865bb41066d",
-    "classes and tenants": "f118754ff3078877",
+    "classes and tenants": "e486f0f56399d854",
     "padded": "61f801080793e157",
 }
 

@@ -298,7 +298,7 @@ FENCED = -2
 
 
 def make_room(token: str, inc: str, items: Iterable[tuple[str, str]]) -> Call[list[str]]:
-    """Call that asks an incarnation for (id, delivery) of class batch; gives OK and ASKED, GONE or SPARED for each."""
+    """Call that asks an incarnation to give (id, delivery) back; gives OK and ASKED, GONE or SPARED for each."""
     return Call("make_room", [token, inc, *(part for item in items for part in item)], _words)
 
 

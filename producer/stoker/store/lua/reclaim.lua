@@ -40,7 +40,7 @@ local cause = c[CAUSE] ~= '' and c[CAUSE] or c[LIFE]
 -- Who pays: a suspect lost in company is only set apart again; a crash makes its set suspects, a second one alone convicts.
 -- Returns why the request has to end, if it has to.
 local function blame(id, m, f, company)
-  if m.suspect == '1' and company then
+  if m.class == 'suspect' and company then
     f[GROUP] = inc
     return nil
   end
