@@ -42,7 +42,9 @@ from stoker.request import RequestPriority
 from stoker.store.records import Waiting
 from stoker_ops.simulate.figures import Objective, figures, percentiles
 from stoker_ops.simulate.policies import policies
-from stoker_ops.simulate.replay import H100_8B, Fate, Replay, Run, Setup
+from stoker_ops.simulate.replay import Replay
+from stoker_ops.simulate.run import Fate, Run
+from stoker_ops.simulate.setup import H100_8B, Setup
 from stoker_ops.simulate.traces import Arrival, read_trace, shaped
 from stoker_scheduler.batcher import WINDOW_BUDGETS
 from stoker_workers.engines.sim import Profile

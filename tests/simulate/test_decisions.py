@@ -12,7 +12,8 @@ import pytest
 from stoker import RequestPriority
 from stoker.config import Config
 from stoker_ops.simulate.policies import policies
-from stoker_ops.simulate.replay import H100_8B, Replay, Setup
+from stoker_ops.simulate.replay import Replay
+from stoker_ops.simulate.setup import H100_8B, Setup
 from stoker_ops.simulate.traces import Arrival, read_trace, shaped
 
 TRACE = Path(__file__).parents[2] / "bench" / "data" / "trace.csv"

@@ -13,7 +13,9 @@ from stoker import RequestPriority
 from stoker.config import Config
 from stoker_ops.simulate.figures import Objective, fairness, figures, percentiles
 from stoker_ops.simulate.policies import FifoBatcher, policies
-from stoker_ops.simulate.replay import COMPLETED, DISPLACED, EXPIRED, H100_8B, REFUSED, Fate, Replay, Run, Setup
+from stoker_ops.simulate.replay import Replay
+from stoker_ops.simulate.run import COMPLETED, DISPLACED, EXPIRED, REFUSED, Fate, Run
+from stoker_ops.simulate.setup import H100_8B, Setup
 from stoker_ops.simulate.traces import Arrival
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import DynamicBatcher

@@ -11,7 +11,7 @@ import click
 from stoker.command import guarded, print_json
 
 if TYPE_CHECKING:
-    from stoker_ops.simulate.replay import Setup
+    from stoker_ops.simulate.setup import Setup
     from stoker_ops.simulate.traces import Arrival
 
 BUDGETS = {"continuous": 8192, "padded": 32_768}
@@ -117,7 +117,7 @@ def simulate(
 
 def _setup(options: Mapping[str, Any]) -> Setup:
     """Return the fleet; raises `ConfigError` for limits that no worker would take."""
-    from stoker_ops.simulate.replay import H100_8B, Setup
+    from stoker_ops.simulate.setup import H100_8B, Setup
     from stoker_workers.engines.continuous import check_limits
     from stoker_workers.engines.sim import load_profile
 

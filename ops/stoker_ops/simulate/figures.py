@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stoker_ops.simulate.replay import COMPLETED, DISPLACED, EXPIRED, REFUSED, Fate, Run, Setup
+from stoker_ops.simulate.run import COMPLETED, DISPLACED, EXPIRED, REFUSED, Fate, Run
+from stoker_ops.simulate.setup import Setup
 from stoker_ops.simulate.traces import Arrival
 
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

@@ -7,88 +7,28 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, replace
 
 from stoker.config import Config
 from stoker.store.codec import affinity_digits, class_term_us
 from stoker.store.records import CLASSES, Held, Waiting, WorkerRecord, class_of, lane_of, tenant_of
-from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tally, VirtualEngine
+from stoker_ops.simulate.engines import Row, Tally
 from stoker_ops.simulate.policies import Policy
+from stoker_ops.simulate.run import COMPLETED, DISPLACED, EXPIRED, REFUSED, Fate, Run
+from stoker_ops.simulate.setup import Setup, engine_of, record_of, speeds_of
 from stoker_ops.simulate.traces import Arrival
 from stoker_ops.simulate.waiting import Backlog
 from stoker_scheduler.batcher import Batch
-from stoker_scheduler.placement import Speed
 from stoker_scheduler.preemption import givers
 from stoker_scheduler.prices import Prices
 from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
-from stoker_scheduler.service_time import Sizes, foretell, speed_of
-from stoker_workers.engine import Capacity
-from stoker_workers.engines.sim import Profile
-from stoker_workers.pacing import Pacer
+from stoker_scheduler.service_time import Sizes, foretell
 
 START_US = 1_000_000_000
 """When a trace begins: late enough that no stamp is taken for the beginning of time."""
 
-H100_8B = Profile(base_ms=7.0, prefill_ms=0.032, row_ms=0.02, resident_ms=0.00005)
-"""A model of 8 billion parameters in bfloat16 on one H100, out of the card's data sheet: see docs/simulate.md."""
-
 CRITICAL = CLASSES[0]
-
-COMPLETED, EXPIRED, REFUSED, DISPLACED = "completed", "expired", "refused", "displaced"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """The fleet, and what a submit is held to. `overhead_ms` is from a submit or a settle to the tick that sees it.
-
-    `max_waiting`: requests that may wait, None for no cap; `displace`: whether one that finds no room there takes the
-    place of the one with the worst score. `check_deadlines`: refuse what can't be done in time. `profiles`: workers
-    take them in turn.
-    """
-
-    mode: str
-    workers: int
-    profiles: Sequence[Profile]
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    kv_cache_tokens: int
-    overhead_ms: float = 1.0
-    max_waiting: int | None = None
-    displace: bool = False
-    check_deadlines: bool = False
-
-
-@dataclass(slots=True)
-class Fate:
-    """What became of one request; times in seconds after the beginning, NaN where it never came so far.
-
-    `worker`: the number of the worker that had it last, -1 for none.
-    """
-
-    outcome: str = ""
-    queued_s: float = math.nan
-    begun_s: float = math.nan
-    first_s: float = math.nan
-    ended_s: float = math.nan
-    worker: int = -1
-
-
-@dataclass(slots=True)
-class Run:
-    """All that a replay found. `decision_s` is real time, everything else virtual."""
-
-    policy: str
-    fates: list[Fate]
-    tally: Tally
-    began_s: float = 0.0
-    ended_s: float = 0.0
-    batches: int = 0
-    dispatched: int = 0
-    preempted: int = 0
-    decision_s: float = 0.0
-    outcomes: Counter[str] = field(default_factory=Counter)
 
 
 class Replay:
@@ -109,8 +49,8 @@ class Replay:
         self._policy = policy
         self._config = config
         profiles = [setup.profiles[number % len(setup.profiles)] for number in range(setup.workers)]
-        self._engines = [_engine(setup, profile, policy, config) for profile in profiles]
-        self._fleet = [_record(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
+        self._engines = [engine_of(setup, profile, policy, config) for profile in profiles]
+        self._fleet = [record_of(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
         self._held_rows = [0] * setup.workers
         self._held_tokens = [0] * setup.workers
         self._held: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows that stay
@@ -120,7 +60,7 @@ class Replay:
         self._prices = {
             record.inc: Prices(*astuple(profile)) for record, profile in zip(self._fleet, profiles, strict=True)
         }
-        self._speeds = _speeds(self._fleet, self._prices, arrivals)
+        self._speeds = speeds_of(self._fleet, self._prices, arrivals)
         self._changed: set[int] = set()  # the workers whose records are not up to date
         self._places = {record.inc: number for number, record in enumerate(self._fleet)}
         self._largest = min(setup.max_model_len, self._fleet[0].capacity)
@@ -427,41 +367,6 @@ class Replay:
         until_us = self._busy_until[worker]
         if until_us is not None and (ends_us := self._engines[worker].cut(now_us / 1000) * 1000) < until_us:
             self._end_at(worker, ends_us)
-
-
-def _speeds(
-    fleet: Sequence[WorkerRecord], prices: Mapping[str, Prices], arrivals: Sequence[Arrival]
-) -> dict[str, Speed]:
-    """Return how quick workers are, for a scheduler that knows their prices and the mean of the trace."""
-    prompt, answer, asked = (
-        sum(sizes) / len(arrivals)
-        for sizes in zip(*((one.prompt_tokens, one.output_tokens, one.max_tokens) for one in arrivals), strict=True)
-    )
-    sizes = Sizes(prompt, max(1.0, answer), prompt, asked)
-    return {record.inc: speed_of(record, prices[record.inc], sizes) for record in fleet}
-
-
-def _engine(setup: Setup, profile: Profile, policy: Policy, config: Config) -> VirtualEngine:
-    if setup.mode == "padded":
-        longest = min(setup.max_model_len, setup.kv_cache_tokens)
-        return PaddedEngine(profile, setup.max_num_seqs, setup.max_num_batched_tokens, longest)
-    capacity = Capacity(rows=setup.max_num_seqs, tokens=setup.kv_cache_tokens, budget=setup.max_num_batched_tokens)
-    pacer = Pacer(config) if policy.reserve else None
-    return ContinuousEngine(profile, capacity, to_longest=policy.to_longest, pacer=pacer)
-
-
-def _record(number: int, capacity: Capacity, mode: str) -> WorkerRecord:
-    """Return the worker as a scheduler would read it."""
-    name = f"w{number:03}"
-    return WorkerRecord(
-        inc=f"{name}:1-{number}",
-        worker=name,
-        rows=capacity.rows,
-        capacity=capacity.tokens,
-        budget=capacity.budget,
-        mode=mode,
-        cache=capacity.cache,
-    )
 
 
 def _seconds(at_us: float) -> float:
