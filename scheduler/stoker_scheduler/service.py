@@ -7,6 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Mapping, Set
+from dataclasses import astuple
 
 import structlog
 
@@ -33,7 +34,7 @@ from stoker_scheduler.preemption import Preemption, givers
 from stoker_scheduler.prices import StepPrices
 from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
-from stoker_scheduler.reserve import Reserve
+from stoker_scheduler.reserve import BatchRoom, Reserve
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
 from stoker_scheduler.service_time import ServiceTimes
 
@@ -68,11 +69,18 @@ class Scheduler:
         self._times = ServiceTimes(self._prices)
         self._queue = RequestQueue(config)
         self._leadership = Leadership(
-            self._store, config, self._health.not_closed, self._queue.shares.served, self._foretold, self._speeds
+            self._store,
+            config,
+            self._health.not_closed,
+            self._queue.shares.served,
+            self._foretold,
+            lambda: {inc: astuple(speed) for inc, speed in self._times.speeds.items()},
+            lambda: {inc: astuple(room) for inc, room in self._rooms.items()},
         )
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
         self._reserve = Reserve(config)
+        self._rooms: Mapping[str, BatchRoom] = {}
         self._preemption = Preemption(config)
         self._offline = True  # until a view says that there is none
         self._metrics = MetricsCollector(config)
@@ -247,6 +255,7 @@ class Scheduler:
         if view.quarantine and view.lanes[SUSPECT]:
             shut |= {view.quarantine}
         self._reserve.observe(view.workers, order.requests, view.now_us)
+        self._rooms = self._reserve.rooms(view.workers, self._prices.of, view.now_us) if view.offline_waits else {}
         hand = Round(
             order.requests,
             view.workers,
@@ -257,7 +266,7 @@ class Scheduler:
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=view.now_us,
             speeds=self._times.speeds,
-            rooms=self._reserve.rooms(view.workers, self._prices.of, view.now_us) if view.offline_waits else {},
+            rooms=self._rooms,
         )
         took = await self._hand_out(hand, view)
         if await self._make_room(hand, order.urgent, shut, view):
@@ -354,10 +363,6 @@ class Scheduler:
         """Return what the fleet does when it is full, as submit reads it; empty while that is not known."""
         forecast = self._times.forecast(self._known)
         return forecast.text() if forecast else ""
-
-    def _speeds(self) -> dict[str, tuple[float, float]]:
-        """Return how quick workers are, as those who look read it."""
-        return {inc: (speed.tokens_per_s, speed.answer_s) for inc, speed in self._times.speeds.items()}
 
     # --- housekeeping ---------------------------------------------------------------------------------------------
 
