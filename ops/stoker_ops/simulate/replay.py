@@ -11,7 +11,7 @@ from dataclasses import astuple, replace
 
 from stoker.config import Config
 from stoker.store.codec import affinity_digits, class_term_us
-from stoker.store.records import CLASSES, Held, Waiting, WorkerRecord, class_of, lane_of, tenant_of
+from stoker.store.records import BATCH, CLASSES, Held, Waiting, WorkerRecord, class_of, lane_of, tenant_of
 from stoker_ops.simulate.engines import Row, Tally
 from stoker_ops.simulate.policies import Policy
 from stoker_ops.simulate.run import COMPLETED, DISPLACED, EXPIRED, REFUSED, Fate, Run
@@ -306,9 +306,8 @@ class Replay:
         if not self._policy.reserve:
             return {}
         self._policy.reserve.observe(self._fleet, order, now_us)
-        if not self._requests:
-            return {}
-        return self._policy.reserve.rooms(self._fleet, self._prices.__getitem__, now_us)
+        offline = self._backlog.waits(BATCH)
+        return self._policy.reserve.rooms(self._fleet, self._prices.__getitem__, now_us) if offline else {}
 
     def _make_room(self, inc: str, rows: Sequence[Held], now_us: float) -> None:
         """Free the room of rows, as `make_room` does; they leave when their step ends."""
