@@ -192,7 +192,7 @@ def flood(arrivals: Sequence[Arrival], rate: float) -> list[Arrival]:
 def critical_waits(setup: Setup, loud: Iterable[Fate], quiet: Iterable[Fate]) -> None:
     """Print the 99th percentiles of the critical requests beside the flood and alone, and hold the waits to the bar."""
     loud, quiet = list(loud), list(quiet)
-    full_ms = setup.profile.step_ms(setup.max_num_batched_tokens, 0, 0)
+    full_ms = setup.profiles[0].step_ms(setup.max_num_batched_tokens, 0, 0)
     unit = "step" if setup.mode == "continuous" else "batch"
     ttft = [percentiles((fate.first_s - fate.queued_s) * 1000 for fate in fates)["p99"] for fates in (loud, quiet)]
     wait = [percentiles((fate.begun_s - fate.queued_s) * 1000 for fate in fates)["p99"] for fates in (loud, quiet)]

@@ -34,7 +34,7 @@ EXPECTED = {
     "calm": "3507329ce57ffec2",
     "all waiting": "c0d92865bb41066d",
     "classes and tenants": "e486f0f56399d854",
-    "padded": "61f801080793e157",
+    "padded": "9d83192288045c50",
 }
 
 

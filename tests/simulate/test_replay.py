@@ -240,6 +240,18 @@ def test_at_the_cap_a_better_request_takes_the_place_of_the_worst_where_it_may()
     assert outcomes == [COMPLETED, DISPLACED, COMPLETED, COMPLETED, REFUSED, DISPLACED, COMPLETED]
 
 
+def test_a_place_that_was_taken_is_free_again_once_its_request_has_ended() -> None:
+    setup = replace(SETUP, workers=1, max_num_seqs=1, max_waiting=1, displace=True)
+    ranks = ("normal", "low", "normal")  # the third takes the place of the second
+    arrivals = [
+        Arrival(10 * turn + place / 100, 10, 50, 50, RequestPriority(rank))
+        for turn in range(3)
+        for place, rank in enumerate(ranks)
+    ]
+    outcomes = [fate.outcome for fate in replayed(arrivals, setup).fates]
+    assert outcomes == [COMPLETED, DISPLACED, COMPLETED] * 3
+
+
 # --- offline beside interactive -------------------------------------------------------------------------------------
 
 BESIDE = replace(SETUP, workers=1, max_num_seqs=32, max_num_batched_tokens=8192, kv_cache_tokens=131_072)

@@ -125,6 +125,7 @@ class Backlog:
         self._lanes[worst.lane].remove(worst)
         self._waiting.pop(worst.id, None)
         self._tokens -= worst.cost
+        self._size -= 1
         return worst.id
 
     def next_deadline_us(self) -> float | None:
