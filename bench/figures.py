@@ -12,7 +12,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
 
 Rounds = list[dict[str, float]]
 
