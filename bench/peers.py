@@ -41,11 +41,12 @@ SCRIPTS = Path(__file__).parent / "peer"
 BARS = {1: 15.0, 2: 10.0}
 MOSEC_BAR = 2.5
 INSTALL_S = 400
-START_S = 30
+# LitServe never comes to rest; who is not ready by then is waited for by the producer.
+START_S = 8
 LOOK_S = 0.25
 AT_REST = 0.15
 RUN_S = 90
-STOP_S = 1
+STOP_S = 0.5
 
 
 class LeftOut(Exception):
@@ -124,7 +125,7 @@ def run(name: str, workers: int, seconds: float) -> float:
         log = stay.enter_context((Path(folder) / "log").open("w+"))
         environment = os.environ | settings | peer.settings
         commands = [[_filled(word, names) for word in command] for command in peer.workers(workers)]
-        processes = [stay.enter_context(_running(command, environment, log)) for command in commands]
+        processes = stay.enter_context(_running(commands, environment, log))
         _wait_for_rest(processes, log)
         drive = [_filled(word, names) for word in peer.drive]
         try:
@@ -147,15 +148,23 @@ def _filled(word: str, names: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def _running(command: Sequence[str], environment: Mapping[str, str], log: TextIO) -> Iterator[psutil.Popen]:
-    """Run a program for the time of a block, and end it with all its children."""
-    process = psutil.Popen(command, cwd=SCRIPTS, env=environment, stdout=log, stderr=log, start_new_session=True)
+def _running(
+    commands: Sequence[Sequence[str]], environment: Mapping[str, str], log: TextIO
+) -> Iterator[list[psutil.Popen]]:
+    """Run programs for the time of a block, and end them with all their children."""
+    processes: list[psutil.Popen] = []
     try:
-        yield process
+        for command in commands:
+            started = psutil.Popen(
+                command, cwd=SCRIPTS, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+            processes.append(started)
+        yield processes
     finally:
-        family = [process, *_children(process)]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
+        family = [*processes, *(child for process in processes for child in _children(process))]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(family, STOP_S)
         for one in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -264,7 +273,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=sorted(PEERS), default=list(PEERS))
     parser.add_argument("--workers", nargs="+", type=int, choices=(1, 2), default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="about how long one measurement takes")
+    parser.add_argument("--seconds", type=float, default=1.5, help="about how long one measurement takes")
     options = parser.parse_args()
     field = Field(list(dict.fromkeys(["stoker", *options.peers])), options.seconds)
     contestants = {

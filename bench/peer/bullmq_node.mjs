@@ -4,7 +4,7 @@ import { createRequire } from "node:module";
 const { Queue, QueueEvents, Worker } = createRequire(process.env.PEER_HOME + "/")("bullmq");
 const url = new URL(process.env.PEER_URL);
 const connection = { host: url.hostname, port: Number(url.port), maxRetriesPerRequest: null };
-const PROMPT_TOKENS = 128, MAX_TOKENS = 16, VOCABULARY = 32000, CHUNK = 500, LEAST = 50, MOST = 30000;
+const PROMPT_TOKENS = 128, MAX_TOKENS = 16, VOCABULARY = 32000, CHUNK = 500, LEAST = 300, MOST = 30000;
 const ANSWER = Array.from({ length: MAX_TOKENS }, (_, i) => 31000 + i);
 const KEEP = { removeOnComplete: { age: 300 } };
 

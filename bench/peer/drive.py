@@ -23,7 +23,7 @@ MAX_TOKENS = 16
 VOCABULARY = 32_000
 ANSWER = list(range(31_000, 31_000 + MAX_TOKENS))
 FIRST = 50
-LEAST, MOST = 50, 30_000
+LEAST, MOST = 300, 30_000
 
 Prompts = list[list[int]]
 Answers = list[list[int]]
