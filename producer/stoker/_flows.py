@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from stoker._calls import Item, T, checked_request, fitting, full_pause, groups, over_card, refusal, unique
+from stoker._calls import Encoder, Item, T, fitting, full_pause, groups, refusal, unique
 from stoker._outstanding import Book, Pending, Phase
 from stoker.config import Config, check_name
 from stoker.errors import InvalidRequest, ModelMismatch, QueueFull, RedisUnavailable, RequestLost, StokerError
 from stoker.request import InferenceRequest, InferenceResponse
 from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
-from stoker.store.codec import BYTES_PER_TOKEN, Submission, encode
+from stoker.store.codec import BYTES_PER_TOKEN, Submission
 from stoker.store.connection import Read, new_id
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.keys import Keys
@@ -40,8 +40,6 @@ CUSTOM = "custom"
 SWEEP_MOST = 4096
 FETCH_GROUP = 64
 """Results too large for a wake-up that are fetched at once."""
-ONLY_LIFE = "0"
-"""The nonce of a generated id: nobody else can submit under it, so there is no other life to be told from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,35 +131,24 @@ def prepare(
     displace: bool = False,
     check_deadline: bool = True,
 ) -> Flow[list[Submission | InvalidRequest]]:
-    """Check and encode requests; ids and nonces are fixed here, so that a repeated call is the same call."""
-    requests = [checked_request(item, fields) for item in items]
-    facts = yield from queue_facts(state)
-    refusals = [over_card(request, facts.card) for request in requests]
-    if any(refusals):
-        facts = yield from queue_facts(state, CARD_AGE_S)
-        refusals = [over_card(request, facts.card) for request in requests]
-    wishes = {"displace": displace, "check_deadline": check_deadline}
-    pairs = zip(refusals, requests, strict=True)
-    return [refusal or _encoded(state, request, facts, wishes) for refusal, request in pairs]
+    """Check and encode requests."""
 
-
-def _encoded(
-    state: State, request: InferenceRequest | InvalidRequest, facts: QueueFacts, wishes: Mapping[str, bool]
-) -> Submission | InvalidRequest:
-    if isinstance(request, InvalidRequest):
-        return request
-    try:
-        return encode(
-            request,
-            request_id=request.request_id or unique(),
-            nonce=unique() if request.request_id else ONLY_LIFE,
+    def encoded(facts: QueueFacts) -> tuple[Encoder, list[Submission | InvalidRequest]]:
+        encoder = Encoder(
+            fields,
             reply=state.book.channel,
             config=state.config,
+            card=facts.card,
             bytes_per_token=facts.bytes_per_token or BYTES_PER_TOKEN,
-            **wishes,
+            displace=displace,
+            check_deadline=check_deadline,
         )
-    except InvalidRequest as error:
-        return error
+        return encoder, [encoder(item) for item in items]
+
+    encoder, found = encoded((yield from queue_facts(state)))
+    if encoder.over_card:
+        _, found = encoded((yield from queue_facts(state, CARD_AGE_S)))
+    return found
 
 
 def send(
