@@ -156,7 +156,7 @@ def send(
 ) -> Flow[list[Pending | StokerError]]:
     """Submit one group, and wait until it is that durable; gives who waits for each, or why it was not accepted."""
     book = state.book
-    pendings = [book.expect(item.id, Phase.SENT) for item in items]
+    pendings = book.expect((item.id for item in items), Phase.SENT)
     call = scripts.submit(new_id(), state.most_bytes, items)
     try:
         (generation, answers), replies = yield from run(
@@ -171,12 +171,14 @@ def send(
     outcomes: list[Pending | StokerError] = []
     done = []
     for pending, item, answer in zip(pendings, items, answers, strict=True):
-        if error := refusal(answer, item.id, state.config.queue):
+        if answer.word == "ACCEPTED":
+            pending = book.accepted(pending, item.nonce, generation, item)
+        elif error := refusal(answer, item.id, state.config.queue):
             book.refused(pending)
             outcomes.append(error)
             continue
-        accepted = answer.word == "ACCEPTED"
-        pending = book.accepted(pending, item.nonce, generation, item) if accepted else book.known(pending, generation)
+        else:
+            book.known(pending, generation)
         # A later submit of the same request that asks for less takes nothing from what an earlier one reached.
         if reached != MEMORY or pending.durability is None:
             pending.durability = reached
@@ -197,24 +199,17 @@ def submit(
 ) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
     prepared = yield from prepare(state, items, displace=displace, check_deadline=check_deadline)
-    outcomes: dict[int, Pending | StokerError] = {}
-    ready: list[tuple[int, Submission]] = []
-    for i, item in enumerate(prepared):
-        if isinstance(item, Submission):
-            ready.append((i, item))
-        else:
-            outcomes[i] = item
-    while ready:
-        n = fitting([item for _, item in ready[: state.config.group]])
+    ready = [item for item in prepared if isinstance(item, Submission)]
+    answers: list[Pending | StokerError] = []
+    while len(answers) < len(ready):
+        group = ready[len(answers) : len(answers) + state.config.group]
         try:
-            answers = yield from send(state, [item for _, item in ready[:n]], durability)
+            answers += yield from send(state, group[: fitting(group)], durability)
         except RedisUnavailable as error:
             # What was accepted before keeps its handle; the rest is not tried in vain.
-            n = len(ready)
-            answers = [error] * n
-        outcomes.update((i, answer) for (i, _), answer in zip(ready[:n], answers, strict=True))
-        del ready[:n]
-    return [outcomes[i] for i in range(len(items))]
+            answers += [error] * (len(ready) - len(answers))
+    given = iter(answers)
+    return [next(given) if isinstance(item, Submission) else item for item in prepared]
 
 
 def submit_one(
@@ -357,7 +352,7 @@ def retry_dead(state: State, request_id: str) -> Flow[Pending]:
     """Submit a dead letter again under a new id; raises `RequestLost` where there is none."""
     facts = yield from queue_facts(state, 0)
     fresh, nonce = unique(), unique()
-    pending = state.book.expect(fresh, Phase.SENT)
+    [pending] = state.book.expect([fresh], Phase.SENT)
     try:
         word = yield from run(scripts.retry_dead(request_id, fresh, nonce, state.book.channel))
     except BaseException:

@@ -335,10 +335,11 @@ def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int =
 
 def _split(data: bytes, fields: int) -> tuple[list[str], bytes]:
     """Return the `fields` texts before as many `|`, and the bytes behind them."""
-    *texts, body = data.split(b"|", fields)
-    if len(texts) != fields:
+    parts = data.split(b"|", fields)
+    if len(parts) != fields + 1:
         raise ValueError(f"{fields} fields expected")
-    return [text.decode() for text in texts], body
+    body = parts[-1]
+    return data[: len(data) - len(body) - 1].decode().split("|"), body
 
 
 def encode_answer(

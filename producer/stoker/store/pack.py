@@ -124,9 +124,7 @@ def token_array(data: object, field: str = "prompt_tokens") -> array[int]:
     """Return what `unpack_tokens` does as an array, whose type says that its numbers are token ids."""
     if not isinstance(data, bytes) or data[:1] not in (b"H", b"I") or (len(data) - 1) % (2 if data[:1] == b"H" else 4):
         raise InvalidRequest(field, "must be packed token ids", type(data).__name__)
-    tokens = array(data[:1].decode())
-    tokens.frombytes(data[1:])
-    return _little(tokens)
+    return _little(array("H" if data[:1] == b"H" else "I", data[1:]))
 
 
 def pack_floats(vector: array[float]) -> bytes:
