@@ -56,7 +56,12 @@ class Send:
     item: Submission
 
 
-Step = Call[Any] | Read[Any] | Pause | Send
+@dataclass(frozen=True, slots=True)
+class ReadFacts:
+    """A step that gives what `read_facts` gives, which is read once for all who want it meanwhile."""
+
+
+Step = Call[Any] | Read[Any] | Pause | Send | ReadFacts
 R = TypeVar("R")
 Flow = Generator[Step, Any, R]
 
@@ -106,9 +111,15 @@ def queue_facts(state: State, max_age_s: float = FACTS_AGE_S) -> Flow[QueueFacts
     """Return what submit checks against, read again when it is older than `max_age_s`."""
     facts = state.facts
     if facts is None or time.monotonic() - state.facts_at > max_age_s:
-        facts = yield from read(reads.queue_facts(state.keys))
-        state.saw_generation(facts.generation)
-        state.facts, state.facts_at = facts, time.monotonic()
+        facts = yield ReadFacts()
+    return facts
+
+
+def read_facts(state: State) -> Flow[QueueFacts]:
+    """Read what submit checks against."""
+    facts = yield from read(reads.queue_facts(state.keys))
+    state.saw_generation(facts.generation)
+    state.facts, state.facts_at = facts, time.monotonic()
     return facts
 
 
