@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from stoker._calls import Item, T, checked_request, fitting, full_pause, groups, over_card, refusal, unique
+from stoker._calls import Encoder, Item, T, fitting, full_pause, groups, refusal, unique
 from stoker._outstanding import Book, Pending, Phase
 from stoker.config import Config, check_name
 from stoker.errors import InvalidRequest, ModelMismatch, QueueFull, RedisUnavailable, RequestLost, StokerError
 from stoker.request import InferenceRequest, InferenceResponse
 from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
-from stoker.store.codec import BYTES_PER_TOKEN, Submission, encode
+from stoker.store.codec import BYTES_PER_TOKEN, Submission
 from stoker.store.connection import Read, new_id
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.keys import Keys
@@ -40,8 +40,6 @@ CUSTOM = "custom"
 SWEEP_MOST = 4096
 FETCH_GROUP = 64
 """Results too large for a wake-up that are fetched at once."""
-ONLY_LIFE = "0"
-"""The nonce of a generated id: nobody else can submit under it, so there is no other life to be told from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,12 @@ class Send:
     item: Submission
 
 
-Step = Call[Any] | Read[Any] | Pause | Send
+@dataclass(frozen=True, slots=True)
+class ReadFacts:
+    """A step that gives what `read_facts` gives, which is read once for all who want it meanwhile."""
+
+
+Step = Call[Any] | Read[Any] | Pause | Send | ReadFacts
 R = TypeVar("R")
 Flow = Generator[Step, Any, R]
 
@@ -108,9 +111,15 @@ def queue_facts(state: State, max_age_s: float = FACTS_AGE_S) -> Flow[QueueFacts
     """Return what submit checks against, read again when it is older than `max_age_s`."""
     facts = state.facts
     if facts is None or time.monotonic() - state.facts_at > max_age_s:
-        facts = yield from read(reads.queue_facts(state.keys))
-        state.saw_generation(facts.generation)
-        state.facts, state.facts_at = facts, time.monotonic()
+        facts = yield ReadFacts()
+    return facts
+
+
+def read_facts(state: State) -> Flow[QueueFacts]:
+    """Read what submit checks against."""
+    facts = yield from read(reads.queue_facts(state.keys))
+    state.saw_generation(facts.generation)
+    state.facts, state.facts_at = facts, time.monotonic()
     return facts
 
 
@@ -133,35 +142,24 @@ def prepare(
     displace: bool = False,
     check_deadline: bool = True,
 ) -> Flow[list[Submission | InvalidRequest]]:
-    """Check and encode requests; ids and nonces are fixed here, so that a repeated call is the same call."""
-    requests = [checked_request(item, fields) for item in items]
-    facts = yield from queue_facts(state)
-    refusals = [over_card(request, facts.card) for request in requests]
-    if any(refusals):
-        facts = yield from queue_facts(state, CARD_AGE_S)
-        refusals = [over_card(request, facts.card) for request in requests]
-    wishes = {"displace": displace, "check_deadline": check_deadline}
-    pairs = zip(refusals, requests, strict=True)
-    return [refusal or _encoded(state, request, facts, wishes) for refusal, request in pairs]
+    """Check and encode requests."""
 
-
-def _encoded(
-    state: State, request: InferenceRequest | InvalidRequest, facts: QueueFacts, wishes: Mapping[str, bool]
-) -> Submission | InvalidRequest:
-    if isinstance(request, InvalidRequest):
-        return request
-    try:
-        return encode(
-            request,
-            request_id=request.request_id or unique(),
-            nonce=unique() if request.request_id else ONLY_LIFE,
+    def encoded(facts: QueueFacts) -> tuple[Encoder, list[Submission | InvalidRequest]]:
+        encoder = Encoder(
+            fields,
             reply=state.book.channel,
             config=state.config,
+            card=facts.card,
             bytes_per_token=facts.bytes_per_token or BYTES_PER_TOKEN,
-            **wishes,
+            displace=displace,
+            check_deadline=check_deadline,
         )
-    except InvalidRequest as error:
-        return error
+        return encoder, [encoder(item) for item in items]
+
+    encoder, found = encoded((yield from queue_facts(state)))
+    if encoder.over_card:
+        _, found = encoded((yield from queue_facts(state, CARD_AGE_S)))
+    return found
 
 
 def send(
@@ -169,7 +167,7 @@ def send(
 ) -> Flow[list[Pending | StokerError]]:
     """Submit one group, and wait until it is that durable; gives who waits for each, or why it was not accepted."""
     book = state.book
-    pendings = [book.expect(item.id, Phase.SENT) for item in items]
+    pendings = book.expect((item.id for item in items), Phase.SENT)
     call = scripts.submit(new_id(), state.most_bytes, items)
     try:
         (generation, answers), replies = yield from run(
@@ -184,12 +182,14 @@ def send(
     outcomes: list[Pending | StokerError] = []
     done = []
     for pending, item, answer in zip(pendings, items, answers, strict=True):
-        if error := refusal(answer, item.id, state.config.queue):
+        if answer.word == "ACCEPTED":
+            pending = book.accepted(pending, item.nonce, generation, item)
+        elif error := refusal(answer, item.id, state.config.queue):
             book.refused(pending)
             outcomes.append(error)
             continue
-        accepted = answer.word == "ACCEPTED"
-        pending = book.accepted(pending, item.nonce, generation, item) if accepted else book.known(pending, generation)
+        else:
+            book.known(pending, generation)
         # A later submit of the same request that asks for less takes nothing from what an earlier one reached.
         if reached != MEMORY or pending.durability is None:
             pending.durability = reached
@@ -210,24 +210,17 @@ def submit(
 ) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
     prepared = yield from prepare(state, items, displace=displace, check_deadline=check_deadline)
-    outcomes: dict[int, Pending | StokerError] = {}
-    ready: list[tuple[int, Submission]] = []
-    for i, item in enumerate(prepared):
-        if isinstance(item, Submission):
-            ready.append((i, item))
-        else:
-            outcomes[i] = item
-    while ready:
-        n = fitting([item for _, item in ready[: state.config.group]])
+    ready = [item for item in prepared if isinstance(item, Submission)]
+    answers: list[Pending | StokerError] = []
+    while len(answers) < len(ready):
+        group = ready[len(answers) : len(answers) + state.config.group]
         try:
-            answers = yield from send(state, [item for _, item in ready[:n]], durability)
+            answers += yield from send(state, group[: fitting(group)], durability)
         except RedisUnavailable as error:
             # What was accepted before keeps its handle; the rest is not tried in vain.
-            n = len(ready)
-            answers = [error] * n
-        outcomes.update((i, answer) for (i, _), answer in zip(ready[:n], answers, strict=True))
-        del ready[:n]
-    return [outcomes[i] for i in range(len(items))]
+            answers += [error] * (len(ready) - len(answers))
+    given = iter(answers)
+    return [next(given) if isinstance(item, Submission) else item for item in prepared]
 
 
 def submit_one(
@@ -370,7 +363,7 @@ def retry_dead(state: State, request_id: str) -> Flow[Pending]:
     """Submit a dead letter again under a new id; raises `RequestLost` where there is none."""
     facts = yield from queue_facts(state, 0)
     fresh, nonce = unique(), unique()
-    pending = state.book.expect(fresh, Phase.SENT)
+    [pending] = state.book.expect([fresh], Phase.SENT)
     try:
         word = yield from run(scripts.retry_dead(request_id, fresh, nonce, state.book.channel))
     except BaseException:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
-from stoker._flows import Flow, Pause, R, Send, State, Step, ask, deliver, send, sweep
+from stoker._flows import Flow, Pause, R, ReadFacts, Send, State, Step, ask, deliver, read_facts, send, sweep
 from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
@@ -57,6 +57,8 @@ class Link:
                 return None
             case Send():
                 return self.drive(send(self.state, [step.item]))[0]
+            case ReadFacts():
+                return self.drive(read_facts(self.state), patiently=patiently)
             case Read():
                 return self.store.read_patiently(step) if patiently else self.store.read(step)
             case _:

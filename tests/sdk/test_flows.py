@@ -43,7 +43,7 @@ def state() -> State:
 
 def accepted(state: State, request_id: str = "a", age_s: float = 0.0) -> Pending:
     submission = Submission(request_id, "n", b"head", b"body")
-    pending = state.book.accepted(state.book.expect(request_id, Phase.SENT), "n", "g", submission)
+    pending = state.book.accepted(state.book.expect([request_id], Phase.SENT)[0], "n", "g", submission)
     pending.since -= age_s
     return pending
 
@@ -129,7 +129,7 @@ def test_who_waits_for_an_id_whose_submit_failed_asks_for_it(state: State) -> No
     state.facts, state.facts_at = QueueFacts("g", None, 0.0, 0), time.monotonic() + 60
     flow = submit(state, [InferenceRequest(prompt="hi", request_id="a")])
     next(flow)
-    other = state.book.expect("a", Phase.FOREIGN)
+    other = state.book.expect(["a"], Phase.FOREIGN)[0]
     assert other.phase is Phase.SENT
     with pytest.raises(StopIteration) as end:
         flow.throw(RedisUnavailable("away"))
