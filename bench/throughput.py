@@ -2,10 +2,10 @@
 
     python bench/throughput.py --requests 5000 --rounds 5
 
-A request is 128 token ids in and 16 out; the engine takes no time, but makes the 16 tokens in as many steps. Stoker and
-the floor (`bench/floor.py`) each run with one worker and with two, on a Redis of their own with AOF everysec, in
-alternating order. `one by one` submits and awaits each request by itself, 1,000 at a time from asyncio; `submit` fills
-a queue that has no workers.
+A request is 128 token ids in and 16 out; the engine takes no time and gives whole answers, as the floor's worker does
+(`--profile zero`: in as many steps as there are tokens). Stoker and the floor (`bench/floor.py`) each run with one
+worker and with two, on a Redis of their own with AOF everysec, in alternating order. `one by one` submits and awaits
+each request by itself, 1,000 at a time from asyncio; `submit` fills a queue that has no workers.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def submit_alone(client: Client, prompts: list[list[int]]) -> float:
     return len(prompts) / seconds
 
 
-def contestants(stay: contextlib.ExitStack, prompts: list[list[int]]) -> dict[str, Run]:
+def contestants(stay: contextlib.ExitStack, prompts: list[list[int]], profile: str) -> dict[str, Run]:
     """Start all that is measured, for as long as `stay` is open."""
     found: dict[str, Run] = {}
     n = len(prompts)
     for workers in (1, 2):
         producer = stay.enter_context(floor(workers))
-        url = stay.enter_context(fleet(workers, *LIMITS)).url
+        url = stay.enter_context(fleet(workers, *LIMITS, profile=profile)).url
         client = stay.enter_context(Client(url))
         check(client.submit(prompts[0]).result(timeout=60))
         found[f"floor, {workers}w"] = lambda producer=producer: producer.run(n)
@@ -114,10 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", choices=["instant", "zero"], default="instant")
     options = parser.parse_args()
     prompts = [[(i * 31 + j) % 32_000 for j in range(PROMPT_TOKENS)] for i in range(options.requests)]
     with contextlib.ExitStack() as stay:
-        rounds = alternating(contestants(stay, prompts), options.rounds)
+        rounds = alternating(contestants(stay, prompts, options.profile), options.rounds)
     table(rounds)
     submit_rate = ratio([one | {"bar": SUBMIT_BAR} for one in rounds], "submit", "bar")
     bars = [

@@ -1,4 +1,4 @@
--- use: events counts flight members finish
+-- use: events counts flight members drops finish
 -- Start what a doorbell names: an attempt counts from here. Acks and deletes the doorbell, also with no ids left.
 -- A member under this delivery whose request moved on is dropped unless it runs (its row is still there; beat names it).
 -- KEYS[1] prefix

@@ -1,4 +1,4 @@
--- use: events fence gap counts flight requeue members incs finish
+-- use: events fence gap counts flight requeue members drops incs finish
 -- Take back what a dead incarnation holds, up to 512 members a call: back to their lanes with their original scores. Only if
 -- it was superseded or reported, or its beat is older than T outside a grace. Voids it first, so that nothing is handed to it.
 -- KEYS[1] prefix

@@ -10,20 +10,3 @@ end
 local function held_text(m)
   return m.delivery .. '|' .. int(m.cost) .. '|' .. m.state .. '|' .. int(m.since) .. '|' .. m.class .. '|' .. int(m.before)
 end
-
--- Members are dropped, and the credit lowered by their costs, in one HDEL and one HINCRBY a call; each counts once.
-local dropped, freed = {}, 0
-local function drop(id, cost)
-  if dropped[id] then return end
-  dropped[id] = true
-  dropped[#dropped + 1] = id
-  freed = freed + cost
-end
-local function drop_all(inc)
-  if #dropped > 0 then
-    call('HDEL', K .. 'work:' .. inc, unpack(dropped))
-    call('HINCRBY', K .. 'credit', inc, 0 - freed) -- -0 would be no number
-    ring()
-  end
-  dropped, freed = {}, 0
-end
