@@ -131,7 +131,7 @@ SCHEDULER = together(
         "beats": "zadd zrange zscore",
         "bell": "blpop",
         "card": "get",
-        "counts": "hgetall",
+        "counts": "hget hgetall",
         "credit": "hget hgetall hincrby",
         "dead": "zcard zremrangebyscore",
         "deadlines": "zrange zrangebyscore",
@@ -166,6 +166,7 @@ WORKER = together(
     {
         "beats": "zadd",
         "card": "get set",
+        "counts": "hget",
         "credit": "hincrby hset",
         "delayed": "zadd",
         "flight:*": "mset",
