@@ -12,6 +12,8 @@ from statistics import median
 from types import MappingProxyType
 from typing import NamedTuple
 
+from stoker_ops.embedded import find_server
+
 RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
 
 Rounds = list[dict[str, float]]
@@ -64,10 +66,12 @@ def verdicts(bars: Sequence[Bar]) -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return the date and what ran here."""
+    """Return the date and what ran here. The server counts: Redis 7 takes more memory a key than 6.2."""
+    server = find_server()
+    name = f"{server.product} {'.'.join(map(str, server.version))}" if server else "no Redis"
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {name}",
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 HERE = "{home}/bin/"
 HIREDIS, UVLOOP, AIOHTTP, MSGPACK = "hiredis==3.5.0", "uvloop==0.23.0", "aiohttp==3.14.5", "msgpack==1.2.4"
 STOKER = (sys.executable, "-c", "from stoker.cli import main; main()")
-SIM = ("--model", "sim", "--profile", "zero", "--max-num-seqs", "256", "--max-num-batched-tokens", "65536")
+SIM = ("--model", "sim", "--profile", "instant", "--max-num-seqs", "256", "--max-num-batched-tokens", "65536")
 
 Command = tuple[str, ...]
 

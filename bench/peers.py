@@ -7,7 +7,7 @@ A request is 128 random token ids in and 16 out, of a model that does nothing; t
 looks at it. All are asked in bulk, in the setting in which each is fastest (`bench/peer_list.py`). A run starts a Redis
 of its own (AOF everysec, the same program for all, by TCP), the workers and a producer, warms up, and ends them all.
 The environments lie in `.peers/`, made when first needed; who cannot be installed or does not answer is named and left
-out. Stoker's engine is `sim`, which makes its 16 tokens in as many steps; its scheduler is one more process.
+out. Stoker's engine is `sim` with whole answers in a step; its scheduler is one more process.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ LENGTH = 200
 FLUSH_MS = Config().flush_ms
 REDIS_BAR, TTFT_BAR, GAP_BAR = 50.0, 10.0, 2.0
 HELD = 0.95
+SHOWN = ("redis", "redis in scripts", "scheduler", "readers", "other work")
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Taken:
     """What the timed readers saw since they were last asked: seconds, and tokens."""
 
     ttft_s: list[float] = field(default_factory=list)
+    queue_s: list[float] = field(default_factory=list)
     gap_s: list[float] = field(default_factory=list)
     tokens: int = 0
 
@@ -89,6 +91,7 @@ async def read_on(client: AsyncClient, taken: Taken, length: int) -> None:
         assert times.ttft_ms is not None
         assert times.queue_ms is not None
         taken.ttft_s.append(first_s - (times.ttft_ms - times.queue_ms) / 1000)
+        taken.queue_s.append(times.queue_ms / 1000)
         length = LENGTH
 
 
@@ -140,21 +143,22 @@ async def windows(stack: Fleet, others: Others, options: argparse.Namespace) -> 
     def cpu_s() -> dict[str, float]:
         busy = psutil.cpu_times()
         of_stack = stack.cpu_s() | {"readers": time.process_time() + others.cpu_s()}
-        return of_stack | {"other work": sum(busy) - busy.idle - busy.iowait - sum(of_stack.values())}
+        other = sum(busy) - busy.idle - busy.iowait - sum(of_stack.values())
+        return of_stack | {"redis in scripts": stack.script_us() / 1e6, "other work": other}
 
     async with AsyncClient(stack.url) as client, asyncio.TaskGroup() as group:
         lengths = [spread.randint(2, LENGTH) for _ in range(options.measured)]
         tasks = [group.create_task(read_on(client, taken, length)) for length in lengths]
         for _ in range(options.rounds + 1):
-            taken.ttft_s, taken.gap_s, taken.tokens = [], [], 0
+            taken.ttft_s, taken.queue_s, taken.gap_s, taken.tokens = [], [], [], 0
             cpu, before, began = cpu_s(), others.read.value, time.perf_counter()
             await asyncio.sleep(options.seconds)
             passed = time.perf_counter() - began
             used = {name: 100 * (now - cpu[name]) / passed for name, now in cpu_s().items()}
             found = {"tokens/s": (taken.tokens + others.read.value - before) / passed}
-            for name, times in (("added ttft", taken.ttft_s), ("gap", taken.gap_s)):
+            for name, times in (("added ttft", taken.ttft_s), ("in the queue", taken.queue_s), ("gap", taken.gap_s)):
                 found |= {f"{name}, p{percent}": percentile(times, percent) for percent in (50, 99)}
-            found |= {f"{name}, %": used[name] for name in ("redis", "scheduler", "readers", "other work")}
+            found |= {f"{name}, %": used[name] for name in SHOWN}
             rounds.append(found | {"workers, %": sum(used[name] for name in used if name.startswith("worker"))})
         for task in tasks:
             task.cancel()
