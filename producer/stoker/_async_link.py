@@ -13,7 +13,23 @@ from typing import Any
 
 from stoker._calls import fitting
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
-from stoker._flows import Flow, Pause, R, ReadFacts, Send, State, Step, ask, deliver, read_facts, send, sweep
+from stoker._flows import (
+    Collect,
+    Flow,
+    Pause,
+    Post,
+    R,
+    ReadFacts,
+    Send,
+    State,
+    Step,
+    Unsent,
+    ask,
+    deliver,
+    read_facts,
+    send,
+    sweep,
+)
 from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
@@ -66,6 +82,10 @@ class AsyncLink:
                 return None
             case Send():
                 return await self.sender.send(step.item)
+            case Post():
+                return Unsent(step.call)
+            case Collect():
+                return await self._do(step.posted.call, patiently)
             case ReadFacts():
                 return await self._read_facts()
             case Read():

@@ -6,8 +6,9 @@ out, one by blocking, the other by awaiting; the flows themselves do no I/O.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from stoker.request import InferenceRequest, InferenceResponse
 from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
 from stoker.store.codec import BYTES_PER_TOKEN, Submission
-from stoker.store.connection import Read, new_id
+from stoker.store.connection import Posted, Read, new_id
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.keys import Keys
 from stoker.store.lookups import DeadLetter
@@ -61,7 +62,31 @@ class ReadFacts:
     """A step that gives what `read_facts` gives, which is read once for all who want it meanwhile."""
 
 
-Step = Call[Any] | Read[Any] | Pause | Send | ReadFacts
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A posted call that is made when its reply is wanted."""
+
+    call: Call[Any]
+
+    def drop(self) -> None:
+        """Nothing is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A step that sends a call if it can do so without waiting; gives what `Collect` gives the reply of."""
+
+    call: Call[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """A step that gives the value of a posted call."""
+
+    posted: Posted[Any] | Unsent
+
+
+Step = Call[Any] | Read[Any] | Pause | Send | ReadFacts | Post | Collect
 R = TypeVar("R")
 Flow = Generator[Step, Any, R]
 
@@ -162,26 +187,49 @@ def prepare(
     return found
 
 
-def send(
-    state: State, items: Sequence[Submission], durability: Durability = IN_MEMORY
-) -> Flow[list[Pending | StokerError]]:
-    """Submit one group, and wait until it is that durable; gives who waits for each, or why it was not accepted."""
-    book = state.book
-    pendings = book.expect((item.id for item in items), Phase.SENT)
-    call = scripts.submit(new_id(), state.most_bytes, items)
-    try:
-        (generation, answers), replies = yield from run(
-            scripts.followed(call, durability.commands(state.config.durability_timeout_s))
-        )
-    except BaseException:
-        for pending in pendings:
+@dataclass(slots=True)
+class Sent:
+    """A group under way."""
+
+    items: Sequence[Submission]
+    pendings: Sequence[Pending]
+    durability: Durability
+    posted: Posted[Any] | Unsent
+
+    def give_up(self, book: Book) -> None:
+        """Nobody waits for its answer, if it has not come."""
+        self.posted.drop()
+        for pending in self.pendings:
             book.refused(pending)
+
+
+def post(state: State, items: Sequence[Submission], durability: Durability) -> Flow[Sent]:
+    """Submit one group; `collect` waits for the answer."""
+    pendings = state.book.expect((item.id for item in items), Phase.SENT)
+    commands = durability.commands(state.config.durability_timeout_s)
+    call = scripts.followed(scripts.submit(new_id(), state.most_bytes, items), commands)
+    sent = Sent(items, pendings, durability, Unsent(call))
+    try:
+        sent.posted = yield Post(call)
+    except BaseException:
+        sent.give_up(state.book)
+        raise
+    return sent
+
+
+def collect(state: State, sent: Sent) -> Flow[list[Pending | StokerError]]:
+    """Wait until a group is accepted and that durable; gives who waits for each request, or why it was not accepted."""
+    book = state.book
+    try:
+        (generation, answers), replies = yield Collect(sent.posted)
+    except BaseException:
+        sent.give_up(book)
         raise
     state.saw_generation(generation)
-    reached = durability.reached(replies)
+    reached = sent.durability.reached(replies)
     outcomes: list[Pending | StokerError] = []
     done = []
-    for pending, item, answer in zip(pendings, items, answers, strict=True):
+    for pending, item, answer in zip(sent.pendings, sent.items, answers, strict=True):
         if answer.word == "ACCEPTED":
             pending = book.accepted(pending, item.nonce, generation, item)
         elif error := refusal(answer, item.id, state.config.queue):
@@ -200,6 +248,14 @@ def send(
     return outcomes
 
 
+def send(
+    state: State, items: Sequence[Submission], durability: Durability = IN_MEMORY
+) -> Flow[list[Pending | StokerError]]:
+    """Submit one group, and wait for the answer."""
+    sent = yield from post(state, items, durability)
+    return (yield from collect(state, sent))
+
+
 def submit(
     state: State,
     items: Sequence[Item],
@@ -209,18 +265,50 @@ def submit(
     check_deadline: bool = True,
 ) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
-    prepared = yield from prepare(state, items, displace=displace, check_deadline=check_deadline)
-    ready = [item for item in prepared if isinstance(item, Submission)]
+    prepared: list[Submission | InvalidRequest] = []
     answers: list[Pending | StokerError] = []
-    while len(answers) < len(ready):
-        group = ready[len(answers) : len(answers) + state.config.group]
-        try:
-            answers += yield from send(state, group[: fitting(group)], durability)
-        except RedisUnavailable as error:
-            # What was accepted before keeps its handle; the rest is not tried in vain.
-            answers += [error] * (len(ready) - len(answers))
-    given = iter(answers)
-    return [next(given) if isinstance(item, Submission) else item for item in prepared]
+    wishes = {"displace": displace, "check_deadline": check_deadline}
+    rest: Iterator[Pending | StokerError] = iter(answers)
+    try:
+        yield from _submit(state, items, durability, wishes, prepared, answers)
+    except RedisUnavailable as error:
+        if not prepared:
+            raise
+        # What was accepted before keeps its handle; the rest is not tried in vain.
+        rest = itertools.chain(answers, itertools.repeat(error))
+    tried = [next(rest) if isinstance(item, Submission) else item for item in prepared]
+    return tried + [next(rest) for _ in items[len(tried) :]]
+
+
+def _submit(
+    state: State,
+    items: Sequence[Item],
+    durability: Durability,
+    wishes: dict[str, bool],
+    prepared: list[Submission | InvalidRequest],
+    answers: list[Pending | StokerError],
+) -> Flow[None]:
+    """Add to `prepared` and `answers`. Each group is checked and encoded while Redis takes the one before."""
+    sent: Sent | None = None
+    try:
+        for group in groups(items, state.config.group):
+            fresh = yield from prepare(
+                state, group, displace=wishes["displace"], check_deadline=wishes["check_deadline"]
+            )
+            prepared += fresh
+            ready = [item for item in fresh if isinstance(item, Submission)]
+            while ready:
+                n = fitting(ready)
+                if sent:
+                    answers += yield from collect(state, sent)
+                sent = yield from post(state, ready[:n], durability)
+                del ready[:n]
+        if sent:
+            answers += yield from collect(state, sent)
+            sent = None
+    finally:
+        if sent:
+            sent.give_up(state.book)
 
 
 def submit_one(

@@ -10,7 +10,23 @@ import time
 from collections.abc import Callable, Sequence
 
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
-from stoker._flows import Flow, Pause, R, ReadFacts, Send, State, Step, ask, deliver, read_facts, send, sweep
+from stoker._flows import (
+    Collect,
+    Flow,
+    Pause,
+    Post,
+    R,
+    ReadFacts,
+    Send,
+    State,
+    Step,
+    Unsent,
+    ask,
+    deliver,
+    read_facts,
+    send,
+    sweep,
+)
 from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
@@ -57,6 +73,12 @@ class Link:
                 return None
             case Send():
                 return self.drive(send(self.state, [step.item]))[0]
+            case Post():
+                return Unsent(step.call) if step.call.then else self.store.post(step.call)
+            case Collect():
+                if isinstance(step.posted, Unsent):
+                    return self._do(step.posted.call, patiently)
+                return step.posted.reply(patiently=patiently)
             case ReadFacts():
                 return self.drive(read_facts(self.state), patiently=patiently)
             case Read():

@@ -7,6 +7,7 @@ which do the same once or twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
@@ -143,6 +144,10 @@ class Store(_Base):
         """Read, again while Redis does not answer, for at most `retry_timeout_s`; raises `RedisUnavailable`."""
         return self._patiently(lambda: self.read(read))
 
+    def post(self, call: Call[T]) -> Posted[T]:
+        """Send the call now, and read its reply later; nothing may follow it (`then`)."""
+        return Posted(self, call)
+
     def close(self) -> None:
         """Close all connections."""
         self._redis.close()
@@ -205,6 +210,45 @@ class Store(_Base):
             raise self._ours(error, what) from error
         self._since = None
         return reply
+
+
+class Posted(Generic[T]):
+    """A call that is under way while its caller does something else."""
+
+    def __init__(self, store: Store, call: Call[T]) -> None:
+        """Send the call, if Redis answers now."""
+        self.call = call
+        self._store = store
+        self._pool = store._redis.connection_pool
+        self._connection: Any = None
+        with contextlib.suppress(exceptions.RedisError, OSError):
+            self._connection = self._pool.get_connection()
+        if self._connection:
+            self._guard(lambda: self._connection.send_command(*store._evalsha(call)))
+
+    def reply(self, *, patiently: bool) -> T:
+        """Return what `run` or `run_patiently` gives, or raise what it raises: the call is made again if it failed."""
+        reply: Any = self._guard(lambda: self._connection.read_response()) if self._connection else None
+        if not self._connection:
+            return self._store.run_patiently(self.call) if patiently else self._store.run(self.call)
+        self._pool.release(self._connection)
+        self._connection = None
+        return self.call.parse(reply if self.call.then is None else [reply])
+
+    def drop(self) -> None:
+        """Give up a call whose reply nobody wants: nobody else may read it."""
+        if self._connection:
+            self._connection.disconnect()
+            self._pool.release(self._connection)
+            self._connection = None
+
+    def _guard(self, attempt: Callable[[], Any]) -> Any:
+        try:
+            return attempt()
+        except BaseException as error:
+            self.drop()
+            if not isinstance(error, exceptions.RedisError | OSError):
+                raise
 
 
 class AsyncStore(_Base):
