@@ -27,7 +27,8 @@ from stoker_ops.embedded import start
 FLOOR_BAR = 0.6
 SUBMIT_BAR = 50_000
 CONCURRENT = 1000
-LIMITS = ("--max-num-seqs", "256", "--max-num-batched-tokens", "65536")
+LIMITS = ("--max-num-seqs", "1024", "--max-num-batched-tokens", "131072")
+"""Rows for two groups, so that one is dispatched while the other runs; the floor holds as many as come."""
 
 Run = Callable[[], float]
 
