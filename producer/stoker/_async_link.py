@@ -18,6 +18,7 @@ from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
 from stoker.store import lookups, reads
+from stoker.store.agreement import agree_async
 from stoker.store.codec import Submission
 from stoker.store.connection import AsyncStore, Read
 from stoker.store.lookups import Place
@@ -38,6 +39,7 @@ class AsyncLink:
         # Blocks longer than other reads may take; token streams and wake-ups are read on its connections.
         self.waiting = AsyncStore(config, block_s=config.block_ms / 1000)
         self.contact = Contact(config)
+        self.agreed = False
         self.streams = Streams(self)
         self.sender = Sender(self)
         self.closed = False
@@ -45,6 +47,9 @@ class AsyncLink:
 
     async def drive(self, flow: Flow[R], *, patiently: bool = True) -> R:
         """Carry out a flow's steps and return its value."""
+        if not self.agreed:
+            await agree_async(self.store, patiently=patiently)
+            self.agreed = True
         try:
             step = next(flow)
             while True:

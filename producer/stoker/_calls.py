@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
+from stoker.config import Config
 from stoker.errors import (
     DeadlineInfeasible,
     DurabilityNotReached,
@@ -30,6 +31,7 @@ from stoker.request import (
     Restarted,
     unknown_field,
 )
+from stoker.shards import shard_of
 from stoker.store.codec import Outcome, Submission, response_of
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.reads import Card, TokenRecord
@@ -86,6 +88,14 @@ class Names:
 
 unique = Names()
 os.register_at_fork(after_in_child=unique.renew)
+
+
+def fresh_id(config: Config) -> str:
+    """Return an id that nobody else gives; of a shard one that belongs to it."""
+    if config.shards == 1:
+        return unique()
+    ids = iter(unique, "")
+    return next(name for name in ids if shard_of(name, config.shards) == config.shard)
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,18 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from stoker._calls import Item, T, checked_request, fitting, full_pause, groups, over_card, refusal, unique
+from stoker._calls import (
+    Item,
+    T,
+    checked_request,
+    fitting,
+    fresh_id,
+    full_pause,
+    groups,
+    over_card,
+    refusal,
+    unique,
+)
 from stoker._outstanding import Book, Pending, Phase
 from stoker.config import Config, check_name
 from stoker.errors import InvalidRequest, ModelMismatch, QueueFull, RedisUnavailable, RequestLost, StokerError
@@ -23,7 +34,7 @@ from stoker.store.codec import BYTES_PER_TOKEN, Submission, encode
 from stoker.store.connection import Read, new_id
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.keys import Keys
-from stoker.store.lookups import DeadLetter
+from stoker.store.lookups import DeadLetter, Overview
 from stoker.store.pack import pack
 from stoker.store.reads import Card, QueueFacts
 from stoker.store.records import WorkerRecord
@@ -69,7 +80,7 @@ class State:
     def __init__(self, config: Config) -> None:
         """Know nothing yet."""
         self.config = config
-        self.keys = Keys(config.queue)
+        self.keys = Keys(config.tag)
         self.book = Book()
         self.facts: QueueFacts | None = None
         self.facts_at = 0.0
@@ -153,7 +164,7 @@ def _encoded(
     try:
         return encode(
             request,
-            request_id=request.request_id or unique(),
+            request_id=state.config.check_shard(request.request_id) if request.request_id else fresh_id(state.config),
             nonce=unique() if request.request_id else ONLY_LIFE,
             reply=state.book.channel,
             config=state.config,
@@ -369,7 +380,7 @@ def stream_nonce(state: State, pending: Pending) -> Flow[str]:
 def retry_dead(state: State, request_id: str) -> Flow[Pending]:
     """Submit a dead letter again under a new id; raises `RequestLost` where there is none."""
     facts = yield from queue_facts(state, 0)
-    fresh, nonce = unique(), unique()
+    fresh, nonce = fresh_id(state.config), unique()
     pending = state.book.expect(fresh, Phase.SENT)
     try:
         word = yield from run(scripts.retry_dead(request_id, fresh, nonce, state.book.channel))
@@ -440,7 +451,13 @@ def workers(state: State) -> Flow[list[WorkerRecord]]:
     return [replace(record, held_rows=held) for record, held in zip(records, rows, strict=True)]
 
 
+def survey(state: State) -> Flow[tuple[Overview, list[WorkerRecord]]]:
+    """Read what a queue's figures are made of."""
+    overview = yield from read(lookups.overview(state.keys))
+    return overview, (yield from workers(state))
+
+
 def queue_stats(state: State) -> Flow[Stats]:
     """Read the queue's figures."""
-    overview = yield from read(lookups.overview(state.keys))
-    return assemble(state.config.queue, overview, (yield from workers(state)), state.config.lease_us / 1e6)
+    overview, records = yield from survey(state)
+    return assemble(state.config.queue, overview, records, state.config.lease_us / 1e6)

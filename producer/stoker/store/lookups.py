@@ -273,6 +273,11 @@ def _speed(numbers: str) -> tuple[float, float]:
     return float(tokens_per_s), float(answer_s)
 
 
+def worker_count(keys: Keys) -> Read[int]:
+    """Read how many workers are registered, or have work that is not taken back yet."""
+    return Read([("HLEN", keys.inc)], lambda reply: int(reply[0]), what="count the workers")
+
+
 def workers(keys: Keys) -> Read[list[WorkerRecord]]:
     """Read all registered incarnations, sorted; how many rows each holds is another read."""
     commands: list[Command] = [
