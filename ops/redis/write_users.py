@@ -213,6 +213,7 @@ ADMIN = together(
         "inc": "hset",
         "lane:*": "zcount zscore",
         "payload:*": "set",
+        "shards": "del",
         "tenants": "hdel hexists hlen hset",
         "work:*": "hexists",
     },

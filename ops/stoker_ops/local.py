@@ -28,6 +28,7 @@ from stoker.command import EXIT_OK, EXIT_USAGE
 from stoker.config import Config, environment_of
 from stoker.errors import ConfigError, RedisUnavailable, StokerError
 from stoker.every import every
+from stoker.shard_number import set_number
 from stoker.store import inspections, lookups, reads, scripts
 from stoker.store.agreement import agree_async
 from stoker.store.connection import AsyncStore
@@ -155,7 +156,7 @@ class LocalStack:
         self.start_redis()
         self._stores = [AsyncStore(part) for part in self.config.each()]
         refuse_unfit(await self._stores[0].read_patiently(inspections.info()))
-        await agree_async(self._stores[0], patiently=True)
+        await self._agree()
         before = await _Before.read(self._stores)
         if self._alone:
             await _forget_model(self._stores)
@@ -175,6 +176,15 @@ class LocalStack:
                 "batch-worker", ["batch-worker", "--log-level", settings.log_level], (EXIT_USAGE,)
             )
         await self._ready(before)
+
+    async def _agree(self) -> None:
+        """Mean the number of shards that the queue has; on a Redis of our own an empty queue gets ours."""
+        try:
+            await agree_async(self._stores[0], patiently=True, claim=True)
+        except ConfigError:
+            if not self._alone:
+                raise
+            await asyncio.to_thread(set_number, self.config, self.config.shards)
 
     async def _pick_devices(self) -> list[str]:
         """Return a device for each worker: on a Redis of our own at least one for each shard."""

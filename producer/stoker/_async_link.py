@@ -13,7 +13,7 @@ from typing import Any
 
 from stoker._calls import fitting
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
-from stoker._flows import Flow, Pause, R, Send, State, Step, ask, deliver, send, sweep
+from stoker._flows import Claim, Flow, Pause, R, Send, State, Step, ask, deliver, send, sweep
 from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
@@ -68,6 +68,9 @@ class AsyncLink:
             case Pause():
                 await asyncio.sleep(step.seconds)
                 self.check_open()
+                return None
+            case Claim():
+                await agree_async(self.store, patiently=patiently, claim=True)
                 return None
             case Send():
                 return await self.sender.send(step.item)

@@ -14,14 +14,14 @@ from stoker._async_link import AsyncLink
 from stoker._calls import Item, RequestFields, refused_error
 from stoker._contact import seconds_left
 from stoker._flows import Flow, R, State
-from stoker._merge import by_shard, in_order, merged, newest, parts_of, united
+from stoker._merge import by_shard, figures, in_order, newest, parts_of, united
 from stoker._windows import Windows, id_of
 from stoker.async_client import AsyncClient, AsyncJob, P
 from stoker.config import Config, check_name
 from stoker.errors import DurabilityNotReached, RedisUnavailable, ResultTimeout, StokerError
 from stoker.request import InferenceResponse
 from stoker.shards import shard_of
-from stoker.stats import Stats, assemble
+from stoker.stats import Stats
 from stoker.store.durability import MEMORY
 from stoker.store.lookups import DeadLetter
 from stoker.store.reads import Card
@@ -162,10 +162,7 @@ class ShardedAsyncClient(AsyncClient):
 
     async def stats(self) -> Stats:
         """Return the figures of all shards together; the leader is None unless each has one."""
-        surveys = await self._all(_flows.survey)
-        workers = [record for _, records in surveys for record in records]
-        view = merged([view for view, _ in surveys])
-        return assemble(self.config.queue, view, workers, self.config.lease_us / 1e6)
+        return figures(self.config, await self._all(_flows.survey))
 
     async def workers(self) -> list[WorkerRecord]:
         """Return the registered workers of all shards and what they hold."""

@@ -69,7 +69,12 @@ class Send:
     item: Submission
 
 
-Step = Call[Any] | Read[Any] | Pause | Send
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A step that fixes the number of shards, or raises `ConfigError` where it is another one."""
+
+
+Step = Call[Any] | Read[Any] | Pause | Send | Claim
 R = TypeVar("R")
 Flow = Generator[Step, Any, R]
 
@@ -85,6 +90,7 @@ class State:
         self.facts: QueueFacts | None = None
         self.facts_at = 0.0
         self.generation: str | None = None
+        self.claimed = config.shards == 1
 
     def saw_generation(self, generation: str | None) -> None:
         """Note which Redis history answered. Another one than before: what is outstanding may be lost."""
@@ -180,6 +186,9 @@ def send(
 ) -> Flow[list[Pending | StokerError]]:
     """Submit one group, and wait until it is that durable; gives who waits for each, or why it was not accepted."""
     book = state.book
+    if not state.claimed:
+        yield Claim()
+        state.claimed = True
     pendings = [book.expect(item.id, Phase.SENT) for item in items]
     call = scripts.submit(new_id(), state.most_bytes, items)
     try:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
-from stoker._flows import Flow, Pause, R, Send, State, Step, ask, deliver, send, sweep
+from stoker._flows import Claim, Flow, Pause, R, Send, State, Step, ask, deliver, send, sweep
 from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
@@ -59,6 +59,9 @@ class Link:
         match step:
             case Pause():
                 self.sleep(step.seconds)
+                return None
+            case Claim():
+                agree(self.store, patiently=patiently, claim=True)
                 return None
             case Send():
                 return self.drive(send(self.state, [step.item]))[0]

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from stoker.config import Config
 from stoker.errors import RedisUnavailable
 from stoker.shards import shard_of
-from stoker.stats import requests_per_second
+from stoker.stats import Stats, assemble, requests_per_second
 from stoker.store.lookups import DeadLetter, Overview
+from stoker.store.records import WorkerRecord
 
 T = TypeVar("T")
 
@@ -50,6 +52,15 @@ def newest(letters: Iterable[Sequence[DeadLetter]], limit: int) -> list[DeadLett
 def united(tenants: Sequence[Mapping[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Return what is set for tenants, which is the same in each shard, unless a call was cut off."""
     return {name: values for some in reversed(tenants) for name, values in some.items()}
+
+
+def figures(config: Config, surveys: Sequence[tuple[Overview, Sequence[WorkerRecord]]]) -> Stats:
+    """Return the figures of all shards together; each worker's say which it serves."""
+    workers = [record for _, records in surveys for record in records]
+    shards = {record.inc: shard for shard, (_, records) in enumerate(surveys) for record in records}
+    stats = assemble(config.queue, merged([view for view, _ in surveys]), workers, config.lease_us / 1e6)
+    stats["workers"] = [worker | {"shard": shards[worker["inc"]]} for worker in stats["workers"]]
+    return stats
 
 
 def merged(views: Sequence[Overview]) -> Overview:

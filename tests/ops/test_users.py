@@ -113,6 +113,7 @@ def starts(q: Roles) -> None:
         q.store.read(agreement.number(q.keys), role)
         assert q.store.run(s.agree(3, tickets=int(role == "worker")), role).word == "OK"
     q.store.read(lookups.worker_count(q.keys), "worker")
+    q.store.run(s.agree(1, instead_of=3), "admin")
 
 
 def clients(q: Roles) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import ResponseError
 
-from protocol.rig import A, Queue, changes
+from protocol.rig import GONE, A, Queue, changes
 from stoker.store import scripts as s
 from stoker.store.scripts import Agreed
 
@@ -50,6 +50,16 @@ def test_a_queue_with_a_request_is_one_of_one_shard_until_that_has_ended(q: Queu
     if end:
         q.store.run(s.cancel("a"))
         assert agree(q, 3).word == "OK"
+
+
+@pytest.mark.parametrize(("number", "left"), [(4, 4), (1, GONE)])
+def test_an_operator_replaces_the_number_that_he_found(bare: Queue, number: int, left: object) -> None:
+    agree(bare, 3)
+    assert bare.store.run(s.agree(number, instead_of=2)) == Agreed("OTHER", 3, 0)
+    before = bare.before()
+    for _ in range(2):
+        assert bare.store.run(s.agree(number, instead_of=3)).word == "OK"
+        assert changes(before, bare.dump()) == {"shards": left}
 
 
 @pytest.mark.parametrize("number", ["", "0", "x", "1000", "-1"])

@@ -18,6 +18,8 @@ from redis_cluster import Cluster, start_cluster
 from sdk.fleet import Fleet
 from stoker import AsyncClient, Client, Config, ConfigError, InferenceRequest, InvalidRequest, RedisUnavailable
 from stoker.shards import shard_of
+from stoker.store import scripts
+from stoker.store.connection import Store
 from stoker.store.keys import Keys
 from stoker_ops.embedded import ServerBinary
 
@@ -60,8 +62,8 @@ async def aclient(config: Config) -> AsyncIterator[AsyncClient]:
 @pytest.fixture
 def fleets(config: Config) -> Iterator[list[Fleet]]:
     """A scheduler and a worker for each shard."""
-    with contextlib.ExitStack() as running, Client(config=config) as client:
-        client.stats()  # it says how many shards there are, before anybody serves one
+    with contextlib.ExitStack() as running:
+        running.enter_context(contextlib.closing(Store(config.of(0)))).run(scripts.agree(SHARDS))
         yield [running.enter_context(Fleet(config.of(shard))) for shard in range(SHARDS)]
 
 

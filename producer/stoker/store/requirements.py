@@ -66,7 +66,7 @@ async def check_server(store: AsyncStore, stop: asyncio.Event, outage: Outage) -
     while not stop.is_set():
         try:
             info = await store.read(inspections.info())
-            await agree_async(store, patiently=False)
+            await agree_async(store, patiently=False, claim=True)
         except RedisUnavailable as error:
             outage.lost("start", error)
             await pause(RETRY_S, stop)

@@ -230,14 +230,14 @@ class Agreed:
     ticket: int
 
 
-def agree(shards: int, tickets: int = 0) -> Call[Agreed]:
-    """Call that fixes a queue's number of shards, or compares it; made on the keys of the first shard."""
+def agree(shards: int, tickets: int = 0, instead_of: int | None = None) -> Call[Agreed]:
+    """Call that fixes a queue's number of shards, compares or replaces it; made on the keys of the first shard."""
 
     def parse(reply: list[Any]) -> Agreed:
         word, number = _word(reply), int(reply[1])
         return Agreed(word, shards, number) if word == "OK" else Agreed(word, number, 0)
 
-    return Call("agree", (shards, tickets), parse)
+    return Call("agree", (shards, tickets, instead_of or ""), parse)
 
 
 # --- schedulers -----------------------------------------------------------------------------------------------------
