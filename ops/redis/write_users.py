@@ -171,7 +171,7 @@ WORKER = together(
     REQUEUEING,
     FORGETTING,
     {
-        "beats": "zadd",
+        "beats": "zadd zrange",
         "card": "get set",
         "credit": "hincrby hset",
         "delayed": "zadd",

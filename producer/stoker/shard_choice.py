@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -17,6 +17,8 @@ from stoker.store.connection import AsyncStore
 log = structlog.get_logger()
 
 RETRY_S = 0.2
+LOOK_BEATS = 2
+"""For so many heartbeats it is watched who beats."""
 
 
 async def with_shard(config: Config) -> Config:
@@ -38,6 +40,11 @@ async def with_shard(config: Config) -> Config:
     return config
 
 
+def alive(before: Mapping[str, float], now: Mapping[str, float]) -> int:
+    """Return how many workers beat between two looks: who was killed is registered for a while longer."""
+    return sum(beat > before.get(inc, 0.0) for inc, beat in now.items())
+
+
 def fewest(workers: Sequence[int], ticket: int) -> int:
     """Return the shard with the fewest workers; those who look together have tickets that differ by one."""
     least = [shard for shard, number in enumerate(workers) if number == min(workers)]
@@ -45,11 +52,14 @@ def fewest(workers: Sequence[int], ticket: int) -> int:
 
 
 async def _choose(config: Config) -> int:
-    stores = [AsyncStore(config.of(shard)) for shard in range(config.shards)]
+    stores = [AsyncStore(part) for part in config.each()]
     try:
+        before = [await store.read(lookups.beats(store.keys)) for store in stores]
+        await asyncio.sleep(LOOK_BEATS * config.heartbeat_ms / 1000)
+        now = [await store.read(lookups.beats(store.keys)) for store in stores]
         agreed = await stores[0].run(scripts.agree(config.shards, tickets=1))
         refuse_other(config, agreed.shards)
-        return fewest([await store.read(lookups.worker_count(store.keys)) for store in stores], agreed.ticket)
+        return fewest([alive(*looks) for looks in zip(before, now, strict=True)], agreed.ticket)
     finally:
         for store in stores:
             await store.close()

@@ -112,7 +112,8 @@ def starts(q: Roles) -> None:
         q.empty()
         q.store.read(agreement.number(q.keys), role)
         assert q.store.run(s.agree(3, tickets=int(role == "worker")), role).word == "OK"
-    q.store.read(lookups.worker_count(q.keys), "worker")
+    q.store.read(lookups.beats(q.keys), "worker")
+    q.store.read(lookups.worker_count(q.keys), "admin")
     q.store.run(s.agree(1, instead_of=3), "admin")
 
 

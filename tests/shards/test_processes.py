@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +13,12 @@ import pytest
 from helpers import wait_until
 from redis_cluster import start_cluster
 from stack_processes import Stack
-from stoker import Client, InferenceRequest
+from stoker import AsyncClient, Client, Config, ConfigError, InferenceRequest
 from stoker.shards import shard_of
 from stoker_ops.embedded import ServerBinary
+from stoker_ops.local import LocalStack
+from stoker_ops.settings import StackSettings
+from stoker_workers.messages import EngineOptions
 
 pytestmark = pytest.mark.slow
 
@@ -56,15 +59,14 @@ def test_workers_spread_over_the_shards_and_the_kill_of_one_loses_nothing(stack:
     with stack.client() as client:
         jobs = client.submit_many([InferenceRequest(prompt_tokens=[i + 1], max_tokens=30) for i in range(30)])
         jobs[0].result(timeout=60)
-        [victim] = stack.workers(shard_of(jobs[-1].id, SHARDS))
+        orphaned = shard_of(jobs[-1].id, SHARDS)
+        [victim] = stack.workers(orphaned)
         os.kill(processes[victim].pid, signal.SIGKILL)
         stack.worker("late", "--max-num-seqs", "4", wait=False)
         assert [len(job.result(timeout=60).token_ids) for job in jobs] == [30] * 30
         assert client.stats()["counts"]["succeeded"] == 30
-    said = re.search(
-        r'"shard": (\d).*"event": "shard chosen"|"event": "shard chosen".*"shard": (\d)', stack.log("late")
-    )
-    assert said, stack.log("late")
+    [chosen] = [json.loads(line) for line in stack.log("late").splitlines() if "shard chosen" in line]
+    assert chosen["shard"] == orphaned
 
 
 def test_another_number_ends_a_scheduler_and_a_worker_and_another_model_a_worker(stack: Sharded) -> None:
@@ -78,3 +80,19 @@ def test_another_number_ends_a_scheduler_and_a_worker_and_another_model_a_worker
     assert "queue 'default' serves another model" in stack.log("other")
     for name in ("s", "w"):
         assert "shards: queue 'default' has 3, got 2" in stack.log(name)
+
+
+@pytest.mark.usefixtures("no_stray_processes")
+async def test_a_local_stack_has_a_worker_for_each_shard() -> None:
+    config, settings = Config(shards=2, heartbeat_ms=200), StackSettings(options=EngineOptions("sim"), quiet=True)
+    async with LocalStack(config, settings) as stack, AsyncClient(config=stack.config) as client:
+        assert sorted(worker["shard"] for worker in (await client.stats())["workers"]) == [0, 1]
+        jobs = await client.submit_many([[1]] * 4)
+        assert {(await job.response(30)).status for job in jobs} == {"succeeded"}  # type: ignore[union-attr]
+
+
+async def test_a_local_stack_with_fewer_workers_than_shards_is_refused() -> None:
+    settings = StackSettings(options=EngineOptions("sim"), workers=1, quiet=True)
+    with pytest.raises(ConfigError, match="workers: must be at least one for each of the 2 shards, got 1"):
+        async with LocalStack(Config(shards=2), settings):
+            pass

@@ -15,7 +15,7 @@ from stoker._calls import fresh_id, unique
 from stoker._merge import by_shard, in_order, parts_of
 from stoker.config import NAME
 from stoker.errors import RedisUnavailable
-from stoker.shard_choice import fewest
+from stoker.shard_choice import alive, fewest
 from stoker.shards import MOST_SHARDS, SLOTS, shard_of, slot_of, tag_of
 
 names = st.from_regex(NAME, fullmatch=True)
@@ -91,6 +91,10 @@ def test_a_worker_goes_where_fewest_are_and_those_that_come_together_go_apart(wo
     chosen = [fewest(workers, ticket + i) for i in range(least)]
     assert len(set(chosen)) == least
     assert all(workers[shard] == min(workers) for shard in chosen)
+
+
+def test_only_who_beats_counts() -> None:
+    assert alive({"killed": 5.0, "lives": 5.0}, {"killed": 5.0, "lives": 6.0, "new": 6.0}) == 2
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
