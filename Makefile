@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(P
 STAMP := .venv/.made-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long fuzz chaos soak mutations crash-points lint types bench-depth bench-engine bench-floor bench-latency bench-memory bench-throughput clean
+.PHONY: help venv demo test test-long fuzz chaos soak mutations crash-points lint types bench-all bench-check bench-depth bench-engine bench-floor bench-latency bench-memory bench-peers bench-stream bench-throughput clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -101,6 +101,21 @@ bench-depth: $(STAMP) ## what submit and dispatch cost with 1,000 to a million w
 bench-memory: $(STAMP) ## bytes of Redis that a waiting request takes
 	@$(BIN)/python bench/memory.py $(ARGS)
 
+bench-stream: $(STAMP) ## what streamed answers cost Redis, and how late their tokens come
+	@$(BIN)/python bench/stream.py $(ARGS)
+
+# Installs each queue beside which Stoker is measured into .peers/. For instance: make bench-peers ARGS='--peers huey mosec'
+bench-peers: $(STAMP) ## requests a second of Stoker, of other queues and of model servers
+	@$(BIN)/python bench/peers.py $(ARGS)
+
+# All of it takes about an hour. For instance: make bench-all ARGS='--only latency memory', or ARGS=--write for the page alone
+bench-all: $(STAMP) ## run the benches above, and write docs/BENCHMARKS.md
+	@$(BIN)/python bench/benchmarks.py $(ARGS)
+
+# For instance: make bench-check ARGS='--only latency memory', or ARGS='bench/results/*.json' for what was measured before
+bench-check: $(STAMP) ## measure again, and fail where a ratio is worse than the committed one
+	@$(BIN)/python bench/check.py $(ARGS)
+
 clean: ## remove what was made here, .venv too
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	rm -rf .venv .peers build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

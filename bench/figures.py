@@ -9,16 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
+from stoker_ops.embedded import find_server
+
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
 
 Rounds = list[dict[str, float]]
 
 
-def alternating(contestants: Mapping[str, Callable[[], float]], rounds: int) -> Rounds:
-    """Run all contestants once for nothing, then once a round, every other round backwards."""
-    for run in contestants.values():
+def alternating(contestants: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True) -> Rounds:
+    """Run all contestants once a round, every other round backwards; before that once for nothing (`warm_up`)."""
+    for run in contestants.values() if warm_up else ():
         run()
     found: Rounds = []
     for number in range(rounds):
@@ -63,17 +66,26 @@ def verdicts(bars: Sequence[Bar]) -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return the date and what ran here."""
+    """Return the date and what ran here. The server counts: Redis 7 takes more memory a key than 6.2."""
+    server = find_server()
+    name = f"{server.product} {'.'.join(map(str, server.version))}" if server else "no Redis"
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {name}",
     }
 
 
-def save(name: str, rounds: Rounds, bars: Sequence[Bar], unit: str = "requests_per_s") -> None:
-    """Write all rounds and ratios to `results/<name>.json`, with the date and the machine."""
+def save(
+    name: str,
+    rounds: Rounds,
+    bars: Sequence[Bar],
+    unit: str = "requests_per_s",
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Write all rounds and ratios to `results/<name>.json`, with the date, the machine, and what more is to be said."""
     found = {
         **machine(),
+        **more,
         unit: rounds,
         "ratios": {
             bar.name: {"ratio": round(bar.found, 3), "bar": bar.limit, "ok": bar.met, "at_most": bar.at_most}

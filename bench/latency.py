@@ -2,10 +2,10 @@
 
     python bench/latency.py --requests 300 --rounds 5
 
-A request is 128 token ids in and 16 out; one worker, whose engine takes no time. `one outstanding` asks for the next
-when it has the last, as the floor's producer (`bench/floor.py`) does with its three hops. The open loop sends at
-random moments (exponential gaps), at a share of the rate that `map` reached in the same run; a request that has to wait
-for the client is late by that too.
+A request is 128 token ids in and 16 out; one worker, whose engine takes no time and gives whole answers, as the floor's
+does. `one outstanding` asks for the next when it has the last, as the floor's producer (`bench/floor.py`) does with its
+three hops. The open loop sends at random moments (exponential gaps), at a share of the rate that `map` reached in the
+same run; a request that has to wait for the client is late by that too.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> None:
     rounds: Rounds = []
     with ExitStack() as stay:
         producer = stay.enter_context(floor(1))
-        stack = stay.enter_context(fleet(1, *LIMITS))
+        stack = stay.enter_context(fleet(1, *LIMITS, profile="instant"))
         client = stay.enter_context(Client(stack.url))
         for _ in range(options.rounds + 1):
             rounds.append(one_round(producer, client, stack.url, options.requests))

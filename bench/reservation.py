@@ -66,6 +66,14 @@ def run(engine: Engine, lengths: list[Lengths], max_tokens: int, expected: int |
     return {"tokens/s": tokens / seconds, "rows a step": rows / steps, "steps": steps, "preempted": preempted}
 
 
+def lengths_of(trace: Path, requests: int, max_tokens: int) -> list[Lengths]:
+    """Return the prompts and answers of some requests of a trace that fit into 2,048 tokens, in tokens."""
+    with trace.open() as file:
+        lengths = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in csv.DictReader(file)]
+    lengths = [(p, a) for p, a in lengths if a <= max_tokens and p + max_tokens <= 2048]
+    return random.Random(1).sample(lengths, requests)
+
+
 def main() -> None:
     """Print one line for each way to reserve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,10 +83,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=900)
     parser.add_argument("--kv-cache-tokens", type=int, default=32_768)
     options = parser.parse_args()
-    with options.trace.open() as file:
-        lengths = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in csv.DictReader(file)]
-    lengths = [(p, a) for p, a in lengths if a <= options.max_tokens and p + options.max_tokens <= 2048]
-    lengths = random.Random(1).sample(lengths, options.requests)
+    lengths = lengths_of(options.trace, options.requests, options.max_tokens)
     p80 = sorted(answer for _, answer in lengths)[int(0.8 * len(lengths))]
     for name, expected in (("full", None), ("p80", p80)):
         engine = make_engine(options.model, device="cpu", kv_cache_tokens=options.kv_cache_tokens)

@@ -1,7 +1,8 @@
 """What the scheduler's policy is worth, by the simulator: batches, scaling, and what deciding costs.
 
     python bench/simulated.py --trace bench/data/trace.csv
-    python bench/simulated.py --trace azure_conv.csv --parts padded,reordering,continuous,scaling,mixed,affinity,speed
+    python bench/simulated.py --trace azure_conv.csv --parts padded,reordering,continuous,scaling,overload
+    python bench/simulated.py --trace azure_conv.csv --parts mixed,affinity,speed
     python bench/simulated.py --trace azure_conv.csv --parts depth
 
 Times of requests are virtual and the same in every run; those of `speed` and `depth` are processor time of this
@@ -16,6 +17,8 @@ machine, the median of `--rounds`. Each line ends with its bar.
 - mixed: two workers and two that are three times as slow, at several rates: answers and goodput over those of workers
   taken in turn, and of whoever holds the fewest tokens.
 - affinity: how many requests of 400 keys keep their worker of 16, and what that costs, by `affinity_slack_ms`.
+- overload: how long requests wait when for ten minutes ten times as much comes as one worker can do, one in a hundred
+  of it critical, and as much may wait as can be done in `CAP_S`. For a minute before, the critical ones are alone.
 - speed: simulated requests a second, and what deciding costs a request; beside them, how quick the machine was.
 - depth: what deciding costs a request with a million waiting, over that with 1,000 (takes about 2 GB).
 """
@@ -27,16 +30,21 @@ import contextlib
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import compress, cycle
 from pathlib import Path
 from typing import Any
 
 from stoker.config import Config
+from stoker.request import RequestPriority
 from stoker.store.records import Waiting
-from stoker_ops.simulate.figures import Objective, figures
+from stoker_ops.simulate.figures import Objective, figures, percentiles
 from stoker_ops.simulate.policies import policies
-from stoker_ops.simulate.replay import H100_8B, Replay, Run, Setup
+from stoker_ops.simulate.replay import Replay
+from stoker_ops.simulate.run import Fate, Run
+from stoker_ops.simulate.setup import H100_8B, Setup
 from stoker_ops.simulate.traces import Arrival, read_trace, shaped
 from stoker_scheduler.batcher import WINDOW_BUDGETS
 from stoker_workers.engines.sim import Profile
@@ -53,6 +61,8 @@ CONTINUOUS = Setup(
 )
 PADDED = replace(CONTINUOUS, mode="padded", max_num_seqs=512)
 BUDGETS = (32_768, 8192)
+OVERLOAD, CRITICAL_SHARE = 10, 0.01
+QUIET_S, OVERLOAD_S, CAP_S = 60.0, 600.0, 10.0
 FLEETS = (1, 2, 4, 16, 64, 256)
 
 
@@ -144,6 +154,82 @@ def scaling(arrivals: Sequence[Arrival]) -> None:
             f"{workers} workers: deciding {found['decision_us_per_request']:.0f} us a request, {share:.0%} of the time"
         )
         verdict(f"scaling to {workers}", rate / one / workers, 0.97)
+
+
+def overload(arrivals: Sequence[Arrival]) -> None:
+    """Print how long critical requests wait beside too many others, and how long those."""
+    # A padded worker that holds anything longer than two budgets holds as many of what is shorter.
+    padded = replace(PADDED, max_num_batched_tokens=BUDGETS[0], max_model_len=BUDGETS[0])
+    for setup in (CONTINUOUS, padded):
+        _, full = replay(saturated(arrivals[:3000]), setup)
+        rate = full["completed"] / full["seconds"]
+        load, cap = flood(arrivals, rate), int(CAP_S * rate)
+        run, found = replay(load, replace(setup, max_waiting=cap, displace=True))
+        counts = (f"{found[name]:,} {name}" for name in ("completed", "refused", "displaced", "preempted"))
+        print(f"{setup.mode}: {rate:.1f} requests/s can be done, {len(load):,} came; {', '.join(counts)}")
+        verdict(f"{setup.mode}: share with an outcome", sum(run.outcomes.values()) / len(load), 1)
+        critical = [one.priority == RequestPriority.CRITICAL for one in load]
+        quiet, _ = replay(list(compress(load, critical)), setup)
+        critical_waits(setup, compress(run.fates, critical), quiet.fates)
+        others = (fate for fate, first in zip(run.fates, critical, strict=True) if not first)
+        other_waits(setup, cap, [fate for fate in others if fate.begun_s >= 0])
+
+
+def flood(arrivals: Sequence[Arrival], rate: float) -> list[Arrival]:
+    """Return requests of these sizes: critical ones at a tenth of the rate; after `QUIET_S` others at ten times it."""
+    rng, at_s, load = random.Random(1), 0.0, []
+    for one in cycle(arrivals):
+        at_s += rng.expovariate(OVERLOAD * rate)
+        if at_s > QUIET_S + OVERLOAD_S:
+            break
+        if rng.random() < CRITICAL_SHARE:
+            load.append(replace(one, at_s=at_s, priority=RequestPriority.CRITICAL))
+        elif at_s > QUIET_S:
+            load.append(replace(one, at_s=at_s))
+    return load
+
+
+def critical_waits(setup: Setup, loud: Iterable[Fate], quiet: Iterable[Fate]) -> None:
+    """Print the 99th percentiles of the critical requests beside the flood and alone, and hold the waits to the bar."""
+    loud, quiet = list(loud), list(quiet)
+    full_ms = setup.profiles[0].step_ms(setup.max_num_batched_tokens, 0, 0)
+    unit = "step" if setup.mode == "continuous" else "batch"
+    ttft = [percentiles((fate.first_s - fate.queued_s) * 1000 for fate in fates)["p99"] for fates in (loud, quiet)]
+    wait = [percentiles((fate.begun_s - fate.queued_s) * 1000 for fate in fates)["p99"] for fates in (loud, quiet)]
+    print(f"critical p99, beside the flood and alone: wait {wait[0]:.1f} and {wait[1]:.1f} ms, ", end="")
+    print(f"first token {ttft[0]:.0f} and {ttft[1]:.0f} ms; a full {unit} takes {full_ms:.0f} ms")
+    beyond = (wait[0] - wait[1]) / full_ms
+    verdict(f"{setup.mode}: critical p99 of the wait beyond alone, over a full {unit}", beyond, 1, most=True)
+
+
+def other_waits(setup: Setup, cap: int, fates: Sequence[Fate]) -> None:
+    """Print how long the others waited at most, and who passed them, of those that began.
+
+    A padded batch takes out of order: whoever comes may have to let all go first that wait together, and then all that
+    wait with it.
+    """
+    begun = sorted(fate.begun_s for fate in fates)
+    worst_s = max(fate.begun_s - fate.queued_s for fate in fates)
+    slowest_s = max(later - earlier for earlier, later in zip(begun, begun[cap:], strict=False))
+    mean_s = cap * (begun[-1] - begun[0]) / len(begun)
+    print(f"the cap of {cap} drains in {mean_s:.1f} s on average, in {slowest_s:.1f} at its slowest; ", end="")
+    print(f"longest wait {worst_s:.1f} s")
+    caps = 1 if setup.mode == "continuous" else 2
+    verdict(
+        f"{setup.mode}: longest wait over {caps} x the cap at its slowest", worst_s / slowest_s / caps, 1, most=True
+    )
+    if setup.mode == "continuous":
+        verdict("most that passed one of their class", most_passed(fates), 0, most=True)
+
+
+def most_passed(fates: Sequence[Fate]) -> int:
+    """Return by how many that came later a request was passed at most."""
+    came: list[float] = []
+    most = 0
+    for fate in sorted(fates, key=lambda fate: (fate.begun_s, fate.queued_s)):
+        most = max(most, len(came) - bisect_right(came, fate.queued_s))
+        insort(came, fate.queued_s)
+    return most
 
 
 def tokens_per_s(load: Sequence[Arrival], run: Run) -> float:
@@ -249,6 +335,7 @@ PARTS: dict[str, Callable[[Sequence[Arrival]], None]] = {
     "scaling": scaling,
     "mixed": mixed,
     "affinity": affinity,
+    "overload": overload,
 }
 
 

@@ -2,10 +2,10 @@
 
     python bench/throughput.py --requests 5000 --rounds 5
 
-A request is 128 token ids in and 16 out; the engine takes no time, but makes the 16 tokens in as many steps. Stoker and
-the floor (`bench/floor.py`) each run with one worker and with two, on a Redis of their own with AOF everysec, in
-alternating order. `one by one` submits and awaits each request by itself, 1,000 at a time from asyncio; `submit` fills
-a queue that has no workers.
+A request is 128 token ids in and 16 out; the engine takes no time and gives whole answers, as the floor's worker does
+(`--profile zero`: in as many steps as there are tokens). Stoker and the floor (`bench/floor.py`) each run with one
+worker and with two, on a Redis of their own with AOF everysec, in alternating order. `one by one` submits and awaits
+each request by itself, 1,000 at a time from asyncio; `submit` fills a queue that has no workers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from stoker_ops.embedded import start
 FLOOR_BAR = 0.6
 SUBMIT_BAR = 50_000
 CONCURRENT = 1000
-LIMITS = ("--max-num-seqs", "256", "--max-num-batched-tokens", "65536")
+LIMITS = ("--max-num-seqs", "1024", "--max-num-batched-tokens", "131072")
+"""Rows for two groups, so that one is dispatched while the other runs; the floor holds as many as come."""
 
 Run = Callable[[], float]
 
@@ -87,13 +88,13 @@ def submit_alone(client: Client, prompts: list[list[int]]) -> float:
     return len(prompts) / seconds
 
 
-def contestants(stay: contextlib.ExitStack, prompts: list[list[int]]) -> dict[str, Run]:
+def contestants(stay: contextlib.ExitStack, prompts: list[list[int]], profile: str) -> dict[str, Run]:
     """Start all that is measured, for as long as `stay` is open."""
     found: dict[str, Run] = {}
     n = len(prompts)
     for workers in (1, 2):
         producer = stay.enter_context(floor(workers))
-        url = stay.enter_context(fleet(workers, *LIMITS)).url
+        url = stay.enter_context(fleet(workers, *LIMITS, profile=profile)).url
         client = stay.enter_context(Client(url))
         check(client.submit(prompts[0]).result(timeout=60))
         found[f"floor, {workers}w"] = lambda producer=producer: producer.run(n)
@@ -114,10 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", choices=["instant", "zero"], default="instant")
     options = parser.parse_args()
     prompts = [[(i * 31 + j) % 32_000 for j in range(PROMPT_TOKENS)] for i in range(options.requests)]
     with contextlib.ExitStack() as stay:
-        rounds = alternating(contestants(stay, prompts), options.rounds)
+        rounds = alternating(contestants(stay, prompts, options.profile), options.rounds)
     table(rounds)
     submit_rate = ratio([one | {"bar": SUBMIT_BAR} for one in rounds], "submit", "bar")
     bars = [

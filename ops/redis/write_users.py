@@ -137,7 +137,7 @@ SCHEDULER = together(
         "beats": "zadd zrange zscore",
         "bell": "blpop",
         "card": "get",
-        "counts": "hgetall",
+        "counts": "hget hgetall",
         "credit": "hget hgetall hincrby",
         "dead": "zcard zremrangebyscore",
         "deadlines": "zrange zrangebyscore",
@@ -173,6 +173,7 @@ WORKER = together(
     {
         "beats": "zadd zrange",
         "card": "get set",
+        "counts": "hget",
         "credit": "hincrby hset",
         "delayed": "zadd",
         "flight:*": "mset",

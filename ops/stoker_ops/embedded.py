@@ -316,6 +316,8 @@ def _command(home: Path, server: ServerBinary) -> list[str]:
         "appendfsync": "everysec",
         "save": "",
         "maxmemory-policy": "noeviction",
+        # By the name of 6.2, as in ops/redis/redis.conf.
+        "hash-max-ziplist-entries": "32",
     }
     return [str(server.path), *(word for name, value in settings.items() for word in (f"--{name}", value))]
 

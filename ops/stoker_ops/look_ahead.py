@@ -15,6 +15,7 @@ from stoker_scheduler.answers import AnswerLengths
 from stoker_scheduler.placement import Speed
 from stoker_scheduler.preview import Preview, preview
 from stoker_scheduler.queue import RequestQueue
+from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.tenants import TenantShares
 
 DEPTH = 2048
@@ -55,4 +56,10 @@ def look_ahead(store: Store, config: Config, *, most: int = 8) -> LookAhead:
     shared = queue.share(dict.fromkeys(overview.tenant_lanes, 1) | untold, DEPTH)
     view = store.read(views.queue_view(store.keys, depth=DEPTH, known=known, expected=expected, shared=shared))
     speeds = {inc: Speed(*numbers) for inc, numbers in overview.speeds.items()}
-    return LookAhead(overview, view, queue, preview(config, view, queue, overview.circuits, speeds, most=most))
+    rooms = {inc: _room(*numbers) for inc, numbers in overview.rooms.items()}
+    found = preview(config, view, queue, overview.circuits, speeds, rooms, most=most)
+    return LookAhead(overview, view, queue, found)
+
+
+def _room(rows: float, tokens: float, ms: float, held: float, *prices: float) -> BatchRoom:
+    return BatchRoom(int(rows), int(tokens), ms, int(held), *prices)

@@ -13,7 +13,24 @@ from typing import Any
 
 from stoker._calls import fitting
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
-from stoker._flows import Claim, Flow, Pause, R, Send, State, Step, ask, deliver, send, sweep
+from stoker._flows import (
+    Claim,
+    Collect,
+    Flow,
+    Pause,
+    Post,
+    R,
+    ReadFacts,
+    Send,
+    State,
+    Step,
+    Unsent,
+    ask,
+    deliver,
+    read_facts,
+    send,
+    sweep,
+)
 from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
@@ -22,7 +39,7 @@ from stoker.store.agreement import agree_async
 from stoker.store.codec import Submission
 from stoker.store.connection import AsyncStore, Read
 from stoker.store.lookups import Place
-from stoker.store.reads import TokenRecord
+from stoker.store.reads import QueueFacts, TokenRecord
 
 log = logging.getLogger("stoker")
 
@@ -43,7 +60,7 @@ class AsyncLink:
         self.streams = Streams(self)
         self.sender = Sender(self)
         self.closed = False
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
 
     async def drive(self, flow: Flow[R], *, patiently: bool = True) -> R:
         """Carry out a flow's steps and return its value."""
@@ -74,12 +91,28 @@ class AsyncLink:
                 return None
             case Send():
                 return await self.sender.send(step.item)
+            case Post():
+                return Unsent(step.call)
+            case Collect():
+                return await self._do(step.posted.call, patiently)
+            case ReadFacts():
+                return await self._read_facts()
             case Read():
                 return await (self.store.read_patiently(step) if patiently else self.store.read(step))
             case _:
                 # What waits for a disk or a replica blocks, as other calls may not.
                 store = self.waiting if step.then else self.store
                 return await (store.run_patiently(step) if patiently else store.run(step))
+
+    async def _read_facts(self) -> QueueFacts:
+        task = self.start("facts", lambda: self.drive(read_facts(self.state)))
+        try:
+            facts: QueueFacts = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                self.check_open()
+            raise
+        return facts
 
     def check_open(self) -> None:
         """Raise when the client was closed, by another task perhaps."""
@@ -143,12 +176,13 @@ class AsyncLink:
         """Start the reader of wake-ups, if it does not run."""
         self.start("wakeups", self._read)
 
-    def start(self, name: str, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start a task, if it does not run."""
+    def start(self, name: str, body: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+        """Start a task, if it does not run; gives the task."""
         self.check_open()
         task = self._tasks.get(name)
         if task is None or task.done():
-            self._tasks[name] = self.loop.create_task(body(), name=f"stoker-{name}")
+            task = self._tasks[name] = self.loop.create_task(body(), name=f"stoker-{name}")
+        return task
 
     async def _read(self) -> None:
         pause, swept_at = 0.0, time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 from array import array
@@ -32,7 +33,7 @@ from stoker.request import (
     unknown_field,
 )
 from stoker.shards import shard_of
-from stoker.store.codec import Outcome, Submission, response_of
+from stoker.store.codec import Form, Outcome, Submission, bare_prompt, encode, response_of
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.reads import Card, TokenRecord
 from stoker.store.scripts import Accepted
@@ -40,6 +41,11 @@ from stoker.store.scripts import Accepted
 T = TypeVar("T")
 Item = InferenceRequest | str | Sequence[int]
 """What `map` and its like take: a whole request, a prompt, or a prompt's token ids."""
+
+ONLY_LIFE = "0"
+"""The nonce of a generated id: nobody else can submit under it, so there is no other life to be told from."""
+
+_BARE = (list, str, array, tuple)
 
 GROUP_BYTES = 8 << 20
 """About the most bytes of one submit: a script holds up all of Redis while its arguments are read."""
@@ -118,14 +124,6 @@ def as_request(item: Item | None, fields: Mapping[str, Any]) -> InferenceRequest
     return InferenceRequest(**given)
 
 
-def checked_request(item: Item, fields: Mapping[str, Any]) -> InferenceRequest | InvalidRequest:
-    """Return what `as_request` gives or raises: one's error must not keep others from being sent."""
-    try:
-        return as_request(item, fields)
-    except InvalidRequest as error:
-        return error
-
-
 def check_fields(fields: Mapping[str, Any]) -> None:
     """Raise `InvalidRequest` for a name that no request has."""
     for name in fields:
@@ -133,23 +131,88 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             raise unknown_field(name, fields[name])
 
 
-def over_card(request: InferenceRequest | InvalidRequest, card: Card | None) -> InvalidRequest | None:
-    """Return why the model cannot serve the request, where that is known exactly; an estimate never refuses."""
-    if card is None or isinstance(request, InvalidRequest) or request.inputs is not None:
-        return None
-    tokens, context, vocabulary = request.prompt_tokens, card.context, card.vocabulary
-    if tokens is not None and vocabulary and max(tokens) >= vocabulary:
+class Encoder:
+    """Checks and encodes what one call was given, item by item: one's error must not keep others from being sent.
+
+    `fields` complete every item. `over_card`: whether any was refused for what the model's card says.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        *,
+        reply: str,
+        config: Config,
+        card: Card | None,
+        bytes_per_token: float,
+        displace: bool,
+        check_deadline: bool,
+    ) -> None:
+        self.over_card = False
+        self._fields = fields
+        self._card = card
+        self._bytes_per_token = bytes_per_token
+        self._rest: dict[str, Any] = {
+            "reply": reply,
+            "config": config,
+            "displace": displace,
+            "check_deadline": check_deadline,
+        }
+
+    @functools.cached_property
+    def _shared(self) -> tuple[InferenceRequest, Form] | None:
+        """What all items share that are a bare prompt; None where the fields do not go with one."""
+        try:
+            request = as_request("prompt", self._fields)
+            return request, Form(request, **self._rest)
+        except InvalidRequest:
+            return None
+
+    def __call__(self, item: Item) -> Submission | InvalidRequest:
+        """Return an item as `submit` takes it; ids and nonces are fixed here: a repeated call is the same call."""
+        try:
+            if not isinstance(item, _BARE) or self._shared is None:
+                return self._whole(as_request(item, self._fields))
+            shared, form = self._shared
+            prompt = bare_prompt(item, self._bytes_per_token)
+            self._check(None if isinstance(item, str) else item, shared.max_tokens)
+            return form.fill(*_names(self._rest["config"], shared.request_id), prompt)
+        except InvalidRequest as error:
+            return error
+
+    def _whole(self, request: InferenceRequest) -> Submission:
+        if request.inputs is None:
+            self._check(request.prompt_tokens, request.max_tokens)
+        request_id, nonce = _names(self._rest["config"], request.request_id)
+        rest = self._rest | {"bytes_per_token": self._bytes_per_token}
+        return encode(request, request_id=request_id, nonce=nonce, **rest)
+
+    def _check(self, tokens: Sequence[int] | None, max_tokens: int) -> None:
+        if self._card is not None and (error := over_card(tokens, max_tokens, self._card)):
+            self.over_card = True
+            raise error
+
+
+def _names(config: Config, request_id: str | None) -> tuple[str, str]:
+    """Return a request's id and its nonce; raises `InvalidRequest` for an id of another shard."""
+    return (config.check_shard(request_id), unique()) if request_id else (fresh_id(config), ONLY_LIFE)
+
+
+def over_card(tokens: Sequence[int] | None, max_tokens: int, card: Card) -> InvalidRequest | None:
+    """Return why the model cannot serve token ids or a text (None), where that is certain: no estimate refuses."""
+    context, vocabulary = card.context, card.vocabulary
+    if tokens is not None and vocabulary and (largest := max(tokens)) >= vocabulary:
         limit = f"token ids must be under the model's vocabulary of {vocabulary}"
-        return InvalidRequest("prompt_tokens", limit, max(tokens))
+        return InvalidRequest("prompt_tokens", limit, largest)
     # A text has at least one token, whatever the tokenizer.
     least = 1 if tokens is None else len(tokens)
     if card.padded:
         limit = f"must be at most the model's context of {context} tokens"
         return InvalidRequest("prompt_tokens", limit, least) if context and least > context else None
-    if context and least + request.max_tokens > context:
+    if context and least + max_tokens > context:
         name = "max_tokens" if least < context else "prompt_tokens"
         limit = f"prompt tokens + max_tokens must be at most the model's context of {context}"
-        return InvalidRequest(name, limit, least + request.max_tokens)
+        return InvalidRequest(name, limit, least + max_tokens)
     return None
 
 

@@ -6,32 +6,22 @@ out, one by blocking, the other by awaiting; the flows themselves do no I/O.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from stoker._calls import (
-    Item,
-    T,
-    checked_request,
-    fitting,
-    fresh_id,
-    full_pause,
-    groups,
-    over_card,
-    refusal,
-    unique,
-)
+from stoker._calls import Encoder, Item, T, fitting, fresh_id, full_pause, groups, refusal, unique
 from stoker._outstanding import Book, Pending, Phase
 from stoker.config import Config, check_name
 from stoker.errors import InvalidRequest, ModelMismatch, QueueFull, RedisUnavailable, RequestLost, StokerError
 from stoker.request import InferenceRequest, InferenceResponse
 from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
-from stoker.store.codec import BYTES_PER_TOKEN, Submission, encode
-from stoker.store.connection import Read, new_id
+from stoker.store.codec import BYTES_PER_TOKEN, Submission
+from stoker.store.connection import Posted, Read, new_id
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.keys import Keys
 from stoker.store.lookups import DeadLetter, Overview
@@ -51,8 +41,6 @@ CUSTOM = "custom"
 SWEEP_MOST = 4096
 FETCH_GROUP = 64
 """Results too large for a wake-up that are fetched at once."""
-ONLY_LIFE = "0"
-"""The nonce of a generated id: nobody else can submit under it, so there is no other life to be told from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +62,36 @@ class Claim:
     """A step that fixes the number of shards, or raises `ConfigError` where it is another one."""
 
 
-Step = Call[Any] | Read[Any] | Pause | Send | Claim
+@dataclass(frozen=True, slots=True)
+class ReadFacts:
+    """A step that gives what `read_facts` gives, which is read once for all who want it meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A posted call that is made when its reply is wanted."""
+
+    call: Call[Any]
+
+    def drop(self) -> None:
+        """Nothing is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A step that sends a call if it can do so without waiting; gives what `Collect` gives the reply of."""
+
+    call: Call[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """A step that gives the value of a posted call."""
+
+    posted: Posted[Any] | Unsent
+
+
+Step = Call[Any] | Read[Any] | Pause | Send | Claim | ReadFacts | Post | Collect
 R = TypeVar("R")
 Flow = Generator[Step, Any, R]
 
@@ -125,9 +142,15 @@ def queue_facts(state: State, max_age_s: float = FACTS_AGE_S) -> Flow[QueueFacts
     """Return what submit checks against, read again when it is older than `max_age_s`."""
     facts = state.facts
     if facts is None or time.monotonic() - state.facts_at > max_age_s:
-        facts = yield from read(reads.queue_facts(state.keys))
-        state.saw_generation(facts.generation)
-        state.facts, state.facts_at = facts, time.monotonic()
+        facts = yield ReadFacts()
+    return facts
+
+
+def read_facts(state: State) -> Flow[QueueFacts]:
+    """Read what submit checks against."""
+    facts = yield from read(reads.queue_facts(state.keys))
+    state.saw_generation(facts.generation)
+    state.facts, state.facts_at = facts, time.monotonic()
     return facts
 
 
@@ -150,66 +173,80 @@ def prepare(
     displace: bool = False,
     check_deadline: bool = True,
 ) -> Flow[list[Submission | InvalidRequest]]:
-    """Check and encode requests; ids and nonces are fixed here, so that a repeated call is the same call."""
-    requests = [checked_request(item, fields) for item in items]
-    facts = yield from queue_facts(state)
-    refusals = [over_card(request, facts.card) for request in requests]
-    if any(refusals):
-        facts = yield from queue_facts(state, CARD_AGE_S)
-        refusals = [over_card(request, facts.card) for request in requests]
-    wishes = {"displace": displace, "check_deadline": check_deadline}
-    pairs = zip(refusals, requests, strict=True)
-    return [refusal or _encoded(state, request, facts, wishes) for refusal, request in pairs]
+    """Check and encode requests."""
 
-
-def _encoded(
-    state: State, request: InferenceRequest | InvalidRequest, facts: QueueFacts, wishes: Mapping[str, bool]
-) -> Submission | InvalidRequest:
-    if isinstance(request, InvalidRequest):
-        return request
-    try:
-        return encode(
-            request,
-            request_id=state.config.check_shard(request.request_id) if request.request_id else fresh_id(state.config),
-            nonce=unique() if request.request_id else ONLY_LIFE,
+    def encoded(facts: QueueFacts) -> tuple[Encoder, list[Submission | InvalidRequest]]:
+        encoder = Encoder(
+            fields,
             reply=state.book.channel,
             config=state.config,
+            card=facts.card,
             bytes_per_token=facts.bytes_per_token or BYTES_PER_TOKEN,
-            **wishes,
+            displace=displace,
+            check_deadline=check_deadline,
         )
-    except InvalidRequest as error:
-        return error
+        return encoder, [encoder(item) for item in items]
+
+    encoder, found = encoded((yield from queue_facts(state)))
+    if encoder.over_card:
+        _, found = encoded((yield from queue_facts(state, CARD_AGE_S)))
+    return found
 
 
-def send(
-    state: State, items: Sequence[Submission], durability: Durability = IN_MEMORY
-) -> Flow[list[Pending | StokerError]]:
-    """Submit one group, and wait until it is that durable; gives who waits for each, or why it was not accepted."""
-    book = state.book
+@dataclass(slots=True)
+class Sent:
+    """A group under way."""
+
+    items: Sequence[Submission]
+    pendings: Sequence[Pending]
+    durability: Durability
+    posted: Posted[Any] | Unsent
+
+    def give_up(self, book: Book) -> None:
+        """Nobody waits for its answer, if it has not come."""
+        self.posted.drop()
+        for pending in self.pendings:
+            book.refused(pending)
+
+
+def post(state: State, items: Sequence[Submission], durability: Durability) -> Flow[Sent]:
+    """Submit one group; `collect` waits for the answer."""
     if not state.claimed:
         yield Claim()
         state.claimed = True
-    pendings = [book.expect(item.id, Phase.SENT) for item in items]
-    call = scripts.submit(new_id(), state.most_bytes, items)
+    pendings = state.book.expect((item.id for item in items), Phase.SENT)
+    commands = durability.commands(state.config.durability_timeout_s)
+    call = scripts.followed(scripts.submit(new_id(), state.most_bytes, items), commands)
+    sent = Sent(items, pendings, durability, Unsent(call))
     try:
-        (generation, answers), replies = yield from run(
-            scripts.followed(call, durability.commands(state.config.durability_timeout_s))
-        )
+        sent.posted = yield Post(call)
     except BaseException:
-        for pending in pendings:
-            book.refused(pending)
+        sent.give_up(state.book)
+        raise
+    return sent
+
+
+def collect(state: State, sent: Sent) -> Flow[list[Pending | StokerError]]:
+    """Wait until a group is accepted and that durable; gives who waits for each request, or why it was not accepted."""
+    book = state.book
+    try:
+        (generation, answers), replies = yield Collect(sent.posted)
+    except BaseException:
+        sent.give_up(book)
         raise
     state.saw_generation(generation)
-    reached = durability.reached(replies)
+    reached = sent.durability.reached(replies)
     outcomes: list[Pending | StokerError] = []
     done = []
-    for pending, item, answer in zip(pendings, items, answers, strict=True):
-        if error := refusal(answer, item.id, state.config.queue):
+    for pending, item, answer in zip(sent.pendings, sent.items, answers, strict=True):
+        if answer.word == "ACCEPTED":
+            pending = book.accepted(pending, item.nonce, generation, item)
+        elif error := refusal(answer, item.id, state.config.queue):
             book.refused(pending)
             outcomes.append(error)
             continue
-        accepted = answer.word == "ACCEPTED"
-        pending = book.accepted(pending, item.nonce, generation, item) if accepted else book.known(pending, generation)
+        else:
+            book.known(pending, generation)
         # A later submit of the same request that asks for less takes nothing from what an earlier one reached.
         if reached != MEMORY or pending.durability is None:
             pending.durability = reached
@@ -218,6 +255,14 @@ def send(
             done.append(pending)
     yield from fetch(state, done)
     return outcomes
+
+
+def send(
+    state: State, items: Sequence[Submission], durability: Durability = IN_MEMORY
+) -> Flow[list[Pending | StokerError]]:
+    """Submit one group, and wait for the answer."""
+    sent = yield from post(state, items, durability)
+    return (yield from collect(state, sent))
 
 
 def submit(
@@ -229,25 +274,50 @@ def submit(
     check_deadline: bool = True,
 ) -> Flow[list[Pending | StokerError]]:
     """Submit in groups; gives who waits for each, or an error for each: one's error is nobody else's."""
-    prepared = yield from prepare(state, items, displace=displace, check_deadline=check_deadline)
-    outcomes: dict[int, Pending | StokerError] = {}
-    ready: list[tuple[int, Submission]] = []
-    for i, item in enumerate(prepared):
-        if isinstance(item, Submission):
-            ready.append((i, item))
-        else:
-            outcomes[i] = item
-    while ready:
-        n = fitting([item for _, item in ready[: state.config.group]])
-        try:
-            answers = yield from send(state, [item for _, item in ready[:n]], durability)
-        except RedisUnavailable as error:
-            # What was accepted before keeps its handle; the rest is not tried in vain.
-            n = len(ready)
-            answers = [error] * n
-        outcomes.update((i, answer) for (i, _), answer in zip(ready[:n], answers, strict=True))
-        del ready[:n]
-    return [outcomes[i] for i in range(len(items))]
+    prepared: list[Submission | InvalidRequest] = []
+    answers: list[Pending | StokerError] = []
+    wishes = {"displace": displace, "check_deadline": check_deadline}
+    rest: Iterator[Pending | StokerError] = iter(answers)
+    try:
+        yield from _submit(state, items, durability, wishes, prepared, answers)
+    except RedisUnavailable as error:
+        if not prepared:
+            raise
+        # What was accepted before keeps its handle; the rest is not tried in vain.
+        rest = itertools.chain(answers, itertools.repeat(error))
+    tried = [next(rest) if isinstance(item, Submission) else item for item in prepared]
+    return tried + [next(rest) for _ in items[len(tried) :]]
+
+
+def _submit(
+    state: State,
+    items: Sequence[Item],
+    durability: Durability,
+    wishes: dict[str, bool],
+    prepared: list[Submission | InvalidRequest],
+    answers: list[Pending | StokerError],
+) -> Flow[None]:
+    """Add to `prepared` and `answers`. Each group is checked and encoded while Redis takes the one before."""
+    sent: Sent | None = None
+    try:
+        for group in groups(items, state.config.group):
+            fresh = yield from prepare(
+                state, group, displace=wishes["displace"], check_deadline=wishes["check_deadline"]
+            )
+            prepared += fresh
+            ready = [item for item in fresh if isinstance(item, Submission)]
+            while ready:
+                n = fitting(ready)
+                if sent:
+                    answers += yield from collect(state, sent)
+                sent = yield from post(state, ready[:n], durability)
+                del ready[:n]
+        if sent:
+            answers += yield from collect(state, sent)
+            sent = None
+    finally:
+        if sent:
+            sent.give_up(state.book)
 
 
 def submit_one(
@@ -390,7 +460,7 @@ def retry_dead(state: State, request_id: str) -> Flow[Pending]:
     """Submit a dead letter again under a new id; raises `RequestLost` where there is none."""
     facts = yield from queue_facts(state, 0)
     fresh, nonce = fresh_id(state.config), unique()
-    pending = state.book.expect(fresh, Phase.SENT)
+    [pending] = state.book.expect([fresh], Phase.SENT)
     try:
         word = yield from run(scripts.retry_dead(request_id, fresh, nonce, state.book.channel))
     except BaseException:

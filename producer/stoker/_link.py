@@ -10,7 +10,24 @@ import time
 from collections.abc import Callable, Sequence
 
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
-from stoker._flows import Claim, Flow, Pause, R, Send, State, Step, ask, deliver, send, sweep
+from stoker._flows import (
+    Claim,
+    Collect,
+    Flow,
+    Pause,
+    Post,
+    R,
+    ReadFacts,
+    Send,
+    State,
+    Step,
+    Unsent,
+    ask,
+    deliver,
+    read_facts,
+    send,
+    sweep,
+)
 from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
@@ -65,6 +82,14 @@ class Link:
                 return None
             case Send():
                 return self.drive(send(self.state, [step.item]))[0]
+            case Post():
+                return Unsent(step.call) if step.call.then else self.store.post(step.call)
+            case Collect():
+                if isinstance(step.posted, Unsent):
+                    return self._do(step.posted.call, patiently)
+                return step.posted.reply(patiently=patiently)
+            case ReadFacts():
+                return self.drive(read_facts(self.state), patiently=patiently)
             case Read():
                 return self.store.read_patiently(step) if patiently else self.store.read(step)
             case _:

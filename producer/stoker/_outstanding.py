@@ -17,6 +17,9 @@ from stoker.store.durability import MEMORY
 
 Callback = Callable[[], object]
 
+LEAST_SWEPT = 10_000
+"""Of so many requests that were waited for it is not looked whether anybody still does."""
+
 
 class Phase(enum.Enum):
     """How a request's outcome gets here."""
@@ -47,7 +50,7 @@ class Pending:
         "submission",
     )
 
-    def __init__(self, request_id: str, book: Book, phase: Phase) -> None:
+    def __init__(self, request_id: str, book: Book, phase: Phase, since: float) -> None:
         """Wait for `request_id`; its nonce is unknown until a submit of this process is accepted."""
         self.id = request_id
         self.nonce = ""
@@ -55,10 +58,10 @@ class Pending:
         self.durability: str | None = None
         self.submission: Submission | None = None
         self.response: InferenceResponse | None = None
-        self.callbacks: list[Callback] = []
+        self.callbacks: tuple[Callback, ...] = ()
         self.book = book
         self.phase = phase
-        self.since = time.monotonic()
+        self.since = since
 
 
 class Book:
@@ -73,22 +76,42 @@ class Book:
         self.suspicious = False
         # Reentrant: collecting garbage may close this book's client in the midst of a locked block.
         self._lock = threading.RLock()
-        # In the order in which they were last asked for.
-        self._waiting: weakref.WeakValueDictionary[str, Pending] = weakref.WeakValueDictionary()
+        # In the order in which they were last asked for. A WeakValueDictionary takes four times as long for each.
+        self._waiting: dict[str, weakref.ref[Pending]] = {}
+        self._most = LEAST_SWEPT
 
     def __len__(self) -> int:
         """How many requests are waited for."""
-        return len(self._waiting)
+        return len(self._pendings())
+
+    def _pendings(self) -> list[Pending]:
+        with self._lock:
+            return [pending for ref in self._waiting.values() if (pending := ref()) is not None]
+
+    def _find(self, request_id: str) -> Pending | None:
+        ref = self._waiting.get(request_id)
+        return None if ref is None else ref()
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
-    def expect(self, request_id: str, phase: Phase) -> Pending:
-        """Return the one pending of this id, before its submit is sent: its wake-up may be faster than the answer."""
+    def expect(self, ids: Iterable[str], phase: Phase) -> list[Pending]:
+        """Return the one pending of each id, before its submit is sent: its wake-up may be faster than the answer."""
         with self._lock:
-            pending = self._waiting.get(request_id)
-            if pending is None:
-                pending = self._waiting[request_id] = Pending(request_id, self, phase)
-            return pending
+            self._forget()
+            now, found = time.monotonic(), []
+            for request_id in ids:
+                pending = self._find(request_id)
+                if pending is None:
+                    pending = Pending(request_id, self, phase, now)
+                    self._waiting[request_id] = weakref.ref(pending)
+                found.append(pending)
+            return found
+
+    def _forget(self) -> None:
+        """Drop those for whom nobody waits any more, once they may be half of all."""
+        if len(self._waiting) > self._most:
+            self._waiting = {name: ref for name, ref in self._waiting.items() if ref() is not None}
+            self._most = max(LEAST_SWEPT, 2 * len(self._waiting))
 
     def accepted(
         self, pending: Pending, nonce: str, generation: str | None, submission: Submission | None = None
@@ -97,14 +120,14 @@ class Book:
         if pending.nonce not in ("", nonce) or (pending.response is not None and not pending.nonce):
             # An earlier life of the id, which ended unseen or was lost: who waits for that must not get this answer.
             self.lose(pending)
-            pending = Pending(pending.id, self, Phase.OWN)
+            pending = Pending(pending.id, self, Phase.OWN, time.monotonic())
         with self._lock:
             pending.nonce, pending.generation, pending.phase = nonce, generation, Phase.OWN
             pending.durability = MEMORY
             if pending.response is None:
                 pending.submission, pending.since = submission, time.monotonic()
-                if self._waiting.get(pending.id) is not pending:
-                    self._waiting[pending.id] = pending
+                if self._find(pending.id) is not pending:
+                    self._waiting[pending.id] = weakref.ref(pending)
         return pending
 
     def disown(self, pending: Pending, generation: str) -> None:
@@ -132,9 +155,9 @@ class Book:
         with self._lock:
             if pending.book is not self:
                 # The callbacks belong to threads of the parent.
-                pending.book, pending.phase, pending.callbacks = self, Phase.FOREIGN, []
-            if pending.response is None:
-                self._waiting.setdefault(pending.id, pending)
+                pending.book, pending.phase, pending.callbacks = self, Phase.FOREIGN, ()
+            if pending.response is None and self._find(pending.id) is None:
+                self._waiting[pending.id] = weakref.ref(pending)
             return pending.phase is not Phase.FOREIGN
 
     def on_done(self, pending: Pending, callback: Callback) -> None:
@@ -142,20 +165,18 @@ class Book:
         with self._lock:
             done = pending.response is not None
             if not done:
-                pending.callbacks.append(callback)
+                pending.callbacks += (callback,)
         if done:
             callback()
 
     def off_done(self, pending: Pending, callback: Callback) -> None:
         """Do not call back any more."""
         with self._lock:
-            if callback in pending.callbacks:
-                pending.callbacks.remove(callback)
+            pending.callbacks = tuple(other for other in pending.callbacks if other != callback)
 
     def wake_all(self) -> None:
         """Let everybody who waits look up: the client was closed, or Redis is away for too long."""
-        with self._lock:
-            callbacks = [callback for pending in self._waiting.values() for callback in pending.callbacks]
+        callbacks = [callback for pending in self._pendings() for callback in pending.callbacks]
         for callback in callbacks:
             callback()
 
@@ -165,7 +186,7 @@ class Book:
         """Fulfil what is waited for; gives those whose result was too large for its wake-up."""
         large = []
         for outcome in outcomes:
-            pending = self._waiting.get(outcome.id)
+            pending = self._find(outcome.id)
             if pending is None or pending.nonce not in ("", outcome.nonce):
                 continue
             if outcome.body is None:
@@ -211,8 +232,8 @@ class Book:
             if pending.response is not None:
                 return
             pending.response, pending.nonce, pending.submission = response, nonce, None
-            callbacks, pending.callbacks = pending.callbacks, []
-            if self._waiting.get(pending.id) is pending:
+            callbacks, pending.callbacks = pending.callbacks, ()
+            if self._find(pending.id) is pending:
                 del self._waiting[pending.id]
         for callback in callbacks:
             callback()
@@ -222,7 +243,7 @@ class Book:
     def oldest(self, most: int, phase: Phase) -> list[Pending]:
         """Return at most `most` requests of this phase, those first that were not asked for the longest time."""
         with self._lock:
-            found = list(itertools.islice((p for p in self._waiting.values() if p.phase is phase), most))
+            found = list(itertools.islice((p for p in self._pendings() if p.phase is phase), most))
             for pending in found:
                 self._waiting[pending.id] = self._waiting.pop(pending.id)
             return found

@@ -203,7 +203,8 @@ class AsyncClient:
 
     def job(self, request_id: str) -> AsyncJob:
         """Return the handle of a request by its id, whoever submitted it. Asks Redis nothing yet."""
-        return AsyncJob(self, self._here().state.book.expect(check_name("request_id", request_id), Phase.FOREIGN))
+        [pending] = self._here().state.book.expect([check_name("request_id", request_id)], Phase.FOREIGN)
+        return AsyncJob(self, pending)
 
     async def as_completed(
         self,

@@ -198,7 +198,8 @@ class Client:
 
     def job(self, request_id: str) -> Job:
         """Return the handle of a request by its id, whoever submitted it. Asks Redis nothing yet."""
-        return Job(self, self._here().state.book.expect(check_name("request_id", request_id), Phase.FOREIGN))
+        [pending] = self._here().state.book.expect([check_name("request_id", request_id)], Phase.FOREIGN)
+        return Job(self, pending)
 
     def as_completed(
         self, jobs: Iterable[Job | StokerError], timeout: float | None = None

@@ -103,7 +103,10 @@ class Config(BaseSettings):
     window_low_s: float = Field(600, ge=0, description="W[low]")
     window_batch_s: float = Field(3600, ge=0, description="W[batch]")
     critical_share: float = Field(
-        0.2, ge=0, le=1, description="share of the dispatched tokens that CRITICAL may take first"
+        0.2,
+        ge=0,
+        le=1,
+        description="share of the dispatched tokens that CRITICAL may take first, and from running requests",
     )
     reserve: Literal["full", "expected"] = Field(
         "full",
@@ -118,7 +121,7 @@ class Config(BaseSettings):
     batch_prefill_tokens: int = Field(
         64, ge=1, description="prompt tokens of BATCH that a worker takes up a step, on average, while it leaves room"
     )
-    preempt_ms: int = Field(1000, ge=0, description="how long what was preempted runs undisturbed")
+    preempt_ms: int = Field(1000, ge=0, description="how long what was preempted runs undisturbed; doubles each time")
     scan_workers: int = Field(
         64, ge=2, description="of more workers, a request looks at two that are drawn by chance, not at all"
     )

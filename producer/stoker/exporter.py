@@ -30,6 +30,9 @@ DEADLINE_S = 10.0
 CONNECTIONS = 16
 """Requests answered at once; more are closed unanswered, so that threads and memory stay bounded."""
 
+LOOK_S = 0.1
+"""How often to look whether an answer takes too long, while one is under way."""
+
 TURN_S = 2.0
 """How long the event loop may be busy with one thing before the process counts as hung."""
 
@@ -99,7 +102,7 @@ class Exporter:
         """Serve `app` with `server`, which is bound."""
         self._server = server
         server.set_app(app)
-        self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
+        self._thread = threading.Thread(target=server.serve_until_closed, name="metrics", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -134,7 +137,7 @@ class Exporter:
 
     def close(self) -> None:
         """End, and free the port."""
-        self._server.shutdown()
+        self._server.stop()
         self._thread.join()
         self._server.server_close()
 
@@ -185,6 +188,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, host: str, port: int) -> None:
         self._ends: dict[Any, float] = {}
+        self._stopped = False
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         super().__init__((host, port), _Handler)
 
@@ -193,6 +197,19 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]  # typed for IPv4 only
         self.setup_environ()
+
+    def serve_until_closed(self) -> None:
+        """Answer until `stop`; it wakes up for a request, and for the ends of those that are being answered."""
+        while not self._stopped:
+            self.timeout = LOOK_S if self._ends else None
+            self.handle_request()
+            self.service_actions()
+
+    def stop(self) -> None:
+        """End the serving, by a connection that wakes it up."""
+        self._stopped = True
+        with contextlib.suppress(OSError):
+            socket.create_connection((str(self.server_address[0]), self.server_port), DEADLINE_S).close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer on a new thread, unless too many are at it."""

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import enum
 import math
+import operator
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from stoker.config import check_name
 from stoker.errors import InvalidRequest, StokerError, UnsupportedParameter
+from stoker.store.pack import pack_tokens
 
 MAX_TOKENS = 1 << 24
 MAX_TOKEN_ID = 0xFFFF_FFFF
@@ -190,7 +192,7 @@ def _check_names(request: InferenceRequest) -> None:
     if request.tenant is not None:
         check_name("tenant", request.tenant)
     if request.affinity_key is not None:
-        _check_text("affinity_key", request.affinity_key)
+        check_text("affinity_key", request.affinity_key)
     try:
         object.__setattr__(request, "priority", RequestPriority(request.priority))
     except ValueError:
@@ -209,28 +211,36 @@ def _check_prompt(request: InferenceRequest) -> None:
         tokens = tokens.tolist()
         object.__setattr__(request, "prompt_tokens", tokens)
     if tokens is not None and not checked:
-        check_tokens("prompt_tokens", tokens)
+        packed_prompt(tokens)
     if prompt is not None:
-        _check_text("prompt", prompt)
+        check_text("prompt", prompt)
     if messages is not None:
         _check_messages(messages)
 
 
-def check_tokens(name: str, tokens: object) -> None:
-    """Raise `InvalidRequest` unless `tokens` is a non-empty sequence of ints that fit 32 unsigned bits."""
-    if not isinstance(tokens, Sequence) or isinstance(tokens, str | bytes) or not tokens:
-        raise InvalidRequest(name, "must be a non-empty list of token ids", tokens)
-    if set(map(type, tokens)) != {int}:
+def packed_prompt(tokens: object) -> bytes:
+    """Return a prompt's token ids as `pack_tokens` does.
+
+    Raises `InvalidRequest` unless they are a non-empty sequence of ints that fit 32 unsigned bits.
+    """
+    # A list is told first: asking an abstract class takes long.
+    if (
+        not isinstance(tokens, list) and (not isinstance(tokens, Sequence) or isinstance(tokens, str | bytes))
+    ) or not tokens:
+        raise InvalidRequest("prompt_tokens", "must be a non-empty list of token ids", tokens)
+    if operator.countOf(map(type, tokens), int) != len(tokens):
         wrong = next(token for token in tokens if type(token) is not int)
-        raise InvalidRequest(name, "token ids must be integers", wrong)
+        raise InvalidRequest("prompt_tokens", "token ids must be integers", wrong)
     try:
-        array("I", tokens)
+        return pack_tokens(tokens)
     except OverflowError:
         bound = low if (low := min(tokens)) < 0 else max(tokens)
-        raise InvalidRequest(name, f"token ids must be from 0 to {MAX_TOKEN_ID}", bound) from None
+        limit = f"token ids must be from 0 to {MAX_TOKEN_ID}"
+        raise InvalidRequest("prompt_tokens", limit, bound) from None
 
 
-def _check_text(name: str, text: object) -> None:
+def check_text(name: str, text: object) -> None:
+    """Raise `InvalidRequest` unless `text` is a non-empty string that has a UTF-8 form."""
     if not isinstance(text, str) or not text:
         raise InvalidRequest(name, "must be a non-empty string", text)
     try:
@@ -246,7 +256,7 @@ def _check_messages(messages: object) -> None:
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
             raise InvalidRequest(f"messages[{index}]", "must have exactly role and content", message)
         for key in ("role", "content"):
-            _check_text(f"messages[{index}].{key}", message[key])
+            check_text(f"messages[{index}].{key}", message[key])
 
 
 def _check_sampling(request: InferenceRequest) -> None:
@@ -268,7 +278,7 @@ def _check_stop(stop: object) -> tuple[str, ...]:
     if not 1 <= len(stops) <= MAX_STOPS:
         raise InvalidRequest("stop", f"must be a string or a list of 1 to {MAX_STOPS} strings", stop)
     for text in stops:
-        _check_text("stop", text)
+        check_text("stop", text)
         if len(text) > MAX_STOP_CHARS:
             raise InvalidRequest("stop", f"a stop string has at most {MAX_STOP_CHARS} characters", text)
     return stops

@@ -140,7 +140,9 @@ class DynamicBatcher:
        each, which weighs fill and efficiency. The batch is the one that has the head in it. So each batch leaves the
        others as they are, and the last of a window are as good as the first.
     6. Put the head's class first: what stands behind the last request of that class, or a better one, only fills the
-       rows that are left, unless a batch across the classes is worth much more.
+       rows that are left, unless a batch across the classes is worth much more. While others wait, CRITICAL at the
+       front of the order goes together whatever its lengths: none waits for a batch of its own length, and what batches
+       are full of in any case costs others little.
     7. Linger: a batch for a busy worker must reach a floor of efficiency and rows used. The floor sinks with the wait
        of the head and is gone after `max_queue_delay_ms`, and when the worker idles.
     8. Bound the reordering. What is in the window forms a generation, which newcomers may join for
@@ -197,8 +199,10 @@ class DynamicBatcher:
         places = self._generation(waiting, lengths, room.budget, now_us)
         table = _Table(lengths, room, self._group)
         choice = table.best(places)
-        peers = _peers(waiting, places)
-        if len(peers) < len(places):
+        urgent, peers = _urgent(waiting, places), _peers(waiting, places)
+        if 0 < len(urgent) < len(places):
+            choice = table.filled_up(table.together(urgent), places[len(urgent) :])
+        elif len(peers) < len(places):
             first = table.filled_up(table.best(peers), places[len(peers) :])
             if first.worth >= choice.worth * (1 - CLASS_WEIGHT):
                 choice = first
@@ -266,6 +270,18 @@ class _Table:
         while end - rows[end] > head:
             end -= rows[end]
         return self._choice(order[end - rows[end] : end])
+
+    def together(self, places: Sequence[int]) -> _Choice:
+        """Return the batch of the first of `places`, and of each further one that fits beside those before it."""
+        rows = [places[0]]
+        tokens = longest = self._lengths[places[0]]
+        for place in places[1:]:
+            length = self._lengths[place]
+            most = max(longest, length)
+            if len(rows) < self._rows_of(most) and self._room.admits(len(rows) + 1, tokens + length, most):
+                rows.append(place)
+                tokens, longest = tokens + length, most
+        return self._choice(rows)
 
     def filled_up(self, choice: _Choice, places: Sequence[int]) -> _Choice:
         """Return `choice` with its free rows given to the longest `places` that fit, while it becomes worth more."""
@@ -339,6 +355,12 @@ def _lengths(waiting: Sequence[Waiting], largest: int | None, window_tokens: int
 
 
 _reserve: Callable[[Waiting], int] = attrgetter("reserve")
+
+
+def _urgent(waiting: Sequence[Waiting], places: Sequence[int]) -> Sequence[int]:
+    """Return the places of CRITICAL before any other class."""
+    size = next((size for size, place in enumerate(places) if class_rank(waiting[place].lane)), len(places))
+    return places[:size]
 
 
 def _peers(waiting: Sequence[Waiting], places: Sequence[int]) -> Sequence[int]:

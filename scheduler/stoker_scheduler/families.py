@@ -27,7 +27,7 @@ HISTOGRAMS = {
 COUNTERS = {
     "submitted": ("stoker_requests_submitted", "Requests accepted."),
     "retries": ("stoker_request_retries", "Failures after which a request was queued again."),
-    "preempted": ("stoker_request_preemptions", "Times that a request of BATCH was handed back to make room."),
+    "preempted": ("stoker_request_preemptions", "Times that a request was handed back to make room for a better one."),
     "fenced": ("stoker_results_fenced", "Results that came too late to count, and were dropped by Redis."),
     "prompt_tokens": ("stoker_prompt_tokens", "Prompt tokens of requests that succeeded."),
     "generation_tokens": ("stoker_generation_tokens", "Generated tokens of requests that succeeded."),

@@ -34,17 +34,20 @@ class Leadership:
         circuits: Callable[[], Mapping[str, str]] = dict,
         served: Callable[[], Mapping[str, float]] = dict,
         forecast: Callable[[], str] = str,
-        speeds: Callable[[], Mapping[str, tuple[float, float]]] = dict,
+        speeds: Callable[[], Mapping[str, tuple[float, ...]]] = dict,
+        rooms: Callable[[], Mapping[str, tuple[float, ...]]] = dict,
     ) -> None:
         """Lead the queue of `config`.
 
         For who looks at the queue, `circuits` gives those that are not closed, `served` what tenants were served,
-        `speeds` how quick workers are; `forecast` gives what submit holds deadlines against.
+        `speeds` how quick workers are, `rooms` what BATCH may take of them. `forecast`: what submit holds deadlines
+        against.
         """
         self._circuits = circuits
         self._served = served
         self._forecast = forecast
         self._speeds = speeds
+        self._rooms = rooms
         self._store = store
         self._config = config
         self._node = f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
@@ -57,7 +60,7 @@ class Leadership:
     async def tick(self) -> None:
         """Take or renew the lease; raises `ConfigError` when the queue runs with another H."""
         me = f"{self._node}:{self._nonce}"
-        told = (self._circuits(), self._served(), self._forecast(), self._speeds())
+        told = (self._circuits(), self._served(), self._forecast(), self._speeds(), self._rooms())
         answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config, *told))
         match answer.word:
             case "LEADER":

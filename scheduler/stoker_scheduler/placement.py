@@ -111,6 +111,13 @@ class Place:
         if self._rect and cost > self.longest:
             self.longest = cost
 
+    def vacated(self, costs: Sequence[int]) -> WorkerRecord:
+        """Return the worker as it will be read after it was asked for rows of these costs."""
+        record = self.loaded().copy()
+        record.held_rows -= len(costs)
+        record.held_tokens -= sum(costs)
+        return record
+
     def loaded(self) -> WorkerRecord:
         """Return the worker as it will be read when it has got all that was given to it."""
         if self.held_rows == self.record.held_rows:
@@ -175,6 +182,17 @@ class Places:
         self._closed.add(inc)
         if inc in self._places:
             self._places[inc].free_rows = 0
+
+    def vacate(self, inc: str, costs: Sequence[int]) -> Place:
+        """Count that a worker gives back rows of these costs; returns its place."""
+        place = self._places.get(inc) or next(self._place(worker) for worker in self._usable if worker.inc == inc)
+        place = self._places[inc] = self._place(place.vacated(costs))
+        if inc in self._closed:
+            place.free_rows = 0
+        self._places = dict(sorted(self._places.items(), key=lambda one: _name(one[1].record)))
+        self._named = None
+        self._tidy()
+        return place
 
     def homes(self, key: int) -> Iterator[Place]:
         """Give the places that an affinity key prefers, the best first."""

@@ -14,7 +14,8 @@ from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
 from stoker_scheduler.placement import Speed
 from stoker_scheduler.queue import Order, RequestQueue, charged_cost, could_hold, largest_capacity
-from stoker_scheduler.round import NO_SPEEDS, Round
+from stoker_scheduler.reserve import BatchRoom, held_back
+from stoker_scheduler.round import NO_SPEEDS, NOTHING_KEPT, Round
 
 OPEN = "open"
 
@@ -30,11 +31,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The order of what waits, as far as it was read, and the next batches out of it."""
+    """The order of what waits, as far as it was read, and the next batches out of it; `rooms`: what BATCH may take."""
 
     order: Order
     suspects: Order
     batches: tuple[Planned, ...]
+    rooms: Mapping[str, BatchRoom]
 
 
 def preview(
@@ -43,18 +45,19 @@ def preview(
     queue: RequestQueue,
     circuits: Mapping[str, str],
     speeds: Mapping[str, Speed] = NO_SPEEDS,
+    rooms: Mapping[str, BatchRoom] = NOTHING_KEPT,
     *,
     most: int = 8,
 ) -> Preview:
     """Return what would come next; `queue` knows the tenants' shares, `circuits` are those that are not closed.
 
-    `speeds`: how quick workers are, by incarnation.
+    By incarnation, `speeds`: how quick workers are; `rooms`: what BATCH may take of them.
     """
     queue.shares.weigh(view.weights)
     order = queue.order(view.lanes, view.workers)
     shut = shut_by_circuits(view.workers, circuits) | ({view.quarantine} if view.quarantine else set())
-    batches = tuple(islice(_batches(config, view, order.requests, shut, speeds), most))
-    return Preview(order, queue.suspects(view.lanes, view.workers), batches)
+    batches = tuple(islice(_batches(config, view, order.requests, shut, speeds, rooms), most))
+    return Preview(order, queue.suspects(view.lanes, view.workers), batches, rooms)
 
 
 def shut_by_circuits(workers: Sequence[WorkerRecord], circuits: Mapping[str, str]) -> Set[str]:
@@ -65,7 +68,12 @@ def shut_by_circuits(workers: Sequence[WorkerRecord], circuits: Mapping[str, str
 
 
 def _batches(
-    config: Config, view: QueueView, waiting: Sequence[Waiting], shut: Set[str], speeds: Mapping[str, Speed]
+    config: Config,
+    view: QueueView,
+    waiting: Sequence[Waiting],
+    shut: Set[str],
+    speeds: Mapping[str, Speed],
+    rooms: Mapping[str, BatchRoom],
 ) -> Iterator[Planned]:
     """Give batches until nothing is left that the fleet could take: those of now, then as if workers had finished."""
     fleet, now = view.workers, True
@@ -81,6 +89,7 @@ def _batches(
             linger_us=config.max_queue_delay_ms * 1000,
             now_us=view.now_us,
             speeds=speeds,
+            rooms=rooms,
         )
         taken: set[str] = set()
         while chosen := hand.next():
@@ -92,6 +101,7 @@ def _batches(
             return
         waiting = [request for request in waiting if request.id not in taken]
         fleet = [replace(worker, held_rows=0, held_tokens=0, longest=0) for worker in fleet]
+        rooms = {inc: replace(room, held=0) for inc, room in rooms.items()}
         now = False
 
 
@@ -129,20 +139,27 @@ def held_back_by(view: QueueView, found: Preview, request: Waiting, circuits: Ma
         return ["quarantine"]
     if any(one.id == request.id for planned in found.batches if planned.now for one in planned.batch.requests):
         return []
-    order, shut, largest = found.order.requests, shut_by_circuits(view.workers, circuits), largest_capacity(live)
-    roomy = {
-        one.inc
-        for one in able
-        if Room.of(one, share=one.rows, largest=largest).opens_to(charged_cost(request, largest))
-    }
-    words = [] if roomy - shut else ["credit"]
-    if roomy & shut or (words and shut):
-        words.append("circuit")
+    order, shut = found.order.requests, shut_by_circuits(view.workers, circuits)
+    words = _without_place(view, found, request, shut)
     if overtaken_by(order, request):
         words.append("fairness")
     if _before(order, request):
         words.append("order")
-    return words or ["reserve" if request.offline else "batching"]
+    return words or ["batching"]
+
+
+def _without_place(view: QueueView, found: Preview, request: Waiting, shut: Set[str]) -> list[str]:
+    """Return what keeps the request from each worker."""
+    largest = largest_capacity(view.workers)
+    cost = charged_cost(request, largest)
+    able = [worker for worker in view.workers if worker.available]
+    roomy = {one.inc for one in able if Room.of(one, share=one.rows, largest=largest).opens_to(cost)}
+    if not roomy - shut:
+        return ["credit", "circuit"] if shut else ["credit"]
+    words = ["circuit"] if roomy & shut else []
+    if held_back(request, view.now_us) and not any(_leaves(found.rooms, inc, cost) for inc in roomy - shut):
+        words.append("reserve")
+    return words
 
 
 def next_worker(found: Preview, request_id: str) -> str | None:
@@ -150,6 +167,10 @@ def next_worker(found: Preview, request_id: str) -> str | None:
     return next(
         (one.worker for one in found.batches for request in one.batch.requests if request.id == request_id), None
     )
+
+
+def _leaves(rooms: Mapping[str, BatchRoom], inc: str, cost: int) -> bool:
+    return inc not in rooms or rooms[inc].admits(cost)
 
 
 def _before(order: Sequence[Waiting], request: Waiting) -> Sequence[Waiting]:

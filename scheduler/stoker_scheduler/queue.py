@@ -25,10 +25,14 @@ Long enough to smooth over batches, short enough that an unused share can't be s
 
 @dataclass(slots=True)
 class Order:
-    """What waits, in the order to consider it, and what no registered worker could hold."""
+    """What waits, in the order to consider it, and what no registered worker could hold.
+
+    `urgent`: the ids of CRITICAL that its share lets pass everybody.
+    """
 
     requests: tuple[Waiting, ...]
     unholdable: tuple[Waiting, ...]
+    urgent: Set[str] = frozenset()
 
 
 class RequestQueue:
@@ -38,6 +42,7 @@ class RequestQueue:
        `arrival + W[class]` a later arrival of class q passes a request of class p only within W[p] - W[q].
     2. Take CRITICAL before the merge while it had at most `critical_share` of the tokens dispatched lately, and by its
        score beyond that. This holds for every prefix of an order, so it does not matter how much of it is dispatched.
+       What it had while nobody else waited is not held against it: it took nothing from anyone.
     3. Leave out the lanes that are held back; what they hold hides nothing.
     4. Keep suspects apart: they are never in an order with clean work.
     5. Pass over what no registered worker could hold even when empty, so that it stops nothing behind it.
@@ -54,6 +59,7 @@ class RequestQueue:
         self._critical_tokens = 0.0
         self._all_tokens = 0.0
         self._faded_us = 0
+        self._passes = True  # until an order says that CRITICAL waits alone
 
     def order(
         self,
@@ -76,7 +82,9 @@ class RequestQueue:
         largest = largest_capacity(workers)
         critical, passed_over = _by_score([heads[lane] for lane in lanes if not class_rank(lane)], largest)
         others, also_passed_over = _by_score([heads[lane] for lane in lanes if class_rank(lane)], largest)
-        return Order(tuple(self._merge(critical, others)), (*passed_over, *also_passed_over))
+        self._passes = bool(others)
+        merged, urgent = self._merge(critical, others)
+        return Order(tuple(merged), (*passed_over, *also_passed_over), urgent)
 
     def share(self, waiting: Mapping[str, int], depth: int) -> dict[str, int]:
         """Take in how many wait in each lane; returns the tenants' lanes to read, and how many entries of each.
@@ -119,14 +127,15 @@ class RequestQueue:
         self.shares.hand_out(requests)
         for request in requests:
             self._all_tokens += request.cost
-            self._critical_tokens += 0 if class_rank(request.lane) else request.cost
+            self._critical_tokens += request.cost if self._passes and not class_rank(request.lane) else 0
 
-    def _merge(self, critical: list[Waiting], others: list[Waiting]) -> list[Waiting]:
+    def _merge(self, critical: list[Waiting], others: list[Waiting]) -> tuple[list[Waiting], Set[str]]:
         if not critical:
-            return self.shares.fair(others)
+            return self.shares.fair(others), frozenset()
         # The scores say when a class has its turns, the shares whose they are.
         others_turns, others = others, self.shares.fair(others)
         merged: list[Waiting] = []
+        passing: set[str] = set()
         i = 0
         critical_tokens, all_tokens = self._critical_tokens, self._all_tokens
         for turn, urgent in zip(critical, self.shares.fair(critical), strict=True):
@@ -135,10 +144,12 @@ class RequestQueue:
                 merged.append(others[i])
                 all_tokens += others[i].cost
                 i += 1
+            if self._within(critical_tokens, all_tokens):
+                passing.add(urgent.id)
             merged.append(urgent)
             critical_tokens += urgent.cost
             all_tokens += urgent.cost
-        return merged + others[i:]
+        return merged + others[i:], passing
 
     def _within(self, critical_tokens: float, all_tokens: float) -> bool:
         return self._share > 0 and critical_tokens <= self._share * all_tokens

@@ -23,26 +23,29 @@ class BatchRoom:
     """What BATCH may still take of a worker: rows, tokens, and milliseconds that a step may become longer by.
 
     `held` is how many rows of BATCH it has. Without any it may have one of any size, so that nothing starves.
-    `prompts`: prompt tokens for each token of an answer of BATCH.
+    `row_ms` and `token_ms`: how much longer a row of BATCH makes a step, and each token reserved for it.
     """
 
     rows: int
     tokens: int
     ms: float
     held: int
-    prices: Prices
-    prompts: float = 0.0
+    row_ms: float
+    token_ms: float
 
     def admits(self, cost: int) -> bool:
         """Return whether a request of `cost` tokens may go there."""
         if not self.held:
             return True
-        return self.rows >= 1 and cost <= self.tokens and _ms(self.prices, 1, cost, self.prompts) <= self.ms
+        return self.rows >= 1 and cost <= self.tokens and self._ms(cost) <= self.ms
 
     def less(self, cost: int) -> BatchRoom:
         """Return what is left beside a request of `cost` tokens."""
-        ms = self.ms - _ms(self.prices, 1, cost, self.prompts)
+        ms = self.ms - self._ms(cost)
         return replace(self, rows=self.rows - 1, tokens=self.tokens - cost, ms=ms, held=self.held + 1)
+
+    def _ms(self, cost: int) -> float:
+        return self.row_ms + self.token_ms * cost
 
 
 @dataclass(slots=True)
@@ -106,16 +109,17 @@ class Reserve:
 
     def _room(self, worker: WorkerRecord, prices: Prices) -> BatchRoom:
         peak = self._peaks.get(worker.inc, _Peak())
-        alone_ms = prices.base_ms + _ms(
-            prices, worker.held_rows - worker.batch_rows, worker.held_tokens - worker.batch_tokens
-        )
+        rows, tokens = worker.held_rows - worker.batch_rows, worker.held_tokens - worker.batch_tokens
+        token_ms = prices.resident_ms * FILLED
+        alone_ms = prices.base_ms + prices.row_ms * rows + token_ms * tokens
+        row_ms = prices.row_ms + prices.prefill_ms * self._prompts
         return BatchRoom(
             rows=worker.rows - math.ceil(peak.rows) - worker.batch_rows,
             tokens=worker.capacity - math.ceil(peak.tokens) - worker.batch_tokens,
-            ms=self._slowdown * alone_ms - _ms(prices, worker.batch_rows, worker.batch_tokens, self._prompts),
+            ms=self._slowdown * alone_ms - row_ms * worker.batch_rows - token_ms * worker.batch_tokens,
             held=worker.batch_rows,
-            prices=prices,
-            prompts=self._prompts,
+            row_ms=row_ms,
+            token_ms=token_ms,
         )
 
 
@@ -126,7 +130,3 @@ def held_back(request: Waiting, now_us: int) -> bool:
 
 _offline: Callable[[Waiting], bool] = attrgetter("offline")
 _reserve: Callable[[Waiting], int] = attrgetter("reserve")
-
-
-def _ms(prices: Prices, rows: int, tokens: int, prompts: float = 0.0) -> float:
-    return (prices.row_ms + prices.prefill_ms * prompts) * rows + prices.resident_ms * FILLED * tokens

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from math import ceil
 from types import MappingProxyType
 
-from stoker.store.records import Waiting, WorkerRecord
+from stoker.store.records import Held, Waiting, WorkerRecord
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
 from stoker_scheduler.placement import Allowed, Place, Speed
@@ -104,6 +104,13 @@ class Round:
     def unplaced(self) -> list[Waiting]:
         """Return the requests of other classes than BATCH that no worker has room for, in their order."""
         return [request for request in (*self._unplaced, *self._waiting) if not request.offline]
+
+    def vacated(self, inc: str, leaving: Sequence[Held]) -> None:
+        """Take in that a worker gives these rows back, so that `next` looks at all again that found no place."""
+        self._given[inc] = self._places.vacate(inc, [row.cost for row in leaving])
+        self._waiting = [*self._unplaced, *self._waiting]
+        self._unplaced = []
+        self._planned = False
 
     def has_free_row(self) -> bool:
         """Return whether a worker that may get another batch has a free row."""

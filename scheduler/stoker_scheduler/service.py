@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import astuple
 
 import structlog
 
@@ -29,11 +30,11 @@ from stoker_scheduler.health import HealthMonitor
 from stoker_scheduler.instruments import Instruments
 from stoker_scheduler.leader import Leadership
 from stoker_scheduler.metrics import MetricsCollector
-from stoker_scheduler.preemption import Preemption
+from stoker_scheduler.preemption import Preemption, givers
 from stoker_scheduler.prices import StepPrices
 from stoker_scheduler.quarantine import half
 from stoker_scheduler.queue import RequestQueue, largest_capacity
-from stoker_scheduler.reserve import Reserve
+from stoker_scheduler.reserve import BatchRoom, Reserve
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
 from stoker_scheduler.service_time import ServiceTimes
 
@@ -55,7 +56,7 @@ class Scheduler:
     2. Sleeps on the bell, or until something is due; then reads the queue in one round trip and acts on it:
     3. takes back what dead workers hold, ends delays and deadlines,
     4. orders what waits (RequestQueue), picks workers (LoadBalancer, HealthMonitor), forms batches (DynamicBatcher);
-    5. keeps a reserve from BATCH, and asks workers for rows of BATCH where others find no room (Reserve, Preemption);
+    5. keeps a reserve from BATCH, and asks workers for rows where better requests find no room (Reserve, Preemption);
     6. halves sets of suspects on a worker of their own; fails what no worker could ever hold.
     """
 
@@ -68,11 +69,18 @@ class Scheduler:
         self._times = ServiceTimes(self._prices)
         self._queue = RequestQueue(config)
         self._leadership = Leadership(
-            self._store, config, self._health.not_closed, self._queue.shares.served, self._foretold, self._speeds
+            self._store,
+            config,
+            self._health.not_closed,
+            self._queue.shares.served,
+            self._foretold,
+            lambda: {inc: astuple(speed) for inc, speed in self._times.speeds.items()},
+            lambda: {inc: astuple(room) for inc, room in self._rooms.items()},
         )
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
         self._reserve = Reserve(config)
+        self._rooms: Mapping[str, BatchRoom] = {}
         self._preemption = Preemption(config)
         self._offline = True  # until a view says that there is none
         self._metrics = MetricsCollector(config)
@@ -252,6 +260,7 @@ class Scheduler:
         if view.quarantine and view.lanes[SUSPECT]:
             shut |= {view.quarantine}
         self._reserve.observe(view.workers, order.requests, view.now_us)
+        self._rooms = self._reserve.rooms(view.workers, self._prices.of, view.now_us) if view.offline_waits else {}
         hand = Round(
             order.requests,
             view.workers,
@@ -262,30 +271,47 @@ class Scheduler:
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=view.now_us,
             speeds=self._times.speeds,
-            rooms=self._reserve.rooms(view.workers, self._prices.of, view.now_us) if view.offline_waits else {},
+            rooms=self._rooms,
         )
+        took = await self._hand_out(hand, view)
+        if await self._make_room(hand, order.urgent, shut, view):
+            placed = await self._hand_out(hand, view)
+            if not placed:
+                return 0.0
+            took += placed
+        more = any(len(view.lanes[lane]) >= asked for lane, asked in view.asked.items())
+        return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
+
+    async def _hand_out(self, hand: Round, view: QueueView) -> int:
+        """Dispatch batch by batch; returns how many requests were taken."""
         took = 0
         while chosen := hand.next():
             worker, batch = chosen
             answer = await self._hand_over(worker, batch)
             took += self._account(batch, worker, answer, view.now_us)
             hand.done(worker, batch, more=answer.word == "OK" and "FULL" not in answer.words)
-        open_workers = [worker for worker in hand.fleet if worker.inc not in shut]
-        if self._offline and await self._make_room(hand.unplaced(), open_workers, view):
-            return 0.0
-        more = any(len(view.lanes[lane]) >= asked for lane, asked in view.asked.items())
-        return 0.0 if took and more and hand.has_free_row() else self._wait_s(view, hand.linger_us)
+        return took
 
-    async def _make_room(self, blocked: list[Waiting], workers: list[WorkerRecord], view: QueueView) -> bool:
-        """Ask workers for rows of BATCH that `blocked` need; returns whether that made room."""
-        chosen = self._preemption.choose(blocked, workers, view.held, view.now_us) if blocked else {}
+    async def _make_room(self, hand: Round, urgent: Set[str], shut: Set[str], view: QueueView) -> bool:
+        """Ask workers for rows that requests without a place may take; returns whether that made room."""
+        blocked = hand.unplaced()
+        if not blocked or not (self._offline or any(request.id in urgent for request in blocked)):
+            return False
+        workers = [worker for worker in hand.fleet if worker.inc not in shut]
+        held = view.held
+        if not self._offline:
+            workers = givers(workers, view.now_us)
+            held = await self._store.read(views.held(self._store.keys, workers)) if workers else {}
         asked = 0
-        for inc, keys in chosen.items():
+        for inc, rows in self._preemption.choose(blocked, urgent, workers, held, view.now_us).items():
+            keys = [(row.id, row.delivery) for row in rows]
             words = await self._store.run(scripts.make_room(self._leadership.token, inc, keys))
             if words == ["FENCED"]:
                 raise Fenced
-            asked += words.count("ASKED")
-            log.debug("preempted", inc=inc, ids=[request_id for request_id, _ in keys])
+            leaving = [row for row, word in zip(rows, words[1:], strict=True) if word == "ASKED"]
+            hand.vacated(inc, leaving)
+            asked += len(leaving)
+            log.debug("preempted", inc=inc, ids=[row.id for row in leaving])
         return asked > 0
 
     async def _hand_over(self, worker: WorkerRecord, batch: Batch) -> Dispatched:
@@ -342,10 +368,6 @@ class Scheduler:
         """Return what the fleet does when it is full, as submit reads it; empty while that is not known."""
         forecast = self._times.forecast(self._known)
         return forecast.text() if forecast else ""
-
-    def _speeds(self) -> dict[str, tuple[float, float]]:
-        """Return how quick workers are, as those who look read it."""
-        return {inc: (speed.tokens_per_s, speed.answer_s) for inc, speed in self._times.speeds.items()}
 
     # --- housekeeping ---------------------------------------------------------------------------------------------
 

@@ -107,3 +107,18 @@ def test_a_request_with_an_affinity_key_says_which_workers_that_prefers(stack: S
         assert explained(cli, "a")["homes"] == ["worker"]
         assert "key prefers  worker" in cli("explain", "a").stdout
         wait_until(lambda: stack.redis.hget(stack.keys.leader, "speeds"))
+
+
+def test_what_the_reserve_keeps_back_says_so_though_a_row_is_free(stack: Stack, cli: Cli) -> None:
+    stack.scheduler()
+    stack.worker("one", "--max-num-seqs", "2")
+    with stack.client() as client:
+        users = [client.submit(prompt_tokens=[1], max_tokens=200) for _ in range(2)]
+        for job in users:
+            job.response(timeout=30)
+        for name in ("first", "second"):
+            client.submit(request_id=name, prompt_tokens=[1], max_tokens=20_000, priority=RequestPriority.BATCH)
+        wait_until(lambda: explained(cli, "first")["state"] == "running")
+        wait_until(lambda: explained(cli, "second")["held_back_by"] == ["reserve"])
+        batches = json.loads(cli("queue", "preview", "--json").stdout)["batches"]
+        assert [one["when"] for one in batches] == ["later"]

@@ -94,8 +94,12 @@ class Member:
     cost: int
     state: str
     since: int
-    suspect: bool
-    batch: bool = False
+    name: str
+    before: int
+
+    @property
+    def suspect(self) -> bool:
+        return self.name == "suspect"
 
 
 @dataclass
@@ -231,7 +235,7 @@ class Model:
             keys[f"flight:{life.id}"] = life.flight if life.flew else b""
         for name, inc in self.incs.items():
             keys[f"work:{name}"] = {
-                request_id: text(m.delivery, m.cost, m.state, m.since, 2 if m.batch else int(m.suspect))
+                request_id: text(m.delivery, m.cost, m.state, m.since, m.name, m.before)
                 for request_id, m in inc.work.items()
             }
         keys["kept"] = {str(number): self._lapse(number) for number in self.kept}
@@ -297,9 +301,10 @@ class Model:
     def _base(self) -> int:
         return max(self.now + int(self.scalars.get("skew", 0)), int(self.scalars.get("mark", 0)))
 
-    def _drop(self, inc: Inc, request_id: str) -> None:
-        del inc.work[request_id]
-        self.bell = True
+    def _room_came_free(self, worker: Inc | None, held: int) -> None:
+        """Ring for the room that a worker has since it held so many, if anything waits for it."""
+        if worker and len(worker.work) < held and any(life.waits for life in self.lives.values()):
+            self.bell = True
 
     def _requeue(self, life: Life) -> None:
         life.delivery, life.state = "", "Q"
@@ -572,9 +577,7 @@ class Model:
         if rows > worker.rows or need > worker.capacity:
             return "FULL"
         life.delivery, life.state, life.flew = delivery, "D", True
-        worker.work[life.id] = Member(
-            delivery, cost, "D", self.now, "suspect" in lanes, life.lane.partition(":")[0] == "batch"
-        )
+        worker.work[life.id] = Member(delivery, cost, "D", self.now, life.lane.partition(":")[0], life.attempts)
         return "TOOK"
 
     def make_room(self, token: str, inc: str, items: Iterable[tuple[str, str]]) -> list[str]:
@@ -588,7 +591,7 @@ class Model:
                 out.append("GONE")
             elif not member.cost:
                 out.append("ASKED")
-            elif self._spared(member, life):
+            elif self._spared(member):
                 out.append("SPARED")
             else:
                 member.cost = 0
@@ -598,11 +601,11 @@ class Model:
             worker.rung.append(("", frozenset(asked)))
         return out
 
-    def _spared(self, member: Member, life: Life) -> bool:
-        if life.head["cls"] != "batch" or member.suspect:
+    def _spared(self, member: Member) -> bool:
+        if member.name in ("critical", "suspect"):
             return True
-        before = life.attempts > (member.state == "R")
-        return before and 0 <= self.now - member.since < self.config.preempt_ms * 1000
+        undisturbed_us = self.config.preempt_ms * 1000 * 2.0 ** (member.before - 1) if member.before else 0
+        return 0 <= self.now - member.since < undisturbed_us
 
     def reclaim(self, token: str, inc: str) -> int:
         if not self._leads(token):
@@ -619,7 +622,7 @@ class Model:
         taken = dict(list(lost.work.items())[: self.config.group])
         company = sum(member.state == "R" for member in taken.values()) > 1
         for request_id, member in taken.items():
-            self._drop(lost, request_id)
+            del lost.work[request_id]
             life = self.lives.get(request_id)
             if life and life.delivery == member.delivery:
                 self._take_back(inc, lost, life, member, company)
@@ -709,7 +712,10 @@ class Model:
         if worker:
             worker.bells.pop(entry, None)
             worker.pending.discard(entry)
-        return [self._begin(inc, request_id, delivery) for request_id in ids]
+        held = len(worker.work) if worker else 0
+        begun = [self._begin(inc, request_id, delivery) for request_id in ids]
+        self._room_came_free(worker, held)
+        return begun
 
     def _begin(self, inc: str, request_id: str, delivery: str) -> scripts.Begun:
         worker, life = self.incs.get(inc), self.lives.get(request_id)
@@ -718,12 +724,12 @@ class Model:
             return scripts.Begun(request_id, "GONE")
         if not life or life.delivery != delivery:
             if member.state == "D":
-                self._drop(worker, request_id)
+                del worker.work[request_id]
             return scripts.Begun(request_id, "GONE")
         if member.state == "D":
             if life.deadline and self.now >= life.deadline:
                 self._finish(life, "expired", "late")
-                self._drop(worker, request_id)
+                del worker.work[request_id]
                 return scripts.Begun(request_id, "LATE")
             member.state, member.since = "R", self.now
             life.state, life.begun, life.attempts = "R", str(self.now), life.attempts + 1
@@ -731,10 +737,11 @@ class Model:
 
     def settle(self, inc: str, jitter: float, items: Sequence[scripts.Settlement]) -> list[str]:
         worker, words, settled, done = self.incs.get(inc), [], 0, set()
+        held = len(worker.work) if worker else 0
         for item in items:
             member = worker.work.get(item.id) if worker else None
             if worker and member and member.delivery == item.delivery:
-                self._drop(worker, item.id)
+                del worker.work[item.id]
             life = self.lives.get(item.id)
             if not life or not life.flew or life.nonce != item.nonce or item.id in done:
                 words.append("DUPLICATE")
@@ -747,6 +754,7 @@ class Model:
                 self.counts["fenced"] += 1
         if settled:
             self._settled(settled)
+        self._room_came_free(worker, held)
         return words
 
     def _judge(self, inc: str, jitter: float, life: Life, item: scripts.Settlement) -> str:
@@ -819,7 +827,7 @@ class Model:
             asked = False
             if worker and member and member.delivery == delivery:
                 asked = not member.cost
-                self._drop(worker, request_id)
+                del worker.work[request_id]
             if life and life.delivery == delivery:
                 if life.state == "R":
                     life.note_end(inc, "preempted" if asked else "handed_back")

@@ -278,8 +278,6 @@ class Machine(Compared):
     @step
     def make_room(self) -> None:
         fit = [attempt for attempt in self.handed[::-1] if self.holds(attempt)]
-        offline = [attempt for attempt in fit if self.model.incs[attempt.inc].work[attempt.id].batch]
-        fit = offline if offline and not self.dice.chance(15) else fit
         if not fit or self.dice.chance(10):
             fit = self.handed[::-1]
         if fit:

@@ -225,9 +225,23 @@ MUTATIONS = [
     Mutation(
         "a row is preempted as often as it begins",
         "make_room.lua",
-        "if begun_before and now",
+        "if m.before > 0 and now",
         "if false and now",
-        "protocol.test_make_room:test_a_preempted_row_is_spared_until_it_ran_for_a_second",
+        "protocol.test_make_room:test_a_preempted_row_is_spared_for_twice_as_long_each_time",
+    ),
+    Mutation(
+        "a row is preempted once a second for as long as it takes",
+        "make_room.lua",
+        "PREEMPT * 2 ^ (m.before - 1)",
+        "PREEMPT",
+        "protocol.test_make_room:test_a_preempted_row_is_spared_for_twice_as_long_each_time",
+    ),
+    Mutation(
+        "critical requests give up their rows",
+        "make_room.lua",
+        "if m.class == 'critical' or m.class",
+        "if m.class",
+        "protocol.test_make_room:test_critical_requests_and_suspects_keep_their_rows",
     ),
     Mutation(
         "the room of a row that was asked to leave is not given away",
@@ -283,8 +297,8 @@ MUTATIONS = [
     Mutation(
         "a suspect lost in company is charged",
         "reclaim.lua",
-        "if m.suspect == '1' and company then",
-        "if m.suspect == '1' and not company then",
+        "if m.class == 'suspect' and company then",
+        "if m.class == 'suspect' and not company then",
         "protocol.test_reclaim:test_a_suspect_lost_in_company_is_set_apart_again_and_charged_nothing",
         {"cause": "crash"},
     ),

@@ -302,6 +302,7 @@ def schedulers(q: Roles) -> None:
         views.queue_view(q.keys, depth=4, known=known, members=True),
         reads.bell(q.keys, 0.01),
         reads.suspect_groups(q.keys, ["a"]),
+        views.held(q.keys, known),
         views.lane_page(q.keys, "normal", 0, 4),
         reads.counts(q.keys),
         reads.histograms(q.keys),

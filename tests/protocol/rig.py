@@ -80,7 +80,7 @@ FLIGHT = [
     "accepted",
     "deadline",
 ]
-MEMBER = ["delivery", "cost", "state", "since", "suspect"]
+MEMBER = ["delivery", "cost", "state", "since", "class", "before"]
 INC = [
     "worker",
     "identity",
@@ -269,9 +269,11 @@ def _change(old: Value, new: Value) -> Value:
 # --- the queue ------------------------------------------------------------------------------------------------------
 
 
-def member(delivery: str, cost: int = 7, state: str = "D", since: int = 0, suspect: int = 0) -> dict[str, Value]:
-    """Return a member of a work hash as `dump` shows it."""
-    return {"delivery": delivery, "cost": cost, "state": state, "since": since, "suspect": suspect}
+def member(
+    delivery: str, cost: int = 7, state: str = "D", since: int = 0, name: str = "normal", before: int = 0
+) -> dict[str, Value]:
+    """Return a member of a work hash as `dump` shows it; `name`: its class."""
+    return {"delivery": delivery, "cost": cost, "state": state, "since": since, "class": name, "before": before}
 
 
 def ok(request_id: str, delivery: str, **more: Any) -> s.Settlement:

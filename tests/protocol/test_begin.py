@@ -101,8 +101,6 @@ def test_a_cancelled_request_is_gone_and_its_member_dropped(q: Queue) -> None:
         f"work:{A}": GONE,
         "credit": {A: 0},
         f"stream:{A}": {"bells": []},
-        "bell": Added([1]),
-        "ttl": {"bell": 60},
     }
     before = q.before()
     assert q.begin(A, delivery, "a") == ["GONE"]
@@ -203,8 +201,7 @@ def test_a_late_request_expires_here_and_never_runs(q: Queue) -> None:
         "reply:c": Added([result]),
         "counts": {"expired": 1, "expired:t": 1},
         "events": Added([q.event("begin", A, "a end expired n-a late -")]),
-        "bell": Added([1]),
-        "ttl": {"bell": 60, "result:a": RESULT_TTL, "reply:c": REPLY_TTL},
+        "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL},
     }
 
 

@@ -54,7 +54,8 @@ def test_one_call_takes_from_many_lanes_with_one_doorbell(q: Queue) -> None:
     after = changes(before, q.dump())
     assert after["lane:high"] is GONE
     assert after["lane:normal"] is GONE
-    assert after[f"work:{A}"] == {i: member("1-1-1", since=q.now) for i in "xyz"}
+    names = {"x": "high", "y": "normal", "z": "normal"}
+    assert after[f"work:{A}"] == {i: member("1-1-1", since=q.now, name=name) for i, name in names.items()}
     assert after["credit"] == {A: 21}
     assert after[f"stream:{A}"] == {"bells": Added(["1-1-1 x z y"])}
     assert after["events"] == Added(
@@ -382,7 +383,7 @@ def test_suspects_go_alone_and_take_the_quarantine(q: Queue) -> None:
     after = changes(before, q.dump())
     assert after["quarantine"] == f"{A}|{q.now}"
     assert after["lane:suspect"] is GONE
-    assert after[f"work:{A}"] == {i: member(f"1-1-{q.n}", since=q.now, suspect=1) for i in "ab"}
+    assert after[f"work:{A}"] == {i: member(f"1-1-{q.n}", since=q.now, name="suspect", before=1) for i in "ab"}
 
 
 def test_clean_work_never_goes_with_suspects(q: Queue) -> None:

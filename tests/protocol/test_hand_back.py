@@ -60,7 +60,7 @@ def test_a_late_hand_back_does_not_touch_the_row_that_came_again(q: Queue) -> No
     before = q.before()
     assert q.hand_back(A, ("a", first)) == "OK"
     assert changes(before, q.dump()) == {"bell": Added([1]), "ttl": {"bell": BELL_TTL}}
-    assert q.dump()[f"work:{A}"] == {"a": member(second, state="R", since=q.now)}
+    assert q.dump()[f"work:{A}"] == {"a": member(second, state="R", since=q.now, before=1)}
 
 
 def test_a_late_hand_back_does_not_touch_another_incarnations_attempt(q: Queue) -> None:

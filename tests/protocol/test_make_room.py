@@ -1,10 +1,10 @@
-"""make_room: rows of BATCH are asked for, their credit is free at once, and the worker hands them back."""
+"""make_room: rows are asked for, their credit is free at once, and the worker hands them back."""
 
 from __future__ import annotations
 
 import pytest
 
-from protocol.rig import A, Added, H, Queue, changes, member, ok
+from protocol.rig import A, Added, B, C, H, Queue, changes, member, ok
 from stoker.store import reads
 from stoker.store import scripts as s
 
@@ -15,8 +15,8 @@ def batch(q: Queue, *ids: str) -> str:
     return q.start(A, *ids)
 
 
-def ask(q: Queue, *items: tuple[str, str], token: str | None = None) -> list[str]:
-    return q.store.run(s.make_room(q.token if token is None else token, A, items))
+def ask(q: Queue, *items: tuple[str, str], token: str | None = None, inc: str = A) -> list[str]:
+    return q.store.run(s.make_room(q.token if token is None else token, inc, items))
 
 
 def test_a_row_that_is_asked_for_costs_nothing_from_then_on(q: Queue) -> None:
@@ -31,9 +31,12 @@ def test_a_row_that_is_asked_for_costs_nothing_from_then_on(q: Queue) -> None:
     }
 
 
-def test_a_member_of_class_batch_is_marked_as_such(q: Queue) -> None:
-    delivery = batch(q, "a")
-    assert q.dump()[f"work:{A}"] == {"a": member(delivery, state="R", since=q.now, suspect=2)}
+@pytest.mark.parametrize("name", ["high", "normal", "low", "batch"])
+def test_a_member_has_its_class_and_a_row_of_any_but_critical_is_asked(q: Queue, name: str) -> None:
+    q.submit("a", priority=name)
+    delivery = q.start(A, "a")
+    assert q.dump()[f"work:{A}"] == {"a": member(delivery, state="R", since=q.now, name=name)}
+    assert ask(q, ("a", delivery)) == ["OK", "ASKED"]
 
 
 def test_asking_again_changes_nothing_and_is_answered_alike(q: Queue) -> None:
@@ -57,11 +60,18 @@ def test_whoever_does_not_lead_asks_for_nothing(q: Queue) -> None:
     assert changes(before, q.dump()) == {}
 
 
-def test_other_classes_keep_their_rows(q: Queue) -> None:
-    q.submit("a")
+def test_critical_requests_and_suspects_keep_their_rows(q: Queue) -> None:
+    q.submit("a", priority="critical")
     delivery = q.start(A, "a")
+    q.register(B)
+    q.register(C)
+    q.submit("s", priority="batch")
+    q.start(B, "s")
+    q.lose(B, "crash", "s")
+    suspect = q.start(C, "s")
     before = q.before()
     assert ask(q, ("a", delivery)) == ["OK", "SPARED"]
+    assert ask(q, ("s", suspect), inc=C) == ["OK", "SPARED"]
     assert changes(before, q.dump()) == {}
 
 
@@ -73,15 +83,15 @@ def test_a_row_under_another_delivery_or_cancelled_is_gone(q: Queue) -> None:
     assert changes(before, q.dump()) == {}
 
 
-def test_a_preempted_row_is_spared_until_it_ran_for_a_second(q: Queue) -> None:
-    first = batch(q, "a")
-    ask(q, ("a", first))
-    q.hand_back(A, ("a", first))
-    second = q.start(A, "a")
-    q.now += H - 1
-    assert ask(q, ("a", second)) == ["OK", "SPARED"]
-    q.now += 1
-    assert ask(q, ("a", second)) == ["OK", "ASKED"]
+def test_a_preempted_row_is_spared_for_twice_as_long_each_time(q: Queue) -> None:
+    delivery = batch(q, "a")
+    for seconds in (1, 2, 4):
+        assert ask(q, ("a", delivery)) == ["OK", "ASKED"]
+        q.hand_back(A, ("a", delivery))
+        delivery = q.start(A, "a")
+        q.tick(seconds * H - 1, A)
+        assert ask(q, ("a", delivery)) == ["OK", "SPARED"]
+        q.now += 1
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["running", "not begun"])

@@ -108,5 +108,7 @@ def test_the_part_of_class_batch_is_told_where_it_is_asked_for_and_what_was_aske
     view = q.store.read(views.queue_view(q.keys, depth=10, known=known, members=True))
     (worker,) = view.workers
     assert (worker.held_rows, worker.held_tokens, worker.batch_rows, worker.batch_tokens) == (3, 21, 2, 14)
-    held = {one.id: (one.delivery == delivery, one.cost, one.batch) for one in view.held[A]}
-    assert held == {"a": (True, 7, True), "b": (True, 0, True), "c": (True, 7, True), "n": (False, 7, False)}
+    held = {one.id: (one.delivery == delivery, one.cost, one.name) for one in view.held[A]}
+    offline = {"a": (True, 7, "batch"), "b": (True, 0, "batch"), "c": (True, 7, "batch")}
+    assert held == {**offline, "n": (False, 7, "normal")}
+    assert q.store.read(views.held(q.keys, known)) == view.held

@@ -26,7 +26,7 @@ from protocol.rig import (
 MS = 1000
 SECOND = 1_000_000
 SLICE = RESULT_TTL * SECOND // 16
-FREED = {f"work:{A}": GONE, "credit": {A: 0}, "bell": Added([1])}
+FREED = {f"work:{A}": GONE, "credit": {A: 0}}
 
 
 def again(q: Queue, *items: object, inc: str = A) -> list[str]:
@@ -87,7 +87,7 @@ def test_a_success_leaves_nothing_but_its_result(q: Queue) -> None:
         },
         "rates": {"since": q.now, "settled": 1},
         "events": Added([q.event("settle", A, "a end succeeded n-a stop -")]),
-        "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL, "bell": BELL_TTL},
+        "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL},
     }
     assert again(q, done) == ["DUPLICATE"]
 
@@ -187,6 +187,17 @@ def _second_life(q: Queue, inc: str) -> tuple[str, str]:
     return first, q.start(inc, "a")
 
 
+@pytest.mark.parametrize("others", [(), ("b",)], ids=["nothing waits", "another waits"])
+def test_room_that_comes_free_wakes_the_scheduler_only_while_something_waits_for_it(
+    q: Queue, others: tuple[str, ...]
+) -> None:
+    q.submit("a", *others)
+    delivery = q.start(A, "a")
+    q.before()
+    assert q.settle(A, ok("a", delivery)) == ["OK"]
+    assert ("bell" in q.dump()) is bool(others)
+
+
 @pytest.mark.parametrize("outcome", ["ok", "bad", "failure", "retry"])
 def test_a_zombie_of_an_ids_earlier_life_is_told_apart_by_the_nonce(q: Queue, outcome: str) -> None:
     q.register(B)
@@ -196,7 +207,6 @@ def test_a_zombie_of_an_ids_earlier_life_is_told_apart_by_the_nonce(q: Queue, ou
     assert changes(before, q.dump()) == FREED | {
         "credit": {A: 0},
         "counts": {"fenced": 1},
-        "ttl": {"bell": BELL_TTL},
     }
     assert q.settle(B, ok("a", second, nonce="n2")) == ["OK"]
 
@@ -283,7 +293,7 @@ def test_a_bad_request_fails_at_once_and_is_no_dead_letter(q: Queue) -> None:
         **kept(q.now, t=3),
         "rates": {"since": q.now, "settled": 1},
         "events": Added([q.event("settle", A, "a end failed n-a invalid -")]),
-        "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL, "bell": BELL_TTL},
+        "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL},
     }
     assert again(q, bad) == ["DUPLICATE"]
 
@@ -309,7 +319,7 @@ def test_a_failure_without_a_retry_becomes_a_dead_letter(q: Queue) -> None:
         f"kept:{q.now // SLICE}": {"": 3},
         "rates": {"since": q.now, "settled": 1},
         "events": Added([q.event("settle", A, f"a failure {delivery} 1", "a end failed n-a oom dead")]),
-        "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL, "dead:a": DEAD_TTL, "bell": BELL_TTL},
+        "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL, "dead:a": DEAD_TTL},
     }
     assert again(q, failed) == ["DUPLICATE"]
 
@@ -334,6 +344,7 @@ def test_a_retry_waits_uncounted_attempts_apart_and_charged(q: Queue) -> None:
             "retries": 1,
         },
         "events": Added([q.event("settle", A, f"a failure {delivery} 1", f"a delay {due}")]),
+        "bell": Added([1]),
         "ttl": {"bell": BELL_TTL},
     }
     assert again(q, retry) == ["STALE"]

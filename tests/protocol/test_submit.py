@@ -612,3 +612,17 @@ def test_each_tenant_has_its_lane_and_those_without_one_the_lane_of_the_class(q:
         "lane:normal": 1,
     }
     assert found["active"] == {"normal": 3, "normal:t": 2, "normal:u": 1}
+
+
+def test_requests_that_are_nearly_alike_keep_apart_in_one_call(q: Queue) -> None:
+    tenants = ["a.b", "axb", "a-b", "ab", "a.b"]
+    items = [q.encode(f"r{i}", tenant=tenant, prompt_tokens=[1] * (i + 1)) for i, tenant in enumerate(tenants)]
+    plain = [q.encode("p", priority="low"), q.encode("q", timeout=5), q.encode("s", sheddable=True)]
+    assert q.submit_all([*items, *plain]) == ["ACCEPTED"] * 8
+    lanes = [q.redis.zrange(q.key(f"lane:normal:{tenant}"), 0, -1) for tenant in tenants[:4]]
+    assert lanes == [[b"r0:1:4:x", b"r4:5:4:x"], [b"r1:2:4:x"], [b"r2:3:4:x"], [b"r3:4:4:x"]]
+    assert q.redis.hget(q.key("active"), "normal:a.b") == b"2"
+    assert q.redis.zrange(q.key("lane:low"), 0, -1) == [b"p:3:4:x"]
+    assert q.redis.zrange(q.key("lane:normal"), 0, -1) == [b"q:3:4:x", b"s:3:4:xs"]
+    assert q.redis.zrange(q.key("deadlines"), 0, -1) == [b"q"]
+    assert q.redis.zrange(q.key("sheddable"), 0, -1) == [b"s"]

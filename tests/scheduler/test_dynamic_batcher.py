@@ -455,6 +455,17 @@ def test_critical_before_the_merge_is_served_though_its_score_lies_behind_the_ge
     assert names(batch)[:2] == ["urgent0", "urgent1"]
 
 
+def test_critical_of_all_lengths_goes_together_while_others_wait_as_far_as_it_fits() -> None:
+    urgent = line(100, 3000, 2000, 2500, prefix="urgent", lane="critical")
+    others = line(*[2900] * 20, *[90] * 20, at=T + 10)
+    assert names(form(urgent + others, PADDED)) == ["urgent0", "urgent1", "urgent2"]
+    assert names(form(urgent[:2] + others, PADDED)) == ["urgent0", "urgent1", "0"]
+
+
+def test_critical_alone_is_cut_by_length_like_all() -> None:
+    assert names(form(line(100, 3000, 2000, lane="critical"), PADDED)) == ["0"]
+
+
 def test_what_is_left_of_a_generation_heads_the_next_one() -> None:
     batcher = DynamicBatcher(CONFIG)
     batcher.form(line(*[1000] * 10), PADDED, now_us=T)

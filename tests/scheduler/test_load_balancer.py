@@ -242,6 +242,7 @@ def test_a_place_looks_as_the_next_record_of_its_worker_will() -> None:
     paged = Place(worker("a"), Speed(1.0))
     paged.give(20)
     assert (paged.loaded().held_rows, paged.loaded().held_tokens, paged.loaded().longest) == (1, 20, 0)
+    assert paged.vacated([20]) == worker("a")
 
 
 def test_a_worker_that_is_probed_gets_one_request() -> None:
@@ -263,3 +264,19 @@ def test_work_spreads_over_equal_workers_as_it_is_placed() -> None:
         place.give(50)
     assert [place.held_rows for place in places.usable()] == [4, 4, 4]
     assert not any(Room.of(place.loaded(), share=1).opens_to(50) for place in places.usable())
+
+
+def test_a_full_worker_that_gives_rows_back_is_a_place_again_in_the_order_of_names() -> None:
+    full = dict(held_rows=4, held_tokens=900)
+    places = open_places(LoadBalancer(CONFIG), [worker("a"), worker("b", **full), worker("c")])
+    assert [place.record.worker for place in places] == ["a", "c"]
+    place = places.vacate(worker("b").inc, [100, 200])
+    assert (place.free_rows, place.held_rows, place.held_tokens) == (2, 2, 600)
+    assert [place.record.worker for place in places] == ["a", "b", "c"]
+
+
+def test_a_worker_that_gets_nothing_more_stays_shut_when_it_gives_rows_back() -> None:
+    places = open_places(LoadBalancer(CONFIG), [worker("a", held_rows=4, held_tokens=900)])
+    places.close(worker("a").inc)
+    places.vacate(worker("a").inc, [100])
+    assert not places.any_free()

@@ -12,6 +12,7 @@ from stoker.store.views import QueueView
 from stoker_scheduler.placement import Speed
 from stoker_scheduler.preview import Preview, held_back_by, next_worker, overtaken_by, preview, terms
 from stoker_scheduler.queue import RequestQueue
+from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.tenants import TenantShares
 
 NOW = 1_000_000_000_000
@@ -113,6 +114,22 @@ def test_what_holds_a_request_back_is_named(case: str) -> None:
     request, others, workers, served, circuits, expected = HELD[case]
     looked = view(request, *others, workers=workers)
     assert held_back_by(looked, seen(looked, served, circuits), request, circuits) == expected
+
+
+def kept(rows: int) -> dict[str, BatchRoom]:
+    """Return a reserve that leaves so many rows of the worker, which has one of BATCH."""
+    return {WORKER.inc: BatchRoom(rows, 10_000, 100.0, 1, 0.0, 0.0)}
+
+
+def test_what_the_reserve_keeps_back_is_in_no_batch_of_now_and_says_so() -> None:
+    early, late = waiting("b", "batch", NOW + 1), waiting("n", "normal", NOW + 2)
+    looked = view(early, late)
+    found = preview(Config(), looked, RequestQueue(Config()), {}, rooms=kept(0))
+    assert plan(found) == [("w", True, "n"), ("w", False, "b")]
+    assert held_back_by(looked, found, early, {}) == ["reserve"]
+    free = preview(Config(), looked, RequestQueue(Config()), {}, rooms=kept(1))
+    assert plan(free) == [("w", True, "b n")]
+    assert held_back_by(looked, free, early, {}) == []
 
 
 def test_who_is_overtaken_counts_later_ones_of_its_class_alone() -> None:

@@ -115,6 +115,27 @@ def test_the_share_is_of_what_was_dispatched_lately() -> None:
     assert names(queue.order(heads, [worker()]).requests) == ["c", "n"]
 
 
+def test_what_critical_had_while_nobody_else_waited_is_not_held_against_it() -> None:
+    alone = {"critical": [waiting("before", "critical", 0, tokens=10_000)]}
+    heads = {"normal": [waiting("n", "normal", 1)], "critical": [waiting("c", "critical", 1000)]}
+    for beside, expected in (({}, ["c", "n"]), ({"low": [waiting("l", "low", 600 * S)]}, ["n", "c"])):
+        queue = RequestQueue(CONFIG)
+        queue.order(alone | beside, [worker()])
+        queue.dispatched(alone["critical"], now_us=0)
+        order = queue.order(heads, [worker()])
+        assert names(order.requests) == expected
+        assert order.urgent == ({"c"} if expected[0] == "c" else set())
+
+
+def test_only_so_many_of_a_burst_are_urgent_as_the_share_lets_pass() -> None:
+    queue = RequestQueue(CONFIG)
+    queue.dispatched([waiting("lately", "normal", 0, tokens=1000)], now_us=0)
+    burst = [waiting(f"c{i}", "critical", i, tokens=100) for i in range(9)]
+    order = queue.order({"critical": burst, "normal": [waiting("n", "normal", 60 * S)]}, [worker()])
+    assert order.urgent == {"c0", "c1", "c2"}  # beyond the third they have more than a fifth
+    assert not RequestQueue(Config(critical_share=0)).order({"critical": burst}, [worker()]).urgent
+
+
 def test_the_account_survives_a_clock_that_was_set_back() -> None:
     queue = RequestQueue(CONFIG)
     queue.dispatched([waiting("before", "critical", 0, tokens=1000)], now_us=3600 * S)

@@ -128,7 +128,7 @@ def test_the_prompts_of_rows_that_follow_are_in_the_price_of_a_row() -> None:
     reserve.observe(fleet, queue, NOW)
     room = rooms(reserve, fleet, prices=prices)["w:1-1"]
     # Twice as long a prompt as its answer: two tokens of a prompt, 0.2 ms, for each step of a row. 2 ms allow for 10.
-    assert [room.ms, room.prompts] == [2.0, 2.0]
+    assert [room.ms, room.row_ms] == pytest.approx([2.0, 0.2])
     taken = 0
     while room.admits(10):
         room, taken = room.less(10), taken + 1
@@ -180,7 +180,7 @@ def hand_out(
 
 
 def room_for(rows: int, *, held: int = 1) -> BatchRoom:
-    return BatchRoom(rows, 10_000, 100.0, held, FREE)
+    return BatchRoom(rows, 10_000, 100.0, held, 0.0, 0.0)
 
 
 def test_a_round_gives_batch_no_more_than_its_room() -> None:

@@ -55,6 +55,29 @@ async def test_a_result_is_awaited(aclient: AsyncClient, fleet: Fleet) -> None:
     assert (repr(job), repr(aclient)) == (f"<stoker.AsyncJob {job.id}>", "<stoker.AsyncClient of queue 'default'>")
 
 
+async def test_those_who_begin_together_ask_once_what_the_queue_is(aclient: AsyncClient, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as server:
+        before = server.info("commandstats").get("cmdstat_info", {"calls": 0})["calls"]
+        await asyncio.gather(*(aclient.submit(prompt=f"n {number}") for number in range(50)))
+        assert server.info("commandstats")["cmdstat_info"]["calls"] - before == 2  # with the first one of this test
+
+
+async def test_who_gives_up_while_facts_are_read_takes_them_from_nobody(aclient: AsyncClient, redis_url: str) -> None:
+    first = asyncio.ensure_future(aclient.submit(prompt="given up"))
+    second = asyncio.ensure_future(aclient.submit(prompt="waited for"))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await (await second).status() == "queued"
+
+
+async def test_who_submits_while_the_client_closes_is_told_so(aclient: AsyncClient, redis_url: str) -> None:
+    submitting = asyncio.ensure_future(aclient.submit(prompt="late"))
+    await asyncio.sleep(0)
+    await aclient.close()
+    with pytest.raises(StokerError, match="this client is closed"):
+        await submitting
+
+
 async def test_one_reader_serves_any_number_of_awaits(aclient: AsyncClient, fleet: Fleet) -> None:
     async def ask(number: int) -> str:
         job = await aclient.submit(prompt=f"n {number}")

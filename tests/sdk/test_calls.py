@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from array import array
+from typing import Any
 
 import pytest
 
-from stoker._calls import TokenReader, as_request, checked_request, fitting, full_pause, unique
+from stoker import Config
+from stoker._calls import ONLY_LIFE, Encoder, TokenReader, as_request, fitting, full_pause, unique
 from stoker.errors import InvalidRequest
 from stoker.request import Chunk, InferenceRequest, InferenceResponse, Restarted
 from stoker.store.codec import Submission
-from stoker.store.reads import TokenRecord
+from stoker.store.reads import Card, TokenRecord
 
 ONE, TWO = TokenRecord("1-0", 1, 0, [5], "a"), TokenRecord("2-0", 1, 1, [6, 7], "bc")
 END = TokenRecord("9-0", 0, 0, [], "", "succeeded")
@@ -46,10 +50,69 @@ def test_keywords_change_a_whole_request() -> None:
     assert as_request(request, {}) is request
 
 
+def encoder(**fields: Any) -> Encoder:
+    card = Card("i", {"mode": "continuous", "context": 64, "vocabulary": 100_000})
+    wishes = {"displace": True, "check_deadline": False}
+    return Encoder(fields, reply="c", config=Config(max_age_s=100), card=card, bytes_per_token=4.0, **wishes)
+
+
 def test_a_prompt_may_not_be_given_twice() -> None:
-    error = checked_request("hi", {"prompt": "ho"})
+    error = encoder(prompt="ho")("hi")
     assert isinstance(error, InvalidRequest)
     assert error.field == "prompt"
+
+
+EVERYTHING = {
+    "max_tokens": 3,
+    "priority": "low",
+    "timeout": 9.5,
+    "tenant": "a",
+    "temperature": 1,
+    "top_p": 0.5,
+    "top_k": 4,
+    "seed": 5,
+    "stop": "x",
+    "ignore_eos": True,
+    "stream": True,
+    "sheddable": True,
+    "affinity_key": "s",
+    "metadata": {"a": [1, None]},
+}
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 1.0}, EVERYTHING], ids=["none", "one", "all"])
+@pytest.mark.parametrize("item", ["héllo, there", [1, 2], (3, 4), [70_000, 1], array("H", [5, 6]), array("i", [7])])
+def test_bare_prompts_are_encoded_as_whole_requests_are(item: Any, fields: dict[str, Any]) -> None:
+    name = "prompt" if isinstance(item, str) else "prompt_tokens"
+    whole = encoder()(InferenceRequest(request_id="r", **{name: item}, **fields))
+    bare = encoder(request_id="r", **fields)(item)
+    assert isinstance(whole, Submission)
+    nonce = whole.nonce.encode()
+    assert bare == dataclasses.replace(whole, nonce=bare.nonce, header=whole.header.replace(nonce, bare.nonce.encode()))
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": 0}, {"timeout": 101.0}, {"metadata": {1: 2}}])
+@pytest.mark.parametrize(
+    "item", ["", "\ud800", [], [1, True], [1, 2.0], [-1, 5], [1 << 32], [100_000], [1] * 64, 7, "fine"]
+)
+def test_bare_prompts_are_refused_as_whole_requests_are(item: Any, fields: dict[str, Any]) -> None:
+    name = "prompt" if isinstance(item, str) else "prompt_tokens"
+    try:
+        whole: object = encoder()(as_request(None, {name: item, **fields}))
+    except InvalidRequest as error:
+        whole = error
+    bare = encoder(**fields)(item)
+    assert (type(bare), str(bare) if isinstance(bare, InvalidRequest) else "") == (
+        type(whole),
+        str(whole) if isinstance(whole, InvalidRequest) else "",
+    )
+
+
+def test_who_gave_no_id_gets_one_a_request_and_who_gave_one_a_nonce() -> None:
+    first, second = map(encoder(), ["a", "a"])
+    assert (first.id != second.id, first.nonce, second.nonce) == (True, ONLY_LIFE, ONLY_LIFE)
+    again, then = map(encoder(request_id="r"), ["a", "a"])
+    assert (again.id, then.id, again.nonce != then.nonce) == ("r", "r", True)
 
 
 def test_groups_are_cut_by_bytes_too() -> None:

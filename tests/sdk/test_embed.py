@@ -83,8 +83,7 @@ def test_a_single_text_is_no_list_of_texts(texts: Any) -> None:
 
 
 def test_only_a_model_that_generates_needs_room_for_max_tokens() -> None:
-    request = InferenceRequest(prompt_tokens=[1] * 60)
     card = {"context": 64, "vocabulary": 100}
-    assert over_card(request, Card("i", card | {"mode": "padded"})) is None
-    assert over_card(request, Card("i", card | {"mode": "continuous"})) is not None
-    assert over_card(InferenceRequest(prompt_tokens=[1] * 65), Card("i", card | {"mode": "padded"})) is not None
+    assert over_card([1] * 60, 16, Card("i", card | {"mode": "padded"})) is None
+    assert over_card([1] * 60, 16, Card("i", card | {"mode": "continuous"})) is not None
+    assert over_card([1] * 65, 16, Card("i", card | {"mode": "padded"})) is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stoker._flows import SWEEP_MOST, Flow, R, State, ask, retry_dead, submit, sweep
+from stoker._flows import SWEEP_MOST, Collect, Flow, Post, R, State, Unsent, ask, retry_dead, submit, sweep
 from stoker._outstanding import Pending, Phase
 from stoker._window import Window
 from stoker.config import Config
@@ -29,6 +29,11 @@ def carry_out(flow: Flow[R], *replies: Any) -> tuple[R, list[str]]:
     try:
         step = next(flow)
         while True:
+            if isinstance(step, Post):
+                step = flow.send(Unsent(step.call))
+                continue
+            if isinstance(step, Collect):
+                step = step.posted.call
             steps.append(step.script if isinstance(step, Call) else step.what if isinstance(step, Read) else "pause")
             answer = next(answers)
             step = flow.throw(answer) if isinstance(answer, Exception) else flow.send(answer)
@@ -43,7 +48,7 @@ def state() -> State:
 
 def accepted(state: State, request_id: str = "a", age_s: float = 0.0) -> Pending:
     submission = Submission(request_id, "n", b"head", b"body")
-    pending = state.book.accepted(state.book.expect(request_id, Phase.SENT), "n", "g", submission)
+    pending = state.book.accepted(state.book.expect([request_id], Phase.SENT)[0], "n", "g", submission)
     pending.since -= age_s
     return pending
 
@@ -125,11 +130,14 @@ def test_what_has_its_result_already_is_fetched_with_its_group(state: State) -> 
     assert [job.phase for job in jobs] == [Phase.FOREIGN, Phase.OWN, Phase.FOREIGN]
 
 
-def test_who_waits_for_an_id_whose_submit_failed_asks_for_it(state: State) -> None:
+@pytest.mark.parametrize("sent", [False, True])
+def test_who_waits_for_an_id_whose_submit_failed_asks_for_it(state: State, sent: bool) -> None:
     state.facts, state.facts_at = QueueFacts("g", None, 0.0, 0), time.monotonic() + 60
     flow = submit(state, [InferenceRequest(prompt="hi", request_id="a")])
-    next(flow)
-    other = state.book.expect("a", Phase.FOREIGN)
+    step = next(flow)
+    if sent:
+        flow.send(Unsent(step.call))
+    other = state.book.expect(["a"], Phase.FOREIGN)[0]
     assert other.phase is Phase.SENT
     with pytest.raises(StopIteration) as end:
         flow.throw(RedisUnavailable("away"))
@@ -151,9 +159,11 @@ def test_what_a_full_queue_refused_is_sent_again_in_its_order(state: State) -> N
     window = Window(state.config, {})
     full = Accepted("FULL", 0.0)
     flow = window.advance(state, window.take(iter("abcd")))
-    first = next(flow)
-    again = flow.send((("g", [Accepted("ACCEPTED"), full, full, full]), []))
+    first = next(flow).call
+    flow.send(Unsent(first))
+    again = flow.send((("g", [Accepted("ACCEPTED"), full, full, full]), [])).call
     assert again.args[3::3] == first.args[6::3]
+    flow.send(Unsent(again))
     with pytest.raises(StopIteration):
         flow.send((("g", [Accepted("ACCEPTED")] * 3), []))
     assert window.pause_s is None

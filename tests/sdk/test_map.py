@@ -115,8 +115,8 @@ def test_a_full_queue_is_waited_out(redis_url: str) -> None:
 
 def test_ten_thousand_requests_are_few_calls(client: Client, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    run = client._link.store.run_patiently
-    monkeypatch.setattr(client._link.store, "run_patiently", lambda call: calls.append(call.script) or run(call))
+    post = client._link.store.post
+    monkeypatch.setattr(client._link.store, "post", lambda call: calls.append(call.script) or post(call))
     assert sum(response.error is None for response in client.map(["hi"] * 10_000)) == 10_000
     # 20 full groups, and a few more where a slow fleet left room for less than a group.
     assert set(calls) == {"submit"}

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from stoker._outstanding import Book, Pending, Phase
+from stoker._outstanding import LEAST_SWEPT, Book, Pending, Phase
 from stoker.errors import RequestLost
 from stoker.store.codec import Outcome, Submission, encode_answer
 
@@ -18,7 +18,7 @@ def outcome(nonce: str = "n1", body: bytes | None = encode_answer(text="hi")) ->
 
 
 def sent_and_accepted(book: Book, nonce: str = "n1") -> Pending:
-    return book.accepted(book.expect("a", Phase.SENT), nonce, "g", ITEM)
+    return book.accepted(book.expect(["a"], Phase.SENT)[0], nonce, "g", ITEM)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_who_asks_late_is_called_at_once(book: Book) -> None:
 
 
 def test_a_wake_up_may_be_faster_than_the_answer_to_its_submit(book: Book) -> None:
-    pending = book.expect("a", Phase.SENT)
+    pending = book.expect(["a"], Phase.SENT)[0]
     book.deliver([outcome()])
     assert book.accepted(pending, "n1", "g", ITEM) is pending
     assert pending.response.text == "hi"
@@ -59,9 +59,17 @@ def test_what_nobody_holds_any_more_vanishes(book: Book) -> None:
     assert book.deliver([outcome()]) == []
 
 
+def test_what_nobody_holds_takes_no_memory_however_much_there_was(book: Book) -> None:
+    kept = book.expect(["kept"], Phase.SENT)
+    for number in range(5):
+        book.expect((f"{number}-{i}" for i in range(LEAST_SWEPT)), Phase.SENT)
+    assert len(book._waiting) <= 2 * LEAST_SWEPT + 1
+    assert book.expect(["kept"], Phase.SENT) == kept
+
+
 def test_one_id_has_one_pending_however_often_it_is_submitted(book: Book) -> None:
     first = sent_and_accepted(book)
-    again = book.known(book.expect("a", Phase.SENT), "g")
+    again = book.known(book.expect(["a"], Phase.SENT)[0], "g")
     assert again is first
     assert first.phase is Phase.OWN
 
@@ -102,7 +110,7 @@ def test_a_result_counts_whatever_the_generation(book: Book) -> None:
 
 
 def test_what_is_neither_there_nor_ended_vanished_and_what_is_not_ours_is_lost(book: Book) -> None:
-    ours, theirs = sent_and_accepted(book), book.expect("b", Phase.FOREIGN)
+    ours, theirs = sent_and_accepted(book), book.expect(["b"], Phase.FOREIGN)[0]
     assert book.judge([ours, theirs], "g", [None, None], [True, True]) == []
     assert book.judge([ours, theirs], "g", [None, None], [False, False]) == [ours]
     assert ours.response is None
@@ -110,14 +118,14 @@ def test_what_is_neither_there_nor_ended_vanished_and_what_is_not_ours_is_lost(b
 
 
 def test_what_is_only_being_sent_is_never_judged(book: Book) -> None:
-    pending = book.expect("a", Phase.SENT)
+    pending = book.expect(["a"], Phase.SENT)[0]
     assert book.judge([pending], "g", [None], [False]) == []
     assert book.oldest(10, Phase.OWN) == book.oldest(10, Phase.FOREIGN) == []
     assert pending.response is None
 
 
 def test_all_are_asked_for_in_turn(book: Book) -> None:
-    kept = [book.accepted(book.expect(name, Phase.SENT), name, "g", ITEM) for name in "abcd"]
+    kept = [book.accepted(book.expect([name], Phase.SENT)[0], name, "g", ITEM) for name in "abcd"]
     asked = ["".join(pending.id for pending in book.oldest(3, Phase.OWN)) for _ in range(3)]
     assert asked == ["abc", "dab", "cda"]
     assert len(kept) == 4

@@ -13,6 +13,7 @@ import redis
 
 from helpers import wait_until
 from sdk.fleet import Fleet
+from stoker import _flows
 from stoker.client import Client, Job
 from stoker.config import Config
 from stoker.errors import (
@@ -29,7 +30,7 @@ from stoker.errors import (
 from stoker.forecast import Forecast
 from stoker.request import InferenceRequest, RequestPriority
 from stoker.store import scripts
-from stoker.store.connection import Store
+from stoker.store.connection import Posted, Store
 from stoker_ops.embedded import ServerBinary, start
 
 
@@ -187,18 +188,55 @@ def test_what_was_accepted_before_the_server_went_down_keeps_its_job(
 ) -> None:
     monkeypatch.setattr("stoker._calls.GROUP_BYTES", 1)  # one call a request
     store = fake_client._link.store
-    run, calls = store.run_patiently, []
+    post, calls = store.post, []
 
-    def run_once(call: object) -> object:
+    def post_once(call: object) -> object:
         calls.append(call)
         fake.connected = len(calls) < 2
-        return run(call)
+        return post(call)
 
-    monkeypatch.setattr(store, "run_patiently", run_once)
+    monkeypatch.setattr(store, "post", post_once)
     first, *others = fake_client.submit_many(["a", "b", "c"])
     assert isinstance(first, Job)
     assert [type(other).__mro__[1] for other in others] == [RedisUnavailable] * 2
     assert len(calls) == 2
+
+
+def test_a_group_is_encoded_while_redis_takes_the_one_before(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client(config=config.model_copy(update={"group": 1})) as client:
+        steps, store, prepare = [], client._link.store, _flows.prepare
+
+        class Noted(Posted):
+            def reply(self, *, patiently: bool) -> object:
+                steps.append("reply")
+                return super().reply(patiently=patiently)
+
+        monkeypatch.setattr(store, "post", lambda call: steps.append("send") or Noted(store, call))
+        monkeypatch.setattr(_flows, "prepare", lambda *a, **k: steps.append("encode") or prepare(*a, **k))
+        assert [job.status() for job in client.submit_many(["a", "b"])] == ["queued"] * 2
+    assert steps == ["encode", "send", "encode", "reply", "send", "reply"]
+
+
+@pytest.mark.parametrize("trouble", ["no script", "no connection"])
+def test_a_call_whose_reply_did_not_come_is_made_again(client: Client, redis_url: str, trouble: str) -> None:
+    client.submit(prompt="before")
+    items = client._link.drive(_flows.prepare(client._link.state, ["hi"]))
+    if trouble == "no script":
+        with redis.Redis.from_url(redis_url) as server:
+            server.script_flush()
+    posted = client._link.store.post(scripts.submit("r", 1 << 20, items))
+    if trouble == "no connection":
+        posted._connection._sock.close()
+    _, [answer] = posted.reply(patiently=True)
+    assert answer.word in ("ACCEPTED", "SAME")
+    assert client.job(items[0].id).status() == "queued"
+
+
+def test_nobody_gets_the_reply_of_a_call_that_was_given_up(client: Client) -> None:
+    client.submit(prompt="before")
+    [item] = client._link.drive(_flows.prepare(client._link.state, ["hi"]))
+    client._link.store.post(scripts.submit("r", 1 << 20, [item])).drop()
+    assert [job.status() for job in client.submit_many(["a", "b"])] == ["queued"] * 2
 
 
 def test_without_any_redis_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, short_tmp: object) -> None:

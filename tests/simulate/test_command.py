@@ -41,6 +41,16 @@ def test_the_table_has_a_column_for_each_policy() -> None:
     assert simulate("--no-compare").stdout.splitlines()[1].split() == ["stoker"]
 
 
+def test_a_cap_with_displacement_gives_every_request_its_outcome(tmp_path: Path) -> None:
+    ranks = ("normal", "critical")
+    lines = [{"at_s": 0, "prompt_tokens": 500, "output_tokens": 50, "priority": ranks[i // 150]} for i in range(200)]
+    trace = tmp_path / "two.jsonl"
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = json.loads(simulate("--max-waiting", 100, "--displace", "--no-compare", "--json", trace=trace).stdout)
+    counts = {name: found[name] for name in ("completed", "refused", "displaced", "preempted")}
+    assert counts == {"completed": 100, "refused": 50, "displaced": 50, "preempted": 0}
+
+
 def test_a_tenant_of_a_larger_weight_waits_less(tmp_path: Path) -> None:
     lines = [{"at_s": 0, "prompt_tokens": 500, "output_tokens": 50, "tenant": "ab"[place % 2]} for place in range(200)]
     trace = tmp_path / "two.jsonl"

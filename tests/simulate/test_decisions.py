@@ -12,7 +12,8 @@ import pytest
 from stoker import RequestPriority
 from stoker.config import Config
 from stoker_ops.simulate.policies import policies
-from stoker_ops.simulate.replay import H100_8B, Replay, Setup
+from stoker_ops.simulate.replay import Replay
+from stoker_ops.simulate.setup import H100_8B, Setup
 from stoker_ops.simulate.traces import Arrival, read_trace, shaped
 
 TRACE = Path(__file__).parents[2] / "bench" / "data" / "trace.csv"
@@ -32,8 +33,8 @@ PADDED = replace(SETUP, mode="padded", max_num_seqs=512, max_num_batched_tokens=
 EXPECTED = {
     "calm": "3507329ce57ffec2",
     "all waiting": "c0d92865bb41066d",
-    "classes and tenants": "f118754ff3078877",
-    "padded": "61f801080793e157",
+    "classes and tenants": "e486f0f56399d854",
+    "padded": "9d83192288045c50",
 }
 
 

@@ -13,7 +13,9 @@ from stoker import RequestPriority
 from stoker.config import Config
 from stoker_ops.simulate.figures import Objective, fairness, figures, percentiles
 from stoker_ops.simulate.policies import FifoBatcher, policies
-from stoker_ops.simulate.replay import COMPLETED, EXPIRED, H100_8B, REFUSED, Fate, Replay, Run, Setup
+from stoker_ops.simulate.replay import Replay
+from stoker_ops.simulate.run import COMPLETED, DISPLACED, EXPIRED, REFUSED, Fate, Run
+from stoker_ops.simulate.setup import H100_8B, Setup
 from stoker_ops.simulate.traces import Arrival
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import DynamicBatcher
@@ -228,6 +230,28 @@ def test_fairness_is_one_for_equal_tenants_and_less_where_one_waits() -> None:
     assert fairness([served, waited]) == pytest.approx((0.9 + 0.1) ** 2 / (2 * (0.9**2 + 0.1**2)))
 
 
+def test_at_the_cap_a_better_request_takes_the_place_of_the_worst_where_it_may() -> None:
+    setup = replace(SETUP, workers=1, max_num_seqs=1, max_waiting=3)
+    ranks = ("normal", "low", "high", "normal", "low", "normal", "critical")
+    arrivals = [Arrival(place / 100, 10, 50, 50, RequestPriority(rank)) for place, rank in enumerate(ranks)]
+    outcomes = [fate.outcome for fate in replayed(arrivals, setup).fates]
+    assert outcomes == [COMPLETED] * 4 + [REFUSED] * 3
+    outcomes = [fate.outcome for fate in replayed(arrivals, replace(setup, displace=True)).fates]
+    assert outcomes == [COMPLETED, DISPLACED, COMPLETED, COMPLETED, REFUSED, DISPLACED, COMPLETED]
+
+
+def test_a_place_that_was_taken_is_free_again_once_its_request_has_ended() -> None:
+    setup = replace(SETUP, workers=1, max_num_seqs=1, max_waiting=1, displace=True)
+    ranks = ("normal", "low", "normal")  # the third takes the place of the second
+    arrivals = [
+        Arrival(10 * turn + place / 100, 10, 50, 50, RequestPriority(rank))
+        for turn in range(3)
+        for place, rank in enumerate(ranks)
+    ]
+    outcomes = [fate.outcome for fate in replayed(arrivals, setup).fates]
+    assert outcomes == [COMPLETED, DISPLACED, COMPLETED] * 3
+
+
 # --- offline beside interactive -------------------------------------------------------------------------------------
 
 BESIDE = replace(SETUP, workers=1, max_num_seqs=32, max_num_batched_tokens=8192, kv_cache_tokens=131_072)
@@ -274,6 +298,28 @@ def test_a_burst_after_an_idle_time_takes_rows_of_the_batch_which_all_end() -> N
     assert found[8] <= 1.3 * wanted[8]
     kept = replace(policies(CONFIG, "continuous")["stoker"], preemption=None)
     assert first_tokens_ms(Replay(beside, BESIDE, kept, CONFIG).to_end(), beside)[8] > 2 * wanted[8]
+
+
+def test_a_critical_request_takes_the_row_of_another_which_waits_again_and_ends() -> None:
+    many = [Arrival(0.0, 200, 300, 300, tenant="users", timeout=60)] * 40
+    arrivals = [*many, *(Arrival(2 + number / 2, 50, 10, 10, RequestPriority.CRITICAL) for number in range(4))]
+    run = replayed(arrivals, BESIDE)
+    assert run.outcomes[COMPLETED] == len(arrivals)
+    assert all(fate.begun_s - fate.queued_s < 0.002 for fate in run.fates[len(many) :])
+    alone = replayed(many, BESIDE).fates
+    later = [fate.ended_s - other.ended_s for fate, other in zip(run.fates, alone, strict=False)]
+    assert 0.2 < max(later) < 3
+    kept = replace(policies(CONFIG, "continuous")["stoker"], preemption=None)
+    waited = Replay(arrivals, BESIDE, kept, CONFIG).to_end().fates[len(many) :]
+    assert max(fate.begun_s - fate.queued_s for fate in waited) > 0.1
+
+
+def test_a_deadline_holds_for_a_preempted_request_that_waits_again() -> None:
+    rows = [Arrival(0.0, 200, 300, 300, timeout=2.1)] * 32
+    urgent = [Arrival(2.0, 50, 300, 300, RequestPriority.CRITICAL)] * 2
+    run = replayed([*rows, *urgent], BESIDE)
+    ended = sorted(fate.ended_s for fate in run.fates[:32] if fate.outcome == EXPIRED)
+    assert ended[:2] == pytest.approx([2.1, 2.1], abs=0.002)
 
 
 # --- workers that differ ----------------------------------------------------------------------------------------------

@@ -274,20 +274,22 @@ def test_with_expected_lengths_more_fit_and_what_becomes_longer_answers_the_same
     assert {response.attempts for response in responses} == {1}
 
 
-def test_interactive_requests_do_not_wait_for_offline_rows_which_go_on_where_they_stood(
-    stack: Stack, client: Client
+@pytest.mark.parametrize(("lower", "better"), [("batch", "normal"), ("normal", "critical")])
+def test_better_requests_do_not_wait_for_rows_of_lower_classes_which_go_on_where_they_stood(
+    stack: Stack, client: Client, lower: str, better: str
 ) -> None:
     """Preemption, and the worker that hands rows back."""
-    offline = {"max_tokens": 300, "priority": RequestPriority.BATCH, "ignore_eos": True}
-    rows = [InferenceRequest(prompt_tokens=[number], **offline) for number in range(1, 5)]
+    long = {"max_tokens": 300, "priority": RequestPriority(lower), "ignore_eos": True}
+    rows = [InferenceRequest(prompt_tokens=[number], **long) for number in range(1, 5)]
     stack.scheduler()
     stack.worker("worker", "--max-num-seqs", "4")
     jobs = client.submit_many(rows)
     wait_until(lambda: len(stack.running("worker")) == 4)
     began = time.monotonic()
-    urgent = client.submit_many([InferenceRequest(prompt_tokens=[9], max_tokens=2) for _ in range(2)])
+    short = InferenceRequest(prompt_tokens=[9], max_tokens=2, priority=RequestPriority(better))
+    urgent = client.submit_many([short, short])
     assert all(job.result(timeout=30).text for job in urgent)
-    assert time.monotonic() - began < 1  # the rows of BATCH take 300 steps of 5 ms
+    assert time.monotonic() - began < 1  # the others take 300 steps of 5 ms
     responses = [job.result(timeout=30) for job in jobs]
     assert sorted(response.attempts for response in responses) == [1, 1, 2, 2]
     engine = SimEngine(load_profile("zero"))

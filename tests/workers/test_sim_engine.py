@@ -151,6 +151,17 @@ def test_every_row_advances_by_one_token_a_step_from_the_step_of_its_prefill_on(
     assert engine.step() == []
 
 
+def test_an_instant_engine_gives_in_one_step_what_another_gives_token_by_token() -> None:
+    works = [work("a", b"one", 40), work("b", b"two", 7), work("c", b"three", 30, stop=("e",))]
+    instant = make(whole_answers=True)
+    for each in works:
+        instant.admit(each)
+    answers: dict[str, Answer] = {}
+    collect(answers, instant.step())
+    assert not instant.resident()
+    assert answers == run(make(), *works)
+
+
 def test_prefill_takes_what_the_decoding_rows_leave_of_the_budget() -> None:
     engine = make(max_num_seqs=4, max_num_batched_tokens=10)
     for name, size in (("a", 4), ("b", 20), ("c", 5), ("d", 1)):

@@ -43,7 +43,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="How embed makes one vector of a text's; auto: as the folder says, else mean.",
         ),
-        click.option("--profile", metavar="FILE|zero", help="What a step of the sim engine costs (JSON, ms)."),
+        click.option("--profile", metavar="FILE|zero|instant", help="What a step of the sim engine costs (JSON, ms)."),
         click.option("--max-num-seqs", type=click.IntRange(1), help="Most requests that run at once."),
         click.option(
             "--max-num-batched-tokens", type=click.IntRange(1), help="Most tokens of one step or padded batch."

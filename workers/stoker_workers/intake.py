@@ -12,7 +12,7 @@ from stoker.request import Chunk, InferenceRequest, RequestPriority, Restarted
 from stoker.store.codec import DEFAULTS, STAMP, Payload, decode_payload, text_bytes
 from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
-from stoker_workers.engine import Engine, Sampling, Work
+from stoker_workers.engine import Engine, Sampling, Tokens, Work
 
 SEED_BITS = 63
 
@@ -34,11 +34,25 @@ class Row:
     unpublished_text: list[str] = field(default_factory=list)
     cost: int = 1
     """The tokens of the engine's room that it takes: as the scheduler reserved them, then as the engine counts."""
+    key: tuple[str, str] = field(init=False)
+    """What names the attempt to the scripts."""
+    priority: RequestPriority = field(init=False)
+    stream: bool = field(init=False)
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """What names the attempt to the scripts."""
-        return self.payload.id, self.delivery
+    def __post_init__(self) -> None:
+        """Keep at hand what every token asks for."""
+        self.key = self.payload.id, self.delivery
+        self.priority, self.stream = self.payload.request.priority, self.payload.stream
+
+    def add(self, event: Tokens) -> int:
+        """Add an event's tokens and text; returns how many tokens."""
+        before, ids = self.tokens, self.token_ids
+        ids += event.token_ids
+        self.tokens = after = len(ids) or before + 1
+        self.texts.append(event.text)
+        if self.stream:
+            self.unpublished_text.append(event.text)
+        return after - before
 
     @property
     def resident_tokens(self) -> int:
@@ -48,7 +62,7 @@ class Row:
     @property
     def offline(self) -> bool:
         """Whether it is of class BATCH."""
-        return self.payload.request.priority == RequestPriority.BATCH
+        return self.priority == RequestPriority.BATCH
 
     @property
     def to_prefill(self) -> int:
@@ -77,7 +91,7 @@ def open_row(
     `published` is what earlier attempts gave of a streamed answer: this one goes on behind it. `cost` are the tokens
     that the scheduler reserved.
     """
-    given, text = _given(published)
+    given, text = _given(published) if published else ([], "")
     payload = decode_payload(begun.id, begun.payload, begun.attempt, most_bytes)
     request = payload.request
     _check_parameters(request, engine)
@@ -89,13 +103,8 @@ def open_row(
         messages=request.messages,
         inputs=_inputs(request) if engine.raw else request.inputs,
         max_tokens=request.max_tokens,
-        sampling=Sampling(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=_seed(payload.id) if request.seed is None else request.seed,
-        ),
-        stop=tuple(request.stop or ()),
+        sampling=_sampling(payload.id, request),
+        stop=tuple(request.stop) if request.stop else (),
         ignore_eos=request.ignore_eos,
         request=request,
         generated=given,
@@ -112,6 +121,11 @@ def open_row(
         published=len(given),
         cost=cost or 1,
     )
+
+
+def _sampling(request_id: str, request: InferenceRequest) -> Sampling:
+    seed = _seed(request_id) if request.seed is None else request.seed
+    return Sampling(temperature=request.temperature, top_p=request.top_p, top_k=request.top_k, seed=seed)
 
 
 def _expected(begun: Begun, cost: int | None, max_tokens: int) -> int | None:

@@ -334,17 +334,18 @@ class Worker:
         ended: list[Settlement] = []
         # How many rows of a class had their token before this one at the same moment: most of them with the last step.
         since: dict[tuple[RequestPriority, float], int] = {}
+        rows = session.rows
         for event in events:
-            row = session.rows.get(event.id)
+            row = rows.get(event.id)
             if row is None:
                 continue
             if isinstance(event, Tokens):
                 if row.first_token_us < 0:
                     self._first_token(session, row, now)
                 else:
-                    moment = (row.payload.request.priority, row.last_token_s)
+                    moment = (row.priority, row.last_token_s)
                     since[moment] = since.get(moment, 0) + 1
-                made += _take(row, event)
+                made += row.add(event)
                 row.last_token_s = now
             else:
                 faulty |= isinstance(event, Failed) and event.kind == "retry"
@@ -361,7 +362,7 @@ class Worker:
     def _end(self, session: Session, row: Row, event: Finished | Failed) -> list[Settlement]:
         """Drop the row; returns what is to be reported of it, nothing where it is given back."""
         session.drop(row)
-        if row.payload.stream and row.published < row.tokens:
+        if row.stream and row.published < row.tokens:
             session.reporter.publish([published(row)])
         if isinstance(event, Finished):
             self._board.add("successes")
@@ -370,7 +371,7 @@ class Worker:
             if made > 1:
                 decode_us = max(0, int((row.last_token_s - row.begun_s) * 1e6) - row.first_token_us)
                 per_token_us = decode_us // (made - 1)
-                self._board.tallies.observe(OUTPUT_TOKEN, row.payload.request.priority, per_token_us)
+                self._board.tallies.observe(OUTPUT_TOKEN, row.priority, per_token_us)
             return [answer_of(row, event, self._config.result_bytes)]
         if event.kind == "returned":
             session.give_back([row.key])
@@ -384,7 +385,7 @@ class Worker:
         row.first_token_us = int((now - row.begun_s) * 1e6)
         session.resident_tokens += row.resident_tokens
         self._board.add("prompt_tokens", len(row.work.prompt))
-        self._first_tokens |= row.payload.stream
+        self._first_tokens |= row.stream
 
     def _publish(self, session: Session) -> None:
         """Publish new tokens of all streaming rows together: a first token at once, the others at intervals."""
@@ -392,21 +393,10 @@ class Worker:
         if not self._first_tokens and now - self._flushed_at < self._config.flush_ms / 1000:
             return
         self._first_tokens, self._flushed_at = False, now
-        rows = [row for row in session.rows.values() if row.payload.stream and row.published < row.tokens]
+        rows = [row for row in session.rows.values() if row.stream and row.published < row.tokens]
         if rows:
             session.reporter.publish([published(row) for row in rows])
 
     def _tell(self, message: Message) -> None:
         self._news.write(to_line(message))
         self._news.flush()
-
-
-def _take(row: Row, event: Tokens) -> int:
-    """Add an event's tokens and text to a row; returns how many tokens."""
-    before = row.tokens
-    row.token_ids += event.token_ids
-    row.tokens = len(row.token_ids) or before + 1
-    row.texts.append(event.text)
-    if row.payload.stream:
-        row.unpublished_text.append(event.text)
-    return row.tokens - before

@@ -11,7 +11,7 @@ import click
 from stoker.command import guarded, print_json
 
 if TYPE_CHECKING:
-    from stoker_ops.simulate.replay import Setup
+    from stoker_ops.simulate.setup import Setup
     from stoker_ops.simulate.traces import Arrival
 
 BUDGETS = {"continuous": 8192, "padded": 32_768}
@@ -34,6 +34,7 @@ def trace_options(command: Any) -> Any:
         click.option("--max-tokens", type=SOME, metavar="N", help="What clients ask for; default: what they get."),
         click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Time to live, s; default: none."),
         click.option("--max-waiting", type=SOME, metavar="N", help="Refuse above so many; default: no cap."),
+        click.option("--displace", is_flag=True, help="There, better ones take the place of the worst."),
         click.option("--check-deadlines", is_flag=True, help="Refuse what could not be done within --timeout."),
         click.option("--weight", "weights", multiple=True, metavar="TENANT=W", help="A tenant's share; default: 1."),
     ]
@@ -116,7 +117,7 @@ def simulate(
 
 def _setup(options: Mapping[str, Any]) -> Setup:
     """Return the fleet; raises `ConfigError` for limits that no worker would take."""
-    from stoker_ops.simulate.replay import H100_8B, Setup
+    from stoker_ops.simulate.setup import H100_8B, Setup
     from stoker_workers.engines.continuous import check_limits
     from stoker_workers.engines.sim import load_profile
 
@@ -134,6 +135,7 @@ def _setup(options: Mapping[str, Any]) -> Setup:
         kv_cache_tokens=cache,
         overhead_ms=options["overhead_ms"],
         max_waiting=options["max_waiting"],
+        displace=options["displace"],
         check_deadlines=options["check_deadlines"],
     )
 
@@ -177,9 +179,8 @@ def _print(found: Mapping[str, Mapping[str, Any]], setup: Setup) -> None:
     def share(name: str) -> Any:
         return lambda one: f"{one[name]:.3f}"
 
-    rows = [
-        row(name, lambda one, name=name: f"{one[name]:,}") for name in ("requests", "completed", "expired", "refused")
-    ]
+    counts = ("requests", "completed", "expired", "refused", "displaced", "preempted")
+    rows = [row(name, lambda one, name=name: f"{one[name]:,}") for name in counts]
     for name in ("queue", "ttft", "e2e"):
         for rank in ("p50", "p99"):
             rows.append(row(f"{name} {rank}", lambda one, name=name, rank=rank: milliseconds(one[f"{name}_ms"][rank])))

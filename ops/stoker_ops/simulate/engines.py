@@ -64,6 +64,9 @@ class VirtualEngine(Protocol):
     def give(self, row: Row) -> None:
         """Take a row in; the next `begin` looks at it."""
 
+    def leave(self, place: int) -> None:
+        """Let a row go as soon as it can; `gone` gives it."""
+
     def gone(self) -> list[Row]:
         """Take the rows that were let go."""
 
@@ -260,8 +263,11 @@ class PaddedEngine:
         self._rows[name] = row
         self._batches.admit(Work(id=name, batch=row.batch), row.cost)
 
+    def leave(self, place: int) -> None:
+        """Keep it: a batch runs to its end, and nobody asks for its rows."""
+
     def gone(self) -> list[Row]:
-        """Return nothing: a batch runs to its end."""
+        """Return nothing: no row is let go."""
         return []
 
     def begin(self, now: float) -> float | None:

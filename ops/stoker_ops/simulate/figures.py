@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stoker_ops.simulate.replay import COMPLETED, EXPIRED, REFUSED, Fate, Run, Setup
+from stoker_ops.simulate.run import COMPLETED, DISPLACED, EXPIRED, REFUSED, Fate, Run
+from stoker_ops.simulate.setup import Setup
 from stoker_ops.simulate.traces import Arrival
 
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -44,6 +45,8 @@ def figures(run: Run, arrivals: Sequence[Arrival], setup: Setup, objective: Obje
         "completed": run.outcomes[COMPLETED],
         "expired": run.outcomes[EXPIRED],
         "refused": run.outcomes[REFUSED],
+        "displaced": run.outcomes[DISPLACED],
+        "preempted": run.preempted,
         "padding_efficiency": _share(tally.useful, tally.paid),
         "batch_fill": _share(tally.useful, tally.offered),
         "utilization": tally.busy_ms / 1000 / seconds / setup.workers,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stoker.errors import ConfigError
-from stoker_ops.simulate.replay import COMPLETED, Fate, Run
+from stoker_ops.simulate.run import COMPLETED, Fate, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

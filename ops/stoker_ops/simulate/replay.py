@@ -6,84 +6,29 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, replace
 
 from stoker.config import Config
 from stoker.store.codec import affinity_digits, class_term_us
-from stoker.store.records import Held, Waiting, WorkerRecord, lane_of, tenant_of
-from stoker_ops.simulate.engines import ContinuousEngine, PaddedEngine, Row, Tally, VirtualEngine
+from stoker.store.records import BATCH, CLASSES, Held, Waiting, WorkerRecord, class_of, lane_of, tenant_of
+from stoker_ops.simulate.engines import Row, Tally
 from stoker_ops.simulate.policies import Policy
+from stoker_ops.simulate.run import COMPLETED, DISPLACED, EXPIRED, REFUSED, Fate, Run
+from stoker_ops.simulate.setup import Setup, engine_of, record_of, speeds_of
 from stoker_ops.simulate.traces import Arrival
 from stoker_ops.simulate.waiting import Backlog
 from stoker_scheduler.batcher import Batch
-from stoker_scheduler.placement import Speed
-from stoker_scheduler.preemption import Key
+from stoker_scheduler.preemption import givers
 from stoker_scheduler.prices import Prices
 from stoker_scheduler.reserve import BatchRoom
 from stoker_scheduler.round import BLOCKED_HEADS, DEPTH, Round
-from stoker_scheduler.service_time import Sizes, foretell, speed_of
-from stoker_workers.engine import Capacity
-from stoker_workers.engines.sim import Profile
-from stoker_workers.pacing import Pacer
+from stoker_scheduler.service_time import Sizes, foretell
 
 START_US = 1_000_000_000
 """When a trace begins: late enough that no stamp is taken for the beginning of time."""
 
-H100_8B = Profile(base_ms=7.0, prefill_ms=0.032, row_ms=0.02, resident_ms=0.00005)
-"""A model of 8 billion parameters in bfloat16 on one H100, out of the card's data sheet: see docs/simulate.md."""
-
-COMPLETED, EXPIRED, REFUSED = "completed", "expired", "refused"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """The fleet, and what a submit is held to. `overhead_ms` is from a submit or a settle to the tick that sees it.
-
-    `max_waiting`: requests that may wait, None for no cap. `check_deadlines`: refuse what can't be done in time.
-    `profiles`: workers take them in turn.
-    """
-
-    mode: str
-    workers: int
-    profiles: Sequence[Profile]
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    kv_cache_tokens: int
-    overhead_ms: float = 1.0
-    max_waiting: int | None = None
-    check_deadlines: bool = False
-
-
-@dataclass(slots=True)
-class Fate:
-    """What became of one request; times in seconds after the beginning, NaN where it never came so far.
-
-    `worker`: the number of the worker that had it last, -1 for none.
-    """
-
-    outcome: str = ""
-    queued_s: float = math.nan
-    begun_s: float = math.nan
-    first_s: float = math.nan
-    ended_s: float = math.nan
-    worker: int = -1
-
-
-@dataclass(slots=True)
-class Run:
-    """All that a replay found. `decision_s` is real time, everything else virtual."""
-
-    policy: str
-    fates: list[Fate]
-    tally: Tally
-    began_s: float = 0.0
-    ended_s: float = 0.0
-    batches: int = 0
-    dispatched: int = 0
-    decision_s: float = 0.0
-    outcomes: Counter[str] = field(default_factory=Counter)
+CRITICAL = CLASSES[0]
 
 
 class Replay:
@@ -95,7 +40,7 @@ class Replay:
        `overhead_ms` after what calls for it: a submit, rows that left, a linger that is over, a deadline.
     3. A worker begins what it got at its next step, or with its next batch.
     4. A request is past its deadline where it waits, or when its answer comes too late.
-    5. BATCH has what the reserve leaves; a row that is preempted leaves at the end of the step, and waits again.
+    5. BATCH has what the reserve leaves. A row that is preempted leaves at the end of the step, and waits again.
     """
 
     def __init__(self, arrivals: Sequence[Arrival], setup: Setup, policy: Policy, config: Config) -> None:
@@ -104,17 +49,18 @@ class Replay:
         self._policy = policy
         self._config = config
         profiles = [setup.profiles[number % len(setup.profiles)] for number in range(setup.workers)]
-        self._engines = [_engine(setup, profile, policy, config) for profile in profiles]
-        self._fleet = [_record(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
+        self._engines = [engine_of(setup, profile, policy, config) for profile in profiles]
+        self._fleet = [record_of(number, engine.capacity, setup.mode) for number, engine in enumerate(self._engines)]
         self._held_rows = [0] * setup.workers
         self._held_tokens = [0] * setup.workers
-        self._offline: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows of BATCH that stay
-        self._requests: dict[str, Waiting] = {}  # all of BATCH that are not done
-        self._preempted: set[str] = set()
+        self._held: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows that stay
+        self._offline_rows = 0
+        self._requests: dict[str, Waiting] = {}  # all that are not done
+        self._begins: Counter[str] = Counter()
         self._prices = {
             record.inc: Prices(*astuple(profile)) for record, profile in zip(self._fleet, profiles, strict=True)
         }
-        self._speeds = _speeds(self._fleet, self._prices, arrivals)
+        self._speeds = speeds_of(self._fleet, self._prices, arrivals)
         self._changed: set[int] = set()  # the workers whose records are not up to date
         self._places = {record.inc: number for number, record in enumerate(self._fleet)}
         self._largest = min(setup.max_model_len, self._fleet[0].capacity)
@@ -160,25 +106,21 @@ class Replay:
         padded = setup.mode == "padded"
         answer = 0 if padded else max(1, arrival.max_tokens)
         cost = arrival.prompt_tokens + answer
-        full = setup.max_waiting is not None and len(self._backlog) >= setup.max_waiting
-        if full or cost > self._largest:
+        if cost > self._largest:
             self._settle(number, REFUSED, now_us)
             return
         lane, term_us = self._class_of(arrival)
-        if self._too_late(arrival, now_us + term_us, answer):
+        if self._too_late(arrival, now_us + term_us, answer) or not self._has_room(now_us + term_us, now_us):
             self._settle(number, REFUSED, now_us)
             return
         name = str(number)
         self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
-        deadline_us = None if arrival.timeout is None else now_us + arrival.timeout * 1e6
         affinity = int(affinity_digits(arrival.affinity_key.encode()), 16) if arrival.affinity_key else None
         score = now_us + term_us
         request = Waiting(name, lane, name, score, arrival.prompt_tokens, answer, True, affinity=affinity)
-        if request.offline:
-            self._requests[name] = request
-            self._rows[name].offline = True
-        self._backlog.add(request, deadline_us)
-        self._wake(now_us + self._overhead_us)
+        self._requests[name] = request
+        self._rows[name].offline = request.offline
+        self._wait(request, now_us)
 
     def _class_of(self, arrival: Arrival) -> tuple[str, int]:
         """Return the lane of a request, and what its score adds to its arrival; worked out once for all alike."""
@@ -190,6 +132,24 @@ class Replay:
             term_us = class_term_us(arrival.priority, arrival.timeout, self._config)
             found = self._classes[key] = lane_of(str(arrival.priority), arrival.tenant), term_us
         return found
+
+    def _wait(self, request: Waiting, now_us: float) -> None:
+        """Let a request wait, until its deadline."""
+        place = int(request.id)
+        timeout = self._arrivals[place].timeout
+        deadline_us = None if timeout is None else START_US + (self.run.fates[place].queued_s + timeout) * 1e6
+        self._backlog.add(request, deadline_us)
+        self._wake(now_us + self._overhead_us)
+
+    def _has_room(self, score: float, now_us: float) -> bool:
+        """Return whether a request of this score may wait, if need be in the place of a worse one."""
+        most = self._setup.max_waiting
+        if most is None or len(self._backlog) < most:
+            return True
+        displaced = self._backlog.displace(score) if self._setup.displace else None
+        if displaced:
+            self._settle(int(displaced), DISPLACED, now_us)
+        return displaced is not None
 
     def _too_late(self, arrival: Arrival, score: float, answer: int) -> bool:
         """Return whether the forecast rules out that the request is done in its time."""
@@ -208,7 +168,7 @@ class Replay:
         self.run.outcomes[outcome] += 1
         if outcome != REFUSED:
             del self._rows[str(number)]
-            self._requests.pop(str(number), None)
+            del self._requests[str(number)]
 
     def _end_run(self, worker: int, now_us: float) -> None:
         """Settle what ended at a worker, and let it go on."""
@@ -238,8 +198,8 @@ class Replay:
 
     def _release(self, worker: int, name: str, cost: int) -> None:
         """Free what a row holds, but for one whose room was given away before."""
-        offline = self._offline[worker].pop(name, None)
-        if offline or name not in self._requests:
+        if member := self._held[worker].pop(name, None):
+            self._offline_rows -= member.offline
             self._held_tokens[worker] -= cost
             self._held_rows[worker] -= 1
 
@@ -247,8 +207,7 @@ class Replay:
         engine = self._engines[worker]
         ends_ms = engine.begin(now_us / 1000)
         for row in engine.gone():
-            self._backlog.add(self._requests[str(row.place)], None)
-            self._wake(now_us + self._overhead_us)
+            self._wait(self._requests[str(row.place)], now_us)
         self._busy_until[worker] = None
         if ends_ms is not None:
             self._end_at(worker, ends_ms * 1000)
@@ -294,7 +253,7 @@ class Replay:
         most = DEPTH[self._setup.mode]
         free = self._fleet[0].rows * self._setup.workers - sum(self._held_rows)
         if self._policy.preemption:
-            free += sum(map(len, self._offline))
+            free += sum(self._held_rows) if self._backlog.waits(CRITICAL) else self._offline_rows
         return min(most, free + BLOCKED_HEADS) if free and self._setup.mode == "continuous" else most * (free > 0)
 
     def _dispatch(self, heads: dict[str, list[Waiting]], depth: int, now_us: float) -> int:
@@ -302,9 +261,9 @@ class Replay:
         self._read_records()
         began, policy = time.process_time(), self._policy
         fleet = self._fleet if policy.refill else [replace(one, accepting=not one.held_rows) for one in self._fleet]
-        order = policy.queue.order(heads, fleet).requests
+        order = policy.queue.order(heads, fleet)
         hand = Round(
-            order,
+            order.requests,
             fleet,
             balancer=policy.balancer,
             batcher=policy.batcher,
@@ -313,61 +272,61 @@ class Replay:
             linger_us=self._config.max_queue_delay_ms * 1000,
             now_us=int(now_us),
             speeds=self._speeds,
-            rooms=self._rooms(order, int(now_us)),
+            rooms=self._rooms(order.requests, int(now_us)),
         )
-        handed: list[tuple[WorkerRecord, Batch]] = []
-        while chosen := hand.next():
-            policy.queue.dispatched(chosen[1].requests, now_us=int(now_us))
-            hand.done(*chosen, more=True)
-            handed.append(chosen)
+        handed = self._hand_out(hand, now_us)
+        blocked = hand.unplaced() if policy.preemption else []
+        if policy.preemption and (self._offline_rows or any(request.id in order.urgent for request in blocked)):
+            able = hand.fleet if self._offline_rows else givers(hand.fleet, int(now_us))
+            held = {record.inc: list(self._held[self._places[record.inc]].values()) for record in able}
+            leaving = policy.preemption.choose(blocked, order.urgent, able, held, int(now_us))
+            for inc, rows in leaving.items():
+                self._make_room(inc, rows, now_us)
+                hand.vacated(inc, rows)
+            placed = self._hand_out(hand, now_us)
+            if leaving and not placed:
+                self._wake(now_us)
+            handed += placed
         self.run.decision_s += time.process_time() - began
         self._deliver(handed, depth, now_us)
         if hand.linger_us:
             self._wake(now_us + hand.linger_us)
-        if policy.preemption and any(self._offline) and (blocked := hand.unplaced()):
-            held = {record.inc: list(self._offline[place].values()) for record, place in self._by_place()}
-            leaving = policy.preemption.choose(blocked, hand.fleet, held, int(now_us))
-            if self._make_room(leaving, now_us):
-                self._wake(now_us)
         return sum(len(batch.requests) for _, batch in handed)
 
-    def _by_place(self) -> Iterable[tuple[WorkerRecord, int]]:
-        return ((record, self._places[record.inc]) for record in self._fleet)
+    def _hand_out(self, hand: Round, now_us: float) -> list[tuple[WorkerRecord, Batch]]:
+        """Give out batch by batch."""
+        handed: list[tuple[WorkerRecord, Batch]] = []
+        while chosen := hand.next():
+            self._policy.queue.dispatched(chosen[1].requests, now_us=int(now_us))
+            hand.done(*chosen, more=True)
+            handed.append(chosen)
+        return handed
 
     def _rooms(self, order: Sequence[Waiting], now_us: int) -> Mapping[str, BatchRoom]:
         if not self._policy.reserve:
             return {}
         self._policy.reserve.observe(self._fleet, order, now_us)
-        if not self._requests:
-            return {}
-        return self._policy.reserve.rooms(self._fleet, self._prices.__getitem__, now_us)
+        offline = self._backlog.waits(BATCH)
+        return self._policy.reserve.rooms(self._fleet, self._prices.__getitem__, now_us) if offline else {}
 
-    def _make_room(self, chosen: Mapping[str, Sequence[Key]], now_us: float) -> bool:
-        """Free the room of rows of BATCH, as `make_room` does; they leave when their step ends."""
-        asked = 0
-        for inc, keys in chosen.items():
-            worker = self._places[inc]
-            engine = self._engines[worker]
-            for name, _ in keys:
-                ran_us = now_us - self._offline[worker][name].since_us
-                spared = name in self._preempted and ran_us < self._config.preempt_ms * 1000
-                if spared or not isinstance(engine, ContinuousEngine):
-                    continue
-                self._release(worker, name, self._rows[name].cost)
-                self._preempted.add(name)
-                engine.leave(self._rows[name].place)
-                asked += 1
-            self._changed.add(worker)
-            self._cut(worker, now_us)
-        return asked > 0
+    def _make_room(self, inc: str, rows: Sequence[Held], now_us: float) -> None:
+        """Free the room of rows, as `make_room` does; they leave when their step ends."""
+        worker = self._places[inc]
+        self.run.preempted += len(rows)
+        for row in rows:
+            self._release(worker, row.id, row.cost)
+            self._engines[worker].leave(self._rows[row.id].place)
+        self._changed.add(worker)
+        self._cut(worker, now_us)
 
     def _read_records(self) -> None:
         """Bring the records up to what workers hold."""
         for worker in self._changed:
-            record, offline = self._fleet[worker], self._offline[worker]
+            record = self._fleet[worker]
             record.held_rows, record.held_tokens = self._held_rows[worker], self._held_tokens[worker]
-            record.batch_rows = len(offline)
-            record.batch_tokens = sum(member.cost for member in offline.values()) if offline else 0
+            held = self._held[worker].values() if self._offline_rows else ()
+            offline = [member.cost for member in held if member.offline]
+            record.batch_rows, record.batch_tokens = len(offline), sum(offline)
         self._changed.clear()
 
     def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], depth: int, now_us: float) -> None:
@@ -385,8 +344,10 @@ class Replay:
             for request in batch.requests:
                 row = self._rows[request.id]
                 row.batch = delivery
-                if row.offline:
-                    self._offline[worker][request.id] = Held(request.id, delivery, row.cost, int(now_us), True)
+                name, begins = class_of(request.lane), self._begins[request.id]
+                self._held[worker][request.id] = Held(request.id, delivery, row.cost, int(now_us), name, begins)
+                self._begins[request.id] += 1
+                self._offline_rows += row.offline
                 fate = run.fates[row.place]
                 fate.worker = worker
                 if math.isnan(fate.begun_s):
@@ -405,41 +366,6 @@ class Replay:
         until_us = self._busy_until[worker]
         if until_us is not None and (ends_us := self._engines[worker].cut(now_us / 1000) * 1000) < until_us:
             self._end_at(worker, ends_us)
-
-
-def _speeds(
-    fleet: Sequence[WorkerRecord], prices: Mapping[str, Prices], arrivals: Sequence[Arrival]
-) -> dict[str, Speed]:
-    """Return how quick workers are, for a scheduler that knows their prices and the mean of the trace."""
-    prompt, answer, asked = (
-        sum(sizes) / len(arrivals)
-        for sizes in zip(*((one.prompt_tokens, one.output_tokens, one.max_tokens) for one in arrivals), strict=True)
-    )
-    sizes = Sizes(prompt, max(1.0, answer), prompt, asked)
-    return {record.inc: speed_of(record, prices[record.inc], sizes) for record in fleet}
-
-
-def _engine(setup: Setup, profile: Profile, policy: Policy, config: Config) -> VirtualEngine:
-    if setup.mode == "padded":
-        longest = min(setup.max_model_len, setup.kv_cache_tokens)
-        return PaddedEngine(profile, setup.max_num_seqs, setup.max_num_batched_tokens, longest)
-    capacity = Capacity(rows=setup.max_num_seqs, tokens=setup.kv_cache_tokens, budget=setup.max_num_batched_tokens)
-    pacer = Pacer(config) if policy.reserve else None
-    return ContinuousEngine(profile, capacity, to_longest=policy.to_longest, pacer=pacer)
-
-
-def _record(number: int, capacity: Capacity, mode: str) -> WorkerRecord:
-    """Return the worker as a scheduler would read it."""
-    name = f"w{number:03}"
-    return WorkerRecord(
-        inc=f"{name}:1-{number}",
-        worker=name,
-        rows=capacity.rows,
-        capacity=capacity.tokens,
-        budget=capacity.budget,
-        mode=mode,
-        cache=capacity.cache,
-    )
 
 
 def _seconds(at_us: float) -> float:

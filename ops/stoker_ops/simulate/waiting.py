@@ -6,7 +6,7 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 
-from stoker.store.records import Waiting
+from stoker.store.records import Waiting, class_of
 
 COMPACT = 4096
 """Entries before a lane's first one that are kept until it is compacted."""
@@ -29,6 +29,10 @@ class Lane:
     def head(self, depth: int) -> list[Waiting]:
         """Return the first entries."""
         return self._requests[self._start : self._start + depth]
+
+    def last(self) -> Waiting:
+        """Return the last entry."""
+        return self._requests[-1]
 
     def take(self, requests: Sequence[Waiting], depth: int) -> None:
         """Remove entries that are among the first `depth`, given in their order."""
@@ -81,6 +85,10 @@ class Backlog:
         """Return how many wait in each lane that has any."""
         return {name: size for name, lane in self._lanes.items() if (size := len(lane))}
 
+    def waits(self, name: str) -> bool:
+        """Return whether any request of a class waits."""
+        return any(class_of(lane) == name and len(entries) for lane, entries in self._lanes.items())
+
     def heads(self, pages: Mapping[str, int]) -> dict[str, list[Waiting]]:
         """Return the first entries of lanes, of each as many as `pages` says."""
         return {name: self._lanes[name].head(page) for name, page in pages.items()}
@@ -107,6 +115,18 @@ class Backlog:
                 self._size -= 1
                 expired.append(name)
         return expired
+
+    def displace(self, score: float) -> str | None:
+        """Remove the request with the worst score, if that is worse than this one; returns its id."""
+        lanes = [entries for entries in self._lanes.values() if len(entries)]
+        worst = max((entries.last() for entries in lanes), key=_score, default=None)
+        if worst is None or worst.score <= score:
+            return None
+        self._lanes[worst.lane].remove(worst)
+        self._waiting.pop(worst.id, None)
+        self._tokens -= worst.cost
+        self._size -= 1
+        return worst.id
 
     def next_deadline_us(self) -> float | None:
         """Return when the next one that waits is due."""

@@ -12,6 +12,7 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 
 from stoker.config import Config
@@ -133,6 +134,11 @@ class SentinelAddress:
         return {"sentinels": list(self.hosts), "sentinel_kwargs": asking | self.sentinel, **own, **login}
 
 
+def reply_timeout_s(config: Config, block_s: float) -> float:
+    """Return the deadline of a reply, of a connection that blocks for `block_s`."""
+    return block_s + BLOCK_GRACE_S if block_s else config.socket_timeout_s
+
+
 def redis_options(config: Config, *, block_s: float = 0.0) -> dict[str, Any]:
     """Return the options of every connection; one that blocks for `block_s` gets that much longer for its reply."""
     return {
@@ -140,7 +146,7 @@ def redis_options(config: Config, *, block_s: float = 0.0) -> dict[str, Any]:
         "legacy_responses": False,
         "retry": Retry(NoBackoff(), 0),
         "socket_connect_timeout": config.connect_timeout_s,
-        "socket_timeout": block_s + BLOCK_GRACE_S if block_s else config.socket_timeout_s,
+        "socket_timeout": reply_timeout_s(config, block_s),
         "max_connections": POOL,
         "timeout": config.socket_timeout_s,
         # Nobody reads it, and a user who may not send it would fill the log of what was denied.
@@ -187,19 +193,45 @@ def sync_client(config: Config, block_s: float, **changed: Any) -> redis.Redis:
     return redis.Redis.from_pool(_pool(redis.BlockingConnectionPool, url, options))
 
 
-def async_client(config: Config, block_s: float) -> redis.asyncio.Redis:
-    """Return a client to await; it connects lazily."""
+def async_client(config: Config) -> redis.asyncio.Redis:
+    """Return a client to await; it connects lazily, and waits for replies without end: who calls it sets a deadline.
+
+    A deadline of redis-py costs a task for each send before Python 3.12, and a timer for each reply.
+    """
     url = checked_url(config)
     if url.startswith(SENTINEL_SCHEMES):
         address = SentinelAddress.parse(url)
-        sentinel = redis.asyncio.sentinel.Sentinel(**address.options(config, block_s))  # type: ignore[no-untyped-call]
-        return cast("redis.asyncio.Redis", sentinel.master_for(address.service))
-    options = redis_options(config, block_s=block_s)
+        sentinel = redis.asyncio.sentinel.Sentinel(**address.options(config, 0.0, socket_timeout=None))  # type: ignore[no-untyped-call]
+        client = cast("redis.asyncio.Redis", sentinel.master_for(address.service))
+        _pack_in_c(client.connection_pool)
+        return client
+    options = redis_options(config) | {"socket_timeout": None}
     if url.startswith(CLUSTER_SCHEMES):
         kind = cluster.AsyncTlsConnection if url.startswith("rediss") else cluster.AsyncPlainConnection
         options = _cluster_options(url, Keys(config.tag).generation, options)
-        return redis.asyncio.Redis.from_pool(redis.asyncio.BlockingConnectionPool(connection_class=kind, **options))
-    return redis.asyncio.Redis.from_pool(_pool(redis.asyncio.BlockingConnectionPool, url, options))
+        pool = redis.asyncio.BlockingConnectionPool(connection_class=kind, **options)
+    else:
+        pool = _pool(redis.asyncio.BlockingConnectionPool, url, options)
+    _pack_in_c(pool)
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+class _PacksInC:
+    """A connection to await whose commands are packed by hiredis, as redis-py does for those that block alone.
+
+    What redis-py does here takes as long as all else of a call with the arguments of hundreds of requests.
+    """
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Return a command as it goes over the wire."""
+        return cast("list[bytes]", _SERIALIZER.pack(*args))
+
+
+_SERIALIZER = HiredisRespSerializer()
+
+
+def _pack_in_c(pool: Any) -> None:
+    pool.connection_class = type(pool.connection_class.__name__, (_PacksInC, pool.connection_class), {})
 
 
 def _pool(kind: Any, url: str, options: dict[str, Any]) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from stoker.config import LARGEST_PAYLOAD, Config
 from stoker.errors import (
@@ -19,7 +20,17 @@ from stoker.errors import (
     UnsupportedParameter,
     shorten,
 )
-from stoker.request import PROMPTS, InferenceRequest, InferenceResponse, RequestPriority, Timings, Usage, unknown_field
+from stoker.request import (
+    PROMPTS,
+    InferenceRequest,
+    InferenceResponse,
+    RequestPriority,
+    Timings,
+    Usage,
+    check_text,
+    packed_prompt,
+    unknown_field,
+)
 from stoker.store.pack import (
     check_readable,
     pack,
@@ -68,6 +79,7 @@ _WINDOWS = {"normal": "window_normal_s", "low": "window_low_s", "batch": "window
 """The settings that say W; it is 0 for the classes above."""
 
 _NIL = b"\xc0"
+_NAMES = {name: pack(name) for name in PROMPTS}
 
 KINDS = {kind.__name__: kind for kind in (InvalidRequest, UnsupportedParameter, PayloadTooLarge)}
 FIELD_CHARS = 100
@@ -123,6 +135,73 @@ def _window_us(priority: str, config: Config) -> int:
     return int(getattr(config, name) * 1e6) if name else 0
 
 
+class Prompt(NamedTuple):
+    """What a request asks: which of `PROMPTS`, its value in msgpack, and how many tokens it has, exactly or about."""
+
+    name: str
+    packed: bytes
+    tokens: int
+    exact: bool
+
+
+class Form:
+    """All of a request but its id and prompt on its way to Redis, worked out once for all requests that share it.
+
+    `reply`: the channel of their wake-ups. Raises `InvalidRequest` for a timeout over the maximum age, for a too long
+    affinity key, and for metadata that msgpack cannot hold or a worker would refuse to read.
+    """
+
+    __slots__ = ("_array", "_behind", "_header", "_map", "_most", "_sampling", "_wishes")
+
+    def __init__(
+        self,
+        request: InferenceRequest,
+        *,
+        reply: str,
+        config: Config,
+        displace: bool = False,
+        check_deadline: bool = True,
+    ) -> None:
+        timeout = request.timeout
+        if timeout is not None and timeout > config.max_age_s:
+            raise InvalidRequest("timeout", f"must be at most max_age_s ({config.max_age_s} s)", timeout)
+        key = _affinity_key(request, config)
+        metadata = _NIL if request.metadata is None else pack(request.metadata, "metadata")
+        if request.metadata is not None and len(metadata) <= config.payload_bytes:
+            check_readable(request.metadata, "metadata")
+        sampling = _sampling(request)
+        # The body is [core, metadata], or [core, metadata, affinity key]; the core the prompt, then what is no default.
+        self._array, self._map = b"\x93" if key else b"\x92", bytes([0x81 + len(sampling)])
+        self._sampling = b"".join(pack(name) + pack(value) for name, value in sampling.items())
+        self._behind = metadata + pack(request.affinity_key) if key else metadata
+        fields = (
+            VERSION,
+            "%s|%s",  # nonce and digest
+            request.priority.value,
+            request.tenant or "",
+            str(max(1, int(timeout * 1e6)) if timeout else 0),
+            str(class_term_us(request.priority, timeout, config)),
+            f"%d:{request.max_tokens}:%s{affinity_digits(key)}{'s' if request.sheddable else ''}",
+            "%d",  # bytes of the body
+            reply,
+            "1" if request.stream else "0",
+            "",
+            "",
+        )
+        self._header = "|".join(fields)
+        self._most = config.payload_bytes
+        self._wishes = displace, check_deadline
+
+    def fill(self, request_id: str, nonce: str, prompt: Prompt) -> Submission:
+        """Return the request with this prompt as `submit` takes it; raises `PayloadTooLarge` over `payload_bytes`."""
+        core = self._map + _NAMES[prompt.name] + prompt.packed + self._sampling
+        body = self._array + core + self._behind
+        _check_size(body, self._most)
+        digest = hashlib.blake2b(core, digest_size=8).hexdigest()
+        header = self._header % (nonce, digest, prompt.tokens, "x" if prompt.exact else "e", len(body))
+        return Submission(request_id, nonce, header.encode(), body, *self._wishes)
+
+
 def encode(
     request: InferenceRequest,
     *,
@@ -136,38 +215,34 @@ def encode(
 ) -> Submission:
     """Return `request` as `submit` takes it.
 
-    Raises `InvalidRequest` for a timeout over the maximum age, for a too long affinity key and for what msgpack cannot
-    hold or a worker would refuse to read, `PayloadTooLarge` over `payload_bytes`.
+    Raises what `Form` raises, `InvalidRequest` also for `inputs` that msgpack cannot hold or a worker would refuse to
+    read, `PayloadTooLarge` over `payload_bytes`.
     """
-    if request.timeout is not None and request.timeout > config.max_age_s:
-        raise InvalidRequest("timeout", f"must be at most max_age_s ({config.max_age_s} s)", request.timeout)
-    core = _packed_core(request)
-    metadata = _NIL if request.metadata is None else pack(request.metadata, "metadata")
-    key = _affinity_key(request, config)
-    body = b"\x93" + core + metadata + pack(request.affinity_key) if key else b"\x92" + core + metadata
-    _check_size(body, config.payload_bytes)
-    # The fields of everything else were checked; these two are of any shape.
-    for name in ("inputs", "metadata"):
-        if (value := getattr(request, name)) is not None:
-            check_readable(value, name)
-    prompt, exact = prompt_tokens(request, bytes_per_token)
-    flags = f"{'x' if exact else 'e'}{affinity_digits(key)}{'s' if request.sheddable else ''}"
-    fields = (
-        VERSION,
-        nonce,
-        hashlib.blake2b(core, digest_size=8).hexdigest(),
-        request.priority.value,
-        request.tenant or "",
-        str(max(1, int(request.timeout * 1e6)) if request.timeout else 0),
-        str(class_term_us(request.priority, request.timeout, config)),
-        f"{prompt}:{request.max_tokens}:{flags}",
-        str(len(body)),
-        reply,
-        "1" if request.stream else "0",
-        "",
-        "",
-    )
-    return Submission(request_id, nonce, "|".join(fields).encode(), body, displace, check_deadline)
+    form = Form(request, reply=reply, config=config, displace=displace, check_deadline=check_deadline)
+    submission = form.fill(request_id, nonce, _prompt_of(request, bytes_per_token))
+    if request.inputs is not None:
+        check_readable(request.inputs, "inputs")
+    return submission
+
+
+def _prompt_of(request: InferenceRequest, bytes_per_token: float) -> Prompt:
+    tokens, exact = prompt_tokens(request, bytes_per_token)
+    if request.prompt_tokens is not None:
+        return Prompt("prompt_tokens", pack(pack_tokens(request.prompt_tokens)), tokens, exact)
+    if request.prompt is not None:
+        return Prompt("prompt", pack(request.prompt), tokens, exact)
+    if request.messages is not None:
+        return Prompt("messages", pack([dict(message) for message in request.messages]), tokens, exact)
+    return Prompt("inputs", pack(request.inputs), tokens, exact)
+
+
+def bare_prompt(value: str | Sequence[int], bytes_per_token: float) -> Prompt:
+    """Return a text or token ids as a prompt; raises `InvalidRequest` for what `InferenceRequest` refuses as such."""
+    if isinstance(value, str):
+        check_text("prompt", value)
+        return Prompt("prompt", pack(value), estimated_tokens(len(value.encode()), bytes_per_token), False)
+    tokens = value.tolist() if isinstance(value, array) else value
+    return Prompt("prompt_tokens", pack(packed_prompt(tokens)), len(tokens), True)
 
 
 def _affinity_key(request: InferenceRequest, config: Config) -> bytes:
@@ -190,7 +265,12 @@ def prompt_tokens(request: InferenceRequest, bytes_per_token: float) -> tuple[in
     if request.inputs is not None:
         # What an input costs only the user's class knows; one token a request until its worker says more.
         return 1, False
-    return max(1, round(text_bytes(request) / bytes_per_token)), False
+    return estimated_tokens(text_bytes(request), bytes_per_token), False
+
+
+def estimated_tokens(size: int, bytes_per_token: float) -> int:
+    """Return about how many tokens a text of so many bytes has."""
+    return max(1, round(size / bytes_per_token))
 
 
 def text_bytes(request: InferenceRequest) -> int:
@@ -200,29 +280,12 @@ def text_bytes(request: InferenceRequest) -> int:
     return sum(len(message["content"].encode()) for message in request.messages or ())
 
 
-def _packed_core(request: InferenceRequest) -> bytes:
-    try:
-        return pack(_core(request))
-    except InvalidRequest as error:  # of `inputs`: all else was checked field by field
-        raise InvalidRequest(error.field, error.limit, type(request.inputs).__name__) from None
-
-
-def _core(request: InferenceRequest) -> dict[str, Any]:
-    """What can change the answer: prompt and sampling; the digest covers this."""
-    core: dict[str, Any] = {}
-    if request.prompt_tokens is not None:
-        core["prompt_tokens"] = pack_tokens(request.prompt_tokens)
-    elif request.prompt is not None:
-        core["prompt"] = request.prompt
-    elif request.messages is not None:
-        core["messages"] = [dict(message) for message in request.messages]
-    else:
-        core["inputs"] = request.inputs
-    for name, default in DEFAULTS.items():
-        value = getattr(request, name)
-        if value != default:
-            core[name] = list(value) if name == "stop" else value
-    return core
+def _sampling(request: InferenceRequest) -> dict[str, Any]:
+    """What besides the prompt can change the answer, where it is not what a worker takes anyway."""
+    values = {name: getattr(request, name) for name in DEFAULTS}
+    if values["stop"] is not None:
+        values["stop"] = list(values["stop"])
+    return {name: value for name, value in values.items() if value != DEFAULTS[name]}
 
 
 def _check_size(body: bytes, most: int) -> None:
@@ -272,10 +335,11 @@ def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int =
 
 def _split(data: bytes, fields: int) -> tuple[list[str], bytes]:
     """Return the `fields` texts before as many `|`, and the bytes behind them."""
-    *texts, body = data.split(b"|", fields)
-    if len(texts) != fields:
+    parts = data.split(b"|", fields)
+    if len(parts) != fields + 1:
         raise ValueError(f"{fields} fields expected")
-    return [text.decode() for text in texts], body
+    body = parts[-1]
+    return data[: len(data) - len(body) - 1].decode().split("|"), body
 
 
 def encode_answer(

@@ -7,6 +7,7 @@ which do the same once or twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from redis import exceptions
 
 from stoker.config import Config
 from stoker.errors import RedisUnavailable
-from stoker.store.address import async_client, redact, sync_client
+from stoker.store.address import async_client, redact, reply_timeout_s, sync_client
 from stoker.store.keys import Keys
 from stoker.store.scripts import Call, load_scripts
 
@@ -148,6 +149,10 @@ class Store(_Base):
         """Read, again while Redis does not answer, for at most `retry_timeout_s`; raises `RedisUnavailable`."""
         return self._patiently(lambda: self.read(read))
 
+    def post(self, call: Call[T]) -> Posted[T]:
+        """Send the call now, and read its reply later; nothing may follow it (`then`)."""
+        return Posted(self, call)
+
     def close(self) -> None:
         """Close all connections."""
         self._redis.close()
@@ -173,16 +178,32 @@ class Store(_Base):
 
     def _send(self, command: Command, call: Call[Any]) -> list[Any]:
         if call.then is None:
-            return cast("list[Any]", self._redis.execute_command(*command))
+            return cast("list[Any]", _reply(self._exchange([command])))
         return self._commands(_together(command, call))
 
     def _commands(self, read: Read[Any]) -> list[Any]:
-        if len(read.commands) == 1:
-            return [self._redis.execute_command(*read.commands[0])]
-        pipeline = self._redis.pipeline(transaction=False)
-        for command in read.commands:
-            pipeline.execute_command(*command)
-        return _replies(read, pipeline.execute(raise_on_error=False))
+        return _replies(read, self._exchange(read.commands))
+
+    def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands together, and return their replies or errors.
+
+        On a connection of the pool, without what redis-py does around each command: that takes several times as long.
+        """
+        pool, replies = self._redis.connection_pool, []
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            for name, *_ in commands:
+                try:
+                    replies.append(self._redis.parse_response(connection, name))
+                except exceptions.ResponseError as error:
+                    replies.append(error)
+        except BaseException:
+            connection.disconnect()  # what is still to come must not be taken for the reply to something else
+            raise
+        finally:
+            pool.release(connection)
+        return replies
 
     def _guard(self, what: str, attempt: Callable[[], list[Any]]) -> list[Any]:
         try:
@@ -196,13 +217,53 @@ class Store(_Base):
         return reply
 
 
+class Posted(Generic[T]):
+    """A call that is under way while its caller does something else."""
+
+    def __init__(self, store: Store, call: Call[T]) -> None:
+        """Send the call, if Redis answers now."""
+        self.call = call
+        self._store = store
+        self._pool = store._redis.connection_pool
+        self._connection: Any = None
+        with contextlib.suppress(exceptions.RedisError, OSError):
+            self._connection = self._pool.get_connection()
+        if self._connection:
+            self._guard(lambda: self._connection.send_command(*store._evalsha(call)))
+
+    def reply(self, *, patiently: bool) -> T:
+        """Return what `run` or `run_patiently` gives, or raise what it raises: the call is made again if it failed."""
+        reply: Any = self._guard(lambda: self._connection.read_response()) if self._connection else None
+        if not self._connection:
+            return self._store.run_patiently(self.call) if patiently else self._store.run(self.call)
+        self._pool.release(self._connection)
+        self._connection = None
+        return self.call.parse(reply if self.call.then is None else [reply])
+
+    def drop(self) -> None:
+        """Give up a call whose reply nobody wants: nobody else may read it."""
+        if self._connection:
+            self._connection.disconnect()
+            self._pool.release(self._connection)
+            self._connection = None
+
+    def _guard(self, attempt: Callable[[], Any]) -> Any:
+        try:
+            return attempt()
+        except BaseException as error:
+            self.drop()
+            if not isinstance(error, exceptions.RedisError | OSError):
+                raise
+
+
 class AsyncStore(_Base):
     """One queue in one Redis, awaited. Belongs to the event loop that first uses it."""
 
     def __init__(self, config: Config, *, block_s: float = 0.0, clock: str | None = None, client: Any = None) -> None:
         """Connect lazily; `block_s` is how long reads may block; `client` replaces the redis-py client in tests."""
         super().__init__(config, clock=clock)
-        self._redis = client or async_client(config, block_s)
+        self._redis = client or async_client(config)
+        self._timeout_s = reply_timeout_s(config, block_s)
 
     async def run(self, call: Call[T]) -> T:
         """Make the call; raises `RedisUnavailable`."""
@@ -249,29 +310,38 @@ class AsyncStore(_Base):
 
     async def _send(self, command: Command, call: Call[Any]) -> list[Any]:
         if call.then is None:
-            return cast("list[Any]", await self._redis.execute_command(*command))
+            return cast("list[Any]", _reply(await self._exchange([command])))
         return await self._commands(_together(command, call))
 
     async def _commands(self, read: Read[Any]) -> list[Any]:
-        if len(read.commands) == 1:
-            return [await self._redis.execute_command(*read.commands[0])]
-        pipeline = self._redis.pipeline(transaction=False)
-        for command in read.commands:
-            pipeline.execute_command(*command)
-        return _replies(read, await pipeline.execute(raise_on_error=False))
+        return _replies(read, await self._exchange(read.commands))
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands together, as `Store` does; one deadline for all of it."""
+        pool, replies = self._redis.connection_pool, []
+        async with asyncio.timeout(self._timeout_s):
+            connection = await pool.get_connection()
+            try:
+                await connection.send_packed_command(connection.pack_commands(commands))
+                for name, *_ in commands:
+                    try:
+                        replies.append(await self._redis.parse_response(connection, str(name)))
+                    except exceptions.ResponseError as error:
+                        replies.append(error)
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
+            finally:
+                await pool.release(connection)
+        return replies
 
     async def _guard(self, what: str, attempt: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
-        task = asyncio.current_task()
-        cancels = task.cancelling() if task else 0
         try:
             reply = await attempt()
         except (exceptions.RedisError, OSError) as error:
             if cut_off(error):
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
             raise self._ours(error, what) from error
-        # Before Python 3.12 `asyncio.wait_for`, which redis-py sends through, drops a cancel that comes with a result.
-        if task and task.cancelling() > cancels:
-            raise asyncio.CancelledError
         self._since = None
         return reply
 
@@ -279,6 +349,14 @@ class AsyncStore(_Base):
 def _together(command: Command, call: Call[Any]) -> Read[Any]:
     """A script and what is sent behind it, whose refusal is not the script's."""
     return Read([command, *map(tuple, call.then or ())], call.parse, required=1)
+
+
+def _reply(replies: list[Any]) -> Any:
+    """The reply to the only command; raises it where it is an error."""
+    (reply,) = replies
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
 
 
 def _replies(read: Read[Any], replies: list[Any]) -> list[Any]:

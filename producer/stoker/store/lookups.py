@@ -202,7 +202,8 @@ class Overview:
     `lanes`: what waits, by class. `circuits`: what the leader holds not closed, by worker. `tenant_lanes`: the lanes of
     tenants in use, of very many some by chance. `served`: tokens over weight, by lane of a class with tenants.
     `speeds`: what the leader knows of workers, by incarnation: tokens a second of a full one, and the seconds of a
-    token of max_tokens on an empty one.
+    token of max_tokens on an empty one. `rooms`: what BATCH may take of them while it leaves room, the fields of
+    `BatchRoom`.
     """
 
     now_us: int
@@ -219,7 +220,8 @@ class Overview:
     card: Card | None
     tenant_lanes: Sequence[str] = ()
     served: Mapping[str, float] = field(default_factory=dict)
-    speeds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    speeds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    rooms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def named(text: bytes | None) -> dict[str, str]:
@@ -237,7 +239,7 @@ def overview(keys: Keys) -> Read[Overview]:
         ("HGETALL", keys.counts),
         ("HGETALL", keys.histograms),
         ("HGETALL", keys.rates),
-        ("HMGET", keys.leader, "token", "until", "circuits", "served", "speeds"),
+        ("HMGET", keys.leader, "token", "until", "circuits", "served", "speeds", "rooms"),
         ("GET", keys.card),
         ("HMGET", keys.active, *LANES),
         ("HRANDFIELD", keys.active, MOST_ACTIVE, "WITHVALUES"),
@@ -248,7 +250,7 @@ def overview(keys: Keys) -> Read[Overview]:
 
 def _parse_overview(reply: list[Any]) -> Overview:
     (seconds, micros), generation, delayed, dead, counts, histograms, rates, leads, card, shared, active, *lanes = reply
-    leader, until, circuits, served, speeds = leads
+    leader, until, circuits, served, speeds, rooms = leads
     return Overview(
         now_us=int(seconds) * 1_000_000 + int(micros),
         generation=generation.decode() if generation else None,
@@ -264,13 +266,13 @@ def _parse_overview(reply: list[Any]) -> Overview:
         card=model_card(card),
         tenant_lanes=tuple(active_lanes(active)),
         served={lane: float(number) for lane, number in named(served).items()},
-        speeds={inc: _speed(numbers) for inc, numbers in named(speeds).items()},
+        speeds=_numbers(speeds),
+        rooms=_numbers(rooms),
     )
 
 
-def _speed(numbers: str) -> tuple[float, float]:
-    tokens_per_s, _, answer_s = numbers.partition(",")
-    return float(tokens_per_s), float(answer_s)
+def _numbers(told: bytes | None) -> dict[str, tuple[float, ...]]:
+    return {inc: tuple(map(float, numbers.split(","))) for inc, numbers in named(told).items()}
 
 
 def worker_count(keys: Keys) -> Read[int]:

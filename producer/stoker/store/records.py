@@ -83,15 +83,21 @@ def parse_tail(tail: str) -> tuple[int, int, bool, int | None]:
 class Held:
     """A request that a worker holds under `delivery`; `cost` in tokens, 0 where it was asked to leave.
 
-    `since_us`: when it was begun, or handed over where it was not begun. `batch`: whether it is a clean one of class
-    batch.
+    `since_us`: when it was begun, or handed over where it was not begun. `name`: its class, or `SUSPECT`. `before`: how
+    often it was begun under earlier deliveries.
     """
 
     id: str
     delivery: str
     cost: int
     since_us: int
-    batch: bool
+    name: str
+    before: int = 0
+
+    @property
+    def offline(self) -> bool:
+        """Whether it is of class BATCH, and no suspect."""
+        return self.name == BATCH
 
 
 @dataclass(slots=True)

@@ -261,20 +261,26 @@ def lead(
     circuits: Mapping[str, str] | None = None,
     served: Mapping[str, float] | None = None,
     forecast: str = "",
-    speeds: Mapping[str, tuple[float, float]] | None = None,
+    speeds: Mapping[str, tuple[float, ...]] | None = None,
+    rooms: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Call[Lead]:
     """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`.
 
     For who looks: `circuits` are those that are not closed, `served` the tokens over weight of tenants' lanes.
     `forecast`: what submit holds deadlines against (`Forecast.text`), empty for nothing. `speeds`: by incarnation, the
-    tokens a second of a full worker, and the seconds of a token of max_tokens on an empty one; for who looks.
+    tokens a second of a full worker, and the seconds of a token of max_tokens on an empty one; for who looks, as
+    `rooms`: by incarnation, what BATCH may take (the fields of `BatchRoom`).
     """
     told = "|".join(f"{worker}={state}" for worker, state in (circuits or {}).items())
     tenants = "|".join(f"{lane}={number:.0f}" for lane, number in islice((served or {}).items(), MOST_TOLD))
-    known = islice((speeds or {}).items(), MOST_TOLD)
-    quick = "|".join(f"{inc}={tokens_per_s:.6g},{answer_s:.6g}" for inc, (tokens_per_s, answer_s) in known)
-    arguments = (me, generation, random, config.heartbeat_ms * 1000, told, tenants, forecast, quick)
-    return Call("lead", arguments, _parse_lead)
+    arguments = (me, generation, random, config.heartbeat_ms * 1000, told, tenants, forecast)
+    return Call("lead", (*arguments, _numbers(speeds or {}), _numbers(rooms or {})), _parse_lead)
+
+
+def _numbers(told: Mapping[str, tuple[float, ...]]) -> str:
+    """Return what is known of incarnations as they are told: inc=numbers pairs."""
+    known = islice(told.items(), MOST_TOLD)
+    return "|".join(f"{inc}={','.join(f'{number:.9g}' for number in numbers)}" for inc, numbers in known)
 
 
 def _parse_lead(reply: list[Any]) -> Lead:
@@ -320,7 +326,7 @@ FENCED = -2
 
 
 def make_room(token: str, inc: str, items: Iterable[tuple[str, str]]) -> Call[list[str]]:
-    """Call that asks an incarnation for (id, delivery) of class batch; gives OK and ASKED, GONE or SPARED for each."""
+    """Call that asks an incarnation to give (id, delivery) back; gives OK and ASKED, GONE or SPARED for each."""
     return Call("make_room", [token, inc, *(part for item in items for part in item)], _words)
 
 

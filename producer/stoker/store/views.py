@@ -62,8 +62,8 @@ def queue_view(
     `expected` are the tokens to expect of an answer, by class.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
-    the longest matters; of others the number is enough, unless `members` asks which of them are of class batch (of
-    workers that run no padded batches).
+    the longest matters; of others the number is enough, unless `members` asks which they are (of workers that run no
+    padded batches).
     """
     asked = {**dict.fromkeys(LANES, depth), **shared}
     named = {record.inc for record in known if members and record.mode != PADDED}
@@ -137,6 +137,15 @@ def lane_page(
     return Read([command], lambda reply: _waiting(lane, reply[0], all_padded(workers), expected))
 
 
+def held(keys: Keys, workers: Sequence[WorkerRecord]) -> Read[Mapping[str, Sequence[Held]]]:
+    """Read which requests workers hold, by incarnation."""
+    incs = [worker.inc for worker in workers]
+    return Read(
+        [("HGETALL", keys.work(inc)) for inc in incs],
+        lambda reply: {inc: _held(found, named=True) for inc, found in zip(incs, reply, strict=True)},
+    )
+
+
 def _parse_view(
     known: Sequence[str], asked: dict[str, int], expected: Mapping[str, int], named: Set[str], reply: list[Any]
 ) -> QueueView:
@@ -152,7 +161,7 @@ def _parse_view(
         held = [] if counted else _held(found, name.decode() in named)
         held_by[name.decode()] = held
         staying = [member for member in held if member.cost]
-        offline = [member.cost for member in staying if member.batch]
+        offline = [member.cost for member in staying if member.offline]
         records.append(
             dataclasses.replace(
                 worker_record(name.decode(), text.decode()),
@@ -190,8 +199,8 @@ def _held(found: Any, named: bool) -> list[Held]:
     members = pairs(found).items() if named else ((b"", data) for data in found)
     held = []
     for request_id, data in members:
-        delivery, cost, _, since, mark = data.decode().split("|")
-        held.append(Held(request_id.decode(), delivery, int(cost), int(since), mark == "2"))
+        delivery, cost, _, since, name, before = data.decode().split("|")
+        held.append(Held(request_id.decode(), delivery, int(cost), int(since), name, int(before)))
     return held
 
 

@@ -55,9 +55,10 @@ def make_engine(
     if does in ("embed", "classify"):
         return _encoder_engine(model, does, pooling=pooling, device=device, dtype=dtype, **limits)
     if kind == SIM:
-        from stoker_workers.engines.sim import SimEngine, load_profile
+        from stoker_workers.engines.sim import INSTANT, SimEngine, load_profile
 
-        return SimEngine(load_profile(profile), kv_cache_tokens=kv_cache_tokens, **limits)
+        whole = profile == INSTANT
+        return SimEngine(load_profile(profile), kv_cache_tokens=kv_cache_tokens, whole_answers=whole, **limits)
     if kind == CALLABLE:
         from stoker_workers.engines.callable import CallableEngine
 

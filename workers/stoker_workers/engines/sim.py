@@ -35,6 +35,8 @@ VOCABULARY = 65_536
 CONTEXT = 131_072
 ZERO = "zero"
 """The profile of an engine that takes no time: what is measured with it is everything else."""
+INSTANT = "instant"
+"""The same of one that also gives whole answers in a step: what is measured with it is everything but the steps."""
 
 # Text of letters and some spaces; its length is a power of two, so that a mask picks a letter.
 _LETTERS = string.ascii_lowercase * 2 + " " * 12
@@ -70,13 +72,13 @@ class Profile:
 
 
 def load_profile(source: str | Path | None) -> Profile:
-    """Return the profile in the JSON file `source`, all zeros for "zero", a small GPU's for None.
+    """Return the profile in the JSON file `source`, a small GPU's for None, all zeros for "zero" and "instant".
 
     The file holds one object with exactly the four numbers of `Profile`; anything else raises `ConfigError`.
     """
     if source is None:
         return Profile()
-    if source == ZERO:
+    if source in (ZERO, INSTANT):
         return Profile(base_ms=0, prefill_ms=0, row_ms=0, resident_ms=0)
     names = [field.name for field in fields(Profile)]
     try:
@@ -101,7 +103,7 @@ class _Row:
         self.tokens = 0
         # A checksum over prompt and answer so far, like a model's state: an answer continued from its middle goes on
         # the same.
-        self.checksum = zlib.crc32(array("I", [*work.prompt, *work.generated]).tobytes())
+        self.checksum = zlib.crc32(array("I", [*work.prompt, *work.generated]))
         self.salt = _salt(work)
         self.detokenizer = Detokenizer(_decode, work.stop) if work.stop else None
 
@@ -131,8 +133,12 @@ class SimEngine:
         max_num_batched_tokens: int = 8192,
         kv_cache_tokens: int | None = None,
         context: int = CONTEXT,
+        whole_answers: bool = False,
     ) -> None:
-        """Hold `max_num_seqs` rows; by default the cache holds one row of the whole context, and 4,096 tokens a row."""
+        """Hold `max_num_seqs` rows; by default the cache holds one row of the whole context, and 4,096 tokens a row.
+
+        `whole_answers`: a step gives each row all its tokens, not one.
+        """
         check_limits(max_num_seqs, max_num_batched_tokens, kv_cache_tokens)
         self.prefilled_tokens = 0
         """Tokens prefilled so far, those of preempted rows again."""
@@ -140,6 +146,7 @@ class SimEngine:
         """How often a row left the cache."""
         self._profile = profile
         self._free = profile == load_profile(ZERO)
+        self._whole = whole_answers
         self._context = context
         self._capacity = Capacity(
             rows=max_num_seqs,
@@ -292,19 +299,22 @@ class SimEngine:
         events: list[Event] = []
         ended = False
         for row in self._decoding:
-            pick = ((row.checksum ^ row.salt) * _MIX >> 16) & _PICK
-            row.checksum = zlib.crc32(_PACKED[pick], row.checksum)
-            row.tokens += 1
-            row.left -= 1
-            token = _TOKENS[pick]
-            text = _LETTERS[pick] if row.detokenizer is None else self._text(row.detokenizer, token, row.left)
-            events.append(Tokens(row.id, [token], text))
-            if row.detokenizer is not None and row.detokenizer.stopped:
-                row.left = 0
-                events.append(Finished(row.id, "stop"))
-            elif not row.left:
-                events.append(Finished(row.id, "length"))
-            ended = ended or not row.left
+            token_ids, text, detokenizer = [], "", row.detokenizer
+            for _ in range(row.left if self._whole else 1):
+                pick = ((row.checksum ^ row.salt) * _MIX >> 16) & _PICK
+                row.checksum = zlib.crc32(_PACKED[pick], row.checksum)
+                row.tokens += 1
+                row.left -= 1
+                token_ids.append(_TOKENS[pick])
+                text += _LETTERS[pick] if detokenizer is None else self._text(detokenizer, _TOKENS[pick], row.left)
+                if detokenizer is not None and detokenizer.stopped:
+                    row.left = 0
+                    break
+            events.append(Tokens(row.id, token_ids, text))
+            if not row.left:
+                ended = True
+                stopped = detokenizer is not None and detokenizer.stopped
+                events.append(Finished(row.id, "stop" if stopped else "length"))
         if ended:
             self._drop_ended()
         return events

@@ -49,7 +49,7 @@ local function look(id, m, flight)
     m.cost = wanted
     changed[#changed + 1], changed[#changed + 2] = id, held_text(m)
   end
-  if not flight or match(flight, '^([^|]*)|') ~= m.delivery or evict and m.suspect ~= '1' then
+  if not flight or match(flight, '^([^|]*)|') ~= m.delivery or evict and m.class ~= 'suspect' then
     out[#out + 1], out[#out + 2] = id, m.delivery
   elseif m.state == 'D' and (now - m.since > T or m.since > now) then
     m.since = now

@@ -1,4 +1,4 @@
--- use: events counts flight members finish
+-- use: events counts flight members drops finish
 -- Start what a doorbell names: an attempt counts from here. Acks and deletes the doorbell, also with no ids left.
 -- A member under this delivery whose request moved on is dropped unless it runs (its row is still there; beat names it).
 -- KEYS[1] prefix
@@ -24,8 +24,8 @@ local function give(id, attempt)
 end
 
 local function judge(id, member, flight, flight_key)
-  local m_delivery, cost, state, _, suspect
-  if member then m_delivery, cost, state, _, suspect = match(member, MEMBER) end
+  local m_delivery, cost, state, _, class, before
+  if member then m_delivery, cost, state, _, class, before = match(member, MEMBER) end
   local f_delivery, score, attempts, charged, rest, deadline
   if flight then f_delivery, score, attempts, charged, rest, deadline = match(flight, PARTS) end
   if m_delivery ~= delivery or f_delivery ~= delivery then
@@ -40,7 +40,7 @@ local function judge(id, member, flight, flight_key)
   end
   attempts = int(tonumber(attempts) + 1)
   local n = #entries
-  entries[n + 1], entries[n + 2] = id, delivery .. '|' .. cost .. '|R|' .. stamp .. '|' .. suspect
+  entries[n + 1], entries[n + 2] = id, delivery .. '|' .. cost .. '|R|' .. stamp .. '|' .. class .. '|' .. before
   sets[n + 1], sets[n + 2] = flight_key, delivery .. '|R|' .. score .. '|' .. attempts .. '|' .. charged .. '|' .. stamp .. '|' .. rest
   if EVENTS then ev(id, 'begin', delivery, attempts, match(rest, '|([^|]*)')) end
   return give(id, attempts)

@@ -8,7 +8,6 @@
 --         | SEEN delivery ids... (this n was used: what is still held under it) | FENCED
 --         | REFUSED | BUSY (a quarantine runs) | DRAIN (will take suspects once it holds nothing) | QUARANTINE (takes no clean work)
 local n, inc = tonumber(ARGV[2]), ARGV[3]
-local MARKS = {suspect = '1', batch = '2'}
 local epoch, nonce = match(token, '^(%d+):[^:]*:(.*)$')
 local delivery = epoch .. '-' .. nonce .. '-' .. ARGV[2]
 local work = K .. 'work:' .. inc
@@ -86,24 +85,25 @@ local sheddable = {}
 local since = '|D|' .. int(now) .. '|'
 
 local function flight(i, id, score)
-  if not flights[i] then return handed_over(id, delivery, score) end
+  if not flights[i] then return 0, handed_over(id, delivery, score) end
   local f = decode(flights[i])
   f[DELIVERY], f[STATE], f[SCORE] = delivery, 'D', score
-  return table.concat(f, '|'), f[TENANT], f[BYTES]
+  return f[ATTEMPTS], table.concat(f, '|'), f[TENANT], f[BYTES]
 end
 
 local function take(i, id, score, cost)
   local name, n = ARGV[3 * i + 1], #took + 1
-  local text, tenant, bytes = flight(i, id, score)
+  local class = match(name, '^%l+')
+  local before, text, tenant, bytes = flight(i, id, score)
   rows, total, reserved, longest = rows + 1, total + cost, reserved + cost, math.max(longest, cost)
   local z = leaving[name]
   if not z then z = {} leaving[name] = z end
   z[#z + 1] = ARGV[3 * i + 2]
   sets[2 * n - 1], sets[2 * n] = flight_keys[i], text
   costs[n] = int(cost)
-  entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since .. (MARKS[match(name, '^%l+')] or '0')
+  entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since .. class .. '|' .. before
   took[n], taken[id] = id, true
-  if tenant ~= '' and not suspects then count_lane(match(name, '^%l+'), tenant, -1) end
+  if tenant ~= '' and not suspects then count_lane(class, tenant, -1) end
   if is_sheddable(ARGV[3 * i + 2]) then sheddable[#sheddable + 1] = id end
   count_one(tenant, -1, tonumber(bytes), match(ARGV[3 * i + 2], ':(.*)'))
   ev(id, 'dispatch', delivery, inc, score, name, cost)

@@ -1,4 +1,4 @@
--- use: events counts flight requeue members
+-- use: events counts flight requeue members drops
 -- Give requests back uncharged: a drain, a full engine, or a row that the beat named or make_room asked for. The member is
 -- dropped if its delivery is the caller's; the request waits again, with its original score, if its flight still carries it.
 -- KEYS[1] prefix

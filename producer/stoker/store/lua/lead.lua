@@ -5,7 +5,8 @@
 -- ARGV    node:nonce, the generation known (or empty), random, H in microseconds, the circuits that are not closed
 --         (name=state pairs between |) and what waiting tenants were served (lane=number pairs between |), which a leader
 --         leaves here for those who look, what submit holds deadlines against (four numbers between |, see
---         `Forecast`), and how quick workers are, for those who look (inc=numbers pairs between |; each empty: nothing)
+--         `Forecast`), and how quick workers are and what BATCH may take of them, for those who look (inc=numbers pairs
+--         between |; each empty: nothing)
 -- Returns LEADER token generation | STANDBY the leader's token, generation | VOID generation (another Redis history)
 --         | OTHER_H h
 local me = ARGV[1]
@@ -36,7 +37,7 @@ else
   out = {'LEADER', token, generation}
 end
 if out[1] == 'LEADER' then
-  for i, name in ipairs({'circuits', 'served', 'forecast', 'speeds'}) do
+  for i, name in ipairs({'circuits', 'served', 'forecast', 'speeds', 'rooms'}) do
     if ARGV[4 + i] == '' then call('HDEL', K .. 'leader', name) else call('HSET', K .. 'leader', name, ARGV[4 + i]) end
   end
 end

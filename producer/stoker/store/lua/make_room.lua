@@ -1,11 +1,12 @@
 -- use: events fence flight members
--- Ask an incarnation to give back requests of class batch that it holds, by one doorbell without a delivery. Their credit is
--- free at once: what is dispatched from now on stands behind that doorbell. The worker answers by hand_back.
--- A request that was begun before is asked only once it has run for PREEMPT: so it is preempted at most that often.
+-- Ask an incarnation to give back requests that it holds, by one doorbell without a delivery. Their credit is free at once:
+-- what is dispatched from now on stands behind that doorbell. The worker answers by hand_back.
+-- A request that was begun n times before is asked only once it has run for PREEMPT x 2^(n - 1): one that needs longer than
+-- that without a break has it after a few times.
 -- KEYS[1] prefix
 -- ARGV    leader's token, inc, then per request: id, delivery
--- Returns OK, then a word per request: ASKED (before, too), GONE (not held under this delivery), SPARED (of another class, a
---         suspect, or preempted too lately) | FENCED
+-- Returns OK, then a word per request: ASKED (before, too), GONE (not held under this delivery), SPARED (critical, a suspect,
+--         or begun again too lately) | FENCED
 local inc, ids, keys = ARGV[2], {}, {}
 local work = K .. 'work:' .. inc
 if #ARGV % 2 ~= 0 then return redis.error_reply('BADCALL: the number of arguments') end
@@ -20,9 +21,8 @@ local asked, entries, leaving, freed_by, out = {}, {}, {}, 0, {'OK'}
 local function judge(id, delivery, m, f)
   if not m or not f or m.delivery ~= delivery or f[DELIVERY] ~= delivery then return 'GONE' end
   if m.cost == 0 or leaving[id] then return 'ASKED' end
-  if f[CLASS] ~= 'batch' or m.suspect == '1' then return 'SPARED' end
-  local begun_before = tonumber(f[ATTEMPTS]) > (m.state == 'R' and 1 or 0)
-  if begun_before and now - m.since < PREEMPT and now >= m.since then return 'SPARED' end
+  if m.class == 'critical' or m.class == 'suspect' then return 'SPARED' end
+  if m.before > 0 and now - m.since < PREEMPT * 2 ^ (m.before - 1) and now >= m.since then return 'SPARED' end
   freed_by = freed_by + m.cost
   m.cost, leaving[id] = 0, true
   asked[#asked + 1], asked[#asked + 2] = id, delivery

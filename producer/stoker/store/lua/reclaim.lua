@@ -1,4 +1,4 @@
--- use: events fence gap counts flight requeue members incs finish
+-- use: events fence gap counts flight requeue members drops incs finish
 -- Take back what a dead incarnation holds, up to 512 members a call: back to their lanes with their original scores. Only if
 -- it was superseded or reported, or its beat is older than T outside a grace. Voids it first, so that nothing is handed to it.
 -- KEYS[1] prefix
@@ -40,7 +40,7 @@ local cause = c[CAUSE] ~= '' and c[CAUSE] or c[LIFE]
 -- Who pays: a suspect lost in company is only set apart again; a crash makes its set suspects, a second one alone convicts.
 -- Returns why the request has to end, if it has to.
 local function blame(id, m, f, company)
-  if m.suspect == '1' and company then
+  if m.class == 'suspect' and company then
     f[GROUP] = inc
     return nil
   end

@@ -19,6 +19,9 @@ local function count_one(tenant, n, bytes, tail)
   local prompt, most = match(tail, '^(%d+):(%d+)')
   count_waiting(tenant, n, n * bytes, n * (prompt + most))
 end
+local function something_waits()
+  return tonumber(call('HGET', K .. 'counts', 'waiting') or '0') + (deltas.waiting or 0) > 0
+end
 
 -- How many wait in each lane of a tenant, in `active`: <class>:<tenant>, and as <class> in all of them. A lane that holds
 -- none has no field, so that these are the tenants that share a class now. Requests without a tenant cost nothing here.

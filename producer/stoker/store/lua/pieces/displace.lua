@@ -14,7 +14,7 @@ end
 
 -- Give up as many as it takes of those whose scores are worse than the newcomer's; none where that is not enough.
 local function make_room(i)
-  local score = math.max(now + tonumber(known[3] or '0'), tonumber(known[2] or '0')) + terms[i] + #accepted + 1
+  local score = tonumber(next_score(i))
   worst = worst or call('ZREVRANGE', K .. 'sheddable', 0, MOST_DISPLACED - 1, 'WITHSCORES')
   local chosen, limit, value = {}, over(queue, 1, tokens[i], sizes[i])
   while limit do
@@ -38,7 +38,7 @@ end
 
 -- The word of a request that finds no room; else it takes its room. A tenant at its own limit displaces nobody.
 local function refused(i)
-  local own, t_limit, t_value = limits_for(tenants[i]), nil, nil
+  local own, t_limit, t_value = limits_for(kinds[i].tenant), nil, nil
   if own then t_limit, t_value = over(own, 1, tokens[i], sizes[i]) end
   local limit, value = over(queue, 1, tokens[i], sizes[i])
   local may = not t_limit and string.find(match(ARGV[3], '^[^|]*'), ',' .. i .. ',', 1, true)

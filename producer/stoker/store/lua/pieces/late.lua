@@ -19,8 +19,7 @@ end
 -- score, taken to be of the mean size of what waits, and then it takes its own time. For submit, whose variables it uses.
 local function late(i)
   if string.find(match(ARGV[3], '|(.*)$') or '', ',' .. i .. ',', 1, true) then return nil end
-  local score = int(math.max(now + tonumber(known[3] or '0'), tonumber(known[2] or '0')) + terms[i] + #accepted + 1)
-  local ahead = #accepted
+  local kind, score, ahead = kinds[i], next_score(i), accepted
   for name in pairs(LANES) do
     ahead = ahead + call('ZCOUNT', K .. 'lane:' .. name, '-inf', score)
   end
@@ -29,14 +28,14 @@ local function late(i)
     for _, name in ipairs(tenants_of) do
       local before = call('ZCOUNT', K .. 'lane:' .. name, '-inf', score)
       all = all + before
-      if name == class .. ':' .. tenants[i] then own = before end
+      if name == class .. ':' .. kind.tenant then own = before end
     end
     -- The tenants of its own class take turns: none but its own requests can go before it more often than it does.
-    if class == classes[i] then all = math.min(all, (own + 1) * #tenants_of) end
+    if class == kind.class then all = math.min(all, (own + 1) * #tenants_of) end
     ahead = ahead + all
   end
   local size = queue.waiting > 0 and queue.waiting_tokens / queue.waiting or 0
   local prompt, most = match(tails[i], '^(%d+):(%d+)')
   local us = ahead * size * 1e6 / foretold[1] + foretold[2] + foretold[3] * prompt + foretold[4] * most
-  if us > lives[i] then return 'LATE:' .. int(math.floor(lives[i] / 1000)) .. ':' .. int(math.ceil(us / 1000)) end
+  if us > kind.lives then return 'LATE:' .. int(math.floor(kind.lives / 1000)) .. ':' .. int(math.ceil(us / 1000)) end
 end

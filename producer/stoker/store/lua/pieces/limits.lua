@@ -51,7 +51,7 @@ end
 local function fits_all()
   if over(queue, n, tokens_asked, bytes_asked) then return false end
   for i = 1, owned and n or 0 do
-    local limits = limits_for(tenants[i])
+    local limits = limits_for(kinds[i].tenant)
     if limits then
       limits.n, limits.tokens, limits.bytes = limits.n + 1, limits.tokens + tokens[i], limits.bytes + sizes[i]
       if over(limits, limits.n, limits.tokens, limits.bytes) then return false end
