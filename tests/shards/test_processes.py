@@ -70,9 +70,9 @@ def test_workers_spread_over_the_shards_and_the_kill_of_one_loses_nothing(stack:
 
 
 def test_another_number_ends_a_scheduler_and_a_worker_and_another_model_a_worker(stack: Sharded) -> None:
-    stack.scheduler()
-    stack.worker("first", "--shard", "0", wait=False)
+    stack.worker("first", "--shard", "0", wait=False)  # fixes the number, before any scheduler
     wait_until(lambda: stack.served() == [1, 0, 0], 60, what="the first shard has a worker")
+    stack.scheduler()
     other = stack.worker("other", "--shard", "1", model="stack_models:Echo", wait=False)
     stack.environment["STOKER_SHARDS"] = "2"
     ended = [other, stack.scheduler("s"), stack.worker("w", wait=False)]
