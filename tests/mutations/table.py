@@ -389,7 +389,7 @@ MUTATIONS = [
     ),
     Mutation(
         "credit leaks",
-        "pieces/members.lua",
+        "pieces/drops.lua",
         "call('HINCRBY', K .. 'credit', inc, 0 - freed) -- -0 would be no number\n",
         "",
         "protocol.test_settle:test_credit_falls_by_what_each_row_was_booked_with",

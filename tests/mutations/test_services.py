@@ -93,28 +93,20 @@ def test_a_begin_whose_reply_was_lost_is_repeated(
     assert len(begins) == 2
 
 
-class Deaf:
-    """A client of Redis whose first call never arrives."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-        self.connection_pool = client.connection_pool
-        self.refuses = True
-
-    def execute_command(self, *command: Any) -> Any:
-        if self.refuses:
-            self.refuses = False
-            raise exceptions.ConnectionError("refused")
-        return self.client.execute_command(*command)
-
-    def close(self) -> None:
-        self.client.close()
-
-
-def test_a_hand_back_is_repeated_until_it_is_answered(store: Store, config: Config, redis_url: str) -> None:
+def test_a_hand_back_is_repeated_until_it_is_answered(
+    store: Store, config: Config, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     delivery = dispatch(store, config)
     client = redis.Redis.from_url(redis_url, protocol=3)
-    reporter = Reporter(Store(config, client=Deaf(client)), INC, config, lambda keys: None, Outage())
+    connect, calls = client.connection_pool.get_connection, iter(["refused"])
+
+    def refused_once() -> Any:
+        if next(calls, None):
+            raise exceptions.ConnectionError("refused")
+        return connect()
+
+    monkeypatch.setattr(client.connection_pool, "get_connection", refused_once)
+    reporter = Reporter(Store(config, client=client), INC, config, lambda keys: None, Outage())
     reporter.hand_back([("r", delivery)])
     reporter.finish()
     assert lane(redis_url, store.keys) == [b"r:3:4:x"]
