@@ -6,14 +6,11 @@ server is the only node of a cluster (all but batch files, which RQ cannot run t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import itertools
 import os
-import random
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +19,8 @@ import pytest
 import redis
 from hypothesis import settings
 
-from helpers import MARK, assert_no_stray_processes, wait_until
+from helpers import MARK, assert_no_stray_processes
+from redis_cluster import cluster_options, cluster_port, take_slots
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, _inspect, find_servers, start
 
 TESTS = Path(__file__).parent
@@ -94,30 +92,14 @@ def redis_server(server_binary: ServerBinary, pytestconfig: pytest.Config) -> It
     """A running server of this test process. Tests that stop it or change its settings start one of their own."""
     directory = tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp")
     clustered = pytestconfig.getoption("--redis-cluster")
-    options = ("--appendonly", "no", *(_cluster_options() if clustered else ()))
+    options = ("--appendonly", "no", *(cluster_options(cluster_port()) if clustered else ()))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(MARK, raising=False)  # a module's own stack may be there already, and is not its starter
         server = start(directory, ephemeral=True, server=server_binary, extra_args=options)
     with server:
         if clustered:
-            _take_all_slots(server.url)
+            take_slots([server.url])
         yield server
-
-
-def _cluster_options() -> tuple[str, ...]:
-    """A node of a cluster listens on two ports: that of its bus lies above the other by 10,000."""
-    for port in random.sample(range(10_000, 30_000), 100):
-        with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            bus.bind(("127.0.0.1", port + 10_000))
-            return ("--bind", "127.0.0.1", "--port", str(port), "--cluster-enabled", "yes")
-    pytest.fail("no two free ports that lie 10,000 apart")
-
-
-def _take_all_slots(url: str) -> None:
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        client.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
-        wait_until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO")), 10)
 
 
 @pytest.fixture

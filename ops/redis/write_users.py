@@ -64,6 +64,9 @@ SUBMITTING: Grants = {
 }
 """To put a request into the queue."""
 
+AGREEING: Grants = {"counts": "hmget", "inc": "hlen", "shards": "get set"}
+"""To mean the same number of shards as everybody."""
+
 WATCHING: Grants = {
     "active": "hmget hrandfield",
     "batch:*": "hgetall",
@@ -83,6 +86,7 @@ WATCHING: Grants = {
     "leader": "hmget",
     "quarantine": "get",
     "rates": "hgetall",
+    "shards": "get",
     "tenants": "hgetall hmget",
     "void:*": "get",
     "work:*": "hlen hvals",
@@ -101,6 +105,7 @@ def together(*grants: Grants) -> dict[str, str]:
 
 PRODUCER = together(
     ENDING,
+    AGREEING,
     SUBMITTING,
     {
         "active": "hlen hrandfield",
@@ -123,6 +128,7 @@ PRODUCER = together(
 )
 SCHEDULER = together(
     ENDING,
+    AGREEING,
     BURYING,
     REQUEUEING,
     FORGETTING,
@@ -160,11 +166,12 @@ SCHEDULER = together(
 )
 WORKER = together(
     ENDING,
+    AGREEING,
     BURYING,
     REQUEUEING,
     FORGETTING,
     {
-        "beats": "zadd",
+        "beats": "zadd zrange",
         "card": "get set",
         "counts": "hget",
         "credit": "hincrby hset",
@@ -181,6 +188,7 @@ WORKER = together(
         "payload:*": "mget",
         "rates": "hincrby hmget hset",
         "stream:*": "xack xadd xdel xgroup|create xreadgroup",
+        "tickets": "incr",
         "tokens:*": "xrange xrevrange",
         "void:*": "get",
         "work:*": "hdel hget hgetall hmget hset",
@@ -195,6 +203,7 @@ BATCHING: Grants = {
 }
 ADMIN = together(
     ENDING,
+    AGREEING,
     SUBMITTING,
     WATCHING,
     {
@@ -205,6 +214,7 @@ ADMIN = together(
         "inc": "hset",
         "lane:*": "zcount zscore",
         "payload:*": "set",
+        "shards": "del",
         "tenants": "hdel hexists hlen hset",
         "work:*": "hexists",
     },

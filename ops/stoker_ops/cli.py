@@ -28,7 +28,9 @@ DEMO_READY_S = 180.0
 
 
 @click.command()
-@click.option("--workers", type=click.IntRange(1), help="How many workers; default: one for each GPU, else one.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="How many workers; default: one for each GPU, else one a shard."
+)
 @engine_options
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Say in JSON when it is ready, and where.")
@@ -36,9 +38,16 @@ DEMO_READY_S = 180.0
     "--redis", "redis_url", metavar="URL", help="Redis to use; default: STOKER_REDIS_URL, else one of its own."
 )
 @click.option("--queue", metavar="NAME", help="The queue; default: STOKER_QUEUE, else 'default'.")
+@click.option("--shards", type=int, metavar="N", help="How many shards it has; default: STOKER_SHARDS, else 1.")
 @guarded
 def up(
-    workers: int | None, log_level: str, as_json: bool, redis_url: str | None, queue: str | None, **options: Any
+    workers: int | None,
+    log_level: str,
+    as_json: bool,
+    redis_url: str | None,
+    queue: str | None,
+    shards: int | None,
+    **options: Any,
 ) -> None:
     """Start a stack on this machine: a Redis, a scheduler, workers, and what runs batch files (with stoker[batch]).
 
@@ -59,13 +68,13 @@ def up(
     from stoker_ops.settings import StackSettings
 
     configure(log_level)
-    config = _config(redis_url, queue)
+    config = _config(redis_url, queue, shards)
     settings = StackSettings(
         options=_engine(options, lambda line: click.echo(line, err=as_json)),
         workers=workers,
         home=state_dir(config),
         log_level=log_level,
-        batch=find_spec("rq") is not None,
+        batch=find_spec("rq") is not None and config.shards == 1,
     )
     _run(lambda: _up(config, settings, as_json=as_json))
 
@@ -146,13 +155,13 @@ def _run(main: Callable[[], Coroutine[Any, Any, int]]) -> None:
         fail(str(error), EXIT_TIMEOUT)
 
 
-def _config(redis_url: str | None, queue: str | None) -> Config:
+def _config(redis_url: str | None, queue: str | None, shards: int | None = None) -> Config:
     """Return the settings; their `redis_url` is None where a Redis of its own is to be started."""
     from stoker.command import make_config
     from stoker.config import load_config
 
-    config = load_config(queue=queue)
-    return make_config(redis_url, queue) if redis_url or config.redis_url else config
+    config = load_config(queue=queue, shards=shards)
+    return make_config(redis_url, queue, shards=shards) if redis_url or config.redis_url else config
 
 
 def _engine(options: dict[str, Any], tell: Callable[[str], object]) -> EngineOptions:
@@ -187,6 +196,7 @@ def _ready_line(stack: LocalStack, settings: StackSettings) -> str:
     config = stack.config
     url = redact(config.redis_url or "")
     words = ["stoker", "submit", *(["--queue", config.queue] if config.queue != "default" else [])]
+    words += ["--shards", str(config.shards)] if config.shards > 1 else []
     if not stack.owns_redis:
         words += ["--redis", url]
     names = ", ".join(stack.workers)

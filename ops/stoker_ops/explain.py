@@ -51,18 +51,16 @@ def explain(config: Config, request_id: str, as_json: bool) -> None:
     """
     from stoker.config import check_name
     from stoker.store import traces
-    from stoker.store.connection import Store
+    from stoker.store.agreement import looking
 
     check_name("request_id", request_id)
-    store = Store(config)
-    try:
+    config = config.of_id(request_id)
+    with looking(config) as store:
         found = store.read_patiently(traces.trace(store.keys, request_id))
         if found is None:
             kept = f"{config.result_ttl_s:g} s"
             fail(f"nothing is known of {request_id}: never accepted here, or ended more than {kept} ago", EXIT_FAILED)
         story = _told(found) | _now(config, store, found)
-    finally:
-        store.close()
     if as_json:
         print_json(story)
     else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from stoker.config import Config
 from stoker.store import inspections, lookups, views
+from stoker.store.agreement import agree
 from stoker.store.connection import Store
 from stoker.store.inspections import VOID, Server
 from stoker.store.records import Waiting, WorkerRecord
@@ -112,6 +113,7 @@ def read_facts(config: Config, *, ask_torch: bool = True) -> Facts:
     """Look at everything; raises `RedisUnavailable`. Asking torch takes seconds."""
     store = Store(config)
     try:
+        agree(store, patiently=False)
         overview = store.read(lookups.overview(store.keys))
         known = store.read(lookups.workers(store.keys))
         # The second look has what each of the workers of the first one holds.

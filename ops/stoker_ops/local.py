@@ -28,8 +28,12 @@ from stoker.command import EXIT_OK, EXIT_USAGE
 from stoker.config import Config, environment_of
 from stoker.errors import ConfigError, RedisUnavailable, StokerError
 from stoker.every import every
+from stoker.shard_number import set_number
 from stoker.store import inspections, lookups, reads, scripts
+from stoker.store.agreement import agree_async
 from stoker.store.connection import AsyncStore
+from stoker.store.lookups import Overview
+from stoker.store.records import WorkerRecord
 from stoker.store.requirements import refuse_unfit
 from stoker_ops import embedded
 from stoker_ops.gpus import pick_devices
@@ -90,7 +94,7 @@ class LocalStack:
         self.owns_redis = config.redis_url is None
         self._redis: embedded.EmbeddedRedis | None = None
         self._redis_watch: asyncio.Task[None] | None = None
-        self._store: AsyncStore | None = None
+        self._stores: list[AsyncStore] = []
         self._scheduler: Kept | None = None
         self._workers: list[Kept] = []
         self._running: dict[asyncio.Task[int], Kept] = {}
@@ -148,18 +152,22 @@ class LocalStack:
         """
         settings = self._settings
         check_model(settings.options)
-        self.devices = await pick_devices(settings.options, settings.workers, share=settings.share_gpus)
+        self.devices = await self._pick_devices()
         self.start_redis()
-        store = self._store = AsyncStore(self.config)
-        refuse_unfit(await store.read_patiently(inspections.info()))
-        before = await _Before.read(store)
+        self._stores = [AsyncStore(part) for part in self.config.each()]
+        refuse_unfit(await self._stores[0].read_patiently(inspections.info()))
+        await self._agree()
+        before = await _Before.read(self._stores)
         if self._alone:
-            await _forget_model(store)
+            await _forget_model(self._stores)
         self._scheduler = self._keep("scheduler", ["scheduler", "--log-level", settings.log_level], final=(EXIT_USAGE,))
         names = worker_names(len(self.devices), alone=self._alone)
-        for name, device in zip(names, self.devices, strict=True):
+        for number, (name, device) in enumerate(zip(names, self.devices, strict=True)):
             options = dataclasses.replace(settings.options, device=device)
             arguments = ["worker", "--name", name, "--log-level", settings.log_level, *arguments_of(options)]
+            # Elsewhere others may serve some shards already.
+            if self.config.spread and self._alone:
+                arguments += ["--shard", str(number % self.config.shards)]
             # Code 0: somebody told this worker to end, or another one took its name.
             self._workers.append(self._keep(name, arguments, final=(EXIT_OK, EXIT_USAGE)))
         if settings.batch:
@@ -167,7 +175,26 @@ class LocalStack:
             self._batches = self._keep(
                 "batch-worker", ["batch-worker", "--log-level", settings.log_level], (EXIT_USAGE,)
             )
-        await self._ready(store, before)
+        await self._ready(before)
+
+    async def _agree(self) -> None:
+        """Mean the number of shards that the queue has; on a Redis of our own an empty queue gets ours."""
+        try:
+            await agree_async(self._stores[0], patiently=True, claim=True)
+        except ConfigError:
+            if not self._alone:
+                raise
+            await asyncio.to_thread(set_number, self.config, self.config.shards)
+
+    async def _pick_devices(self) -> list[str]:
+        """Return a device for each worker: on a Redis of our own at least one for each shard."""
+        settings, least = self._settings, self.config.shards if self.owns_redis else 1
+        devices = await pick_devices(settings.options, settings.workers, share=settings.share_gpus)
+        if len(devices) < least and settings.workers is None:
+            devices = await pick_devices(settings.options, least, share=settings.share_gpus)
+        if len(devices) < least:
+            raise ConfigError(f"workers: must be at least one for each of the {least} shards, got {len(devices)}")
+        return devices
 
     def start_redis(self) -> None:
         """Start the own Redis, if there is to be one and it does not run yet. Raises `RedisUnavailable`.
@@ -230,17 +257,16 @@ class LocalStack:
             return self._files.enter_context(tempfile.TemporaryFile("a+b"))
         return self._files.enter_context((self._redis.directory / f"{name}.log").open("a+b"))
 
-    async def _ready(self, store: AsyncStore, before: _Before) -> None:
+    async def _ready(self, before: _Before) -> None:
         """Wait for a leader and the workers; some of the workers are enough once the time is over."""
         limit_s = self._settings.ready_timeout_s or self.config.load_timeout_s + READY_EXTRA_S
         deadline = time.monotonic() + limit_s
         while True:
             self._raise_if_ended()
-            overview = await store.read_patiently(lookups.overview(store.keys))
-            leads = overview.leader is not None and overview.leader_until_us > overview.now_us
+            views, records = await _survey(self._stores)
             # On a Redis of our own, the lease of a scheduler that was killed may not have run out yet.
-            leads = leads and not (self._alone and overview.leader == before.leader)
-            records = await store.read_patiently(lookups.workers(store.keys))
+            old = before.leaders if self._alone else frozenset()
+            leads = all(_leads(view) and view.leader not in old for view in views)
             missing = set(self.workers) - {record.worker for record in records if record.inc not in before.workers}
             if leads and not missing:
                 return
@@ -313,8 +339,8 @@ class LocalStack:
             await self._scheduler.stop(SCHEDULER_STOP_S)
         await asyncio.gather(*self._running, return_exceptions=True)
         self._workers, self._scheduler, self._batches, self._running = [], None, None, {}
-        if self._store:
-            await self._store.close()
+        for store in self._stores:
+            await store.close()
         self._files.close()
         if self._redis:
             await asyncio.to_thread(self._redis.stop)
@@ -326,24 +352,35 @@ class _Before:
     """What the queue knew before this stack: what was killed with an earlier one still looks alive for some seconds."""
 
     workers: frozenset[str]
-    leader: str | None
+    leaders: frozenset[str | None]
 
     @classmethod
-    async def read(cls, store: AsyncStore) -> _Before:
-        records = await store.read_patiently(lookups.workers(store.keys))
-        overview = await store.read_patiently(lookups.overview(store.keys))
-        return cls(frozenset(record.inc for record in records), overview.leader)
+    async def read(cls, stores: Sequence[AsyncStore]) -> _Before:
+        views, records = await _survey(stores)
+        return cls(frozenset(record.inc for record in records), frozenset(view.leader for view in views))
 
 
-async def _forget_model(store: AsyncStore) -> None:
+async def _survey(stores: Sequence[AsyncStore]) -> tuple[list[Overview], list[WorkerRecord]]:
+    """Return an overview of each shard, and the workers of all."""
+    views = [await store.read_patiently(lookups.overview(store.keys)) for store in stores]
+    workers = [await store.read_patiently(lookups.workers(store.keys)) for store in stores]
+    return views, [record for records in workers for record in records]
+
+
+def _leads(view: Overview) -> bool:
+    return view.leader is not None and view.leader_until_us > view.now_us
+
+
+async def _forget_model(stores: Sequence[AsyncStore]) -> None:
     """Let the next worker say what model the queue serves, if nothing waits for the one before it.
 
     On a Redis of our own nobody else depends on it. With workers registered (a stack that was killed a moment ago) the
     model stays.
     """
-    counts = await store.read_patiently(reads.counts(store.keys))
-    if not counts.get("waiting"):
-        await store.run_patiently(scripts.set_model("", b""))
+    counts = [await store.read_patiently(reads.counts(store.keys)) for store in stores]
+    if not any(some.get("waiting") for some in counts):
+        for store in stores:
+            await store.run_patiently(scripts.set_model("", b""))
 
 
 if __name__ == "__main__":

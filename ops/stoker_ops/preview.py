@@ -35,14 +35,11 @@ def preview(config: Config, most: int, as_json: bool) -> None:
     Examples:  stoker queue preview
                stoker queue preview --batches 2 --json
     """
-    from stoker.store.connection import Store
+    from stoker.store.agreement import looking
     from stoker_ops.look_ahead import look_ahead
 
-    store = Store(config)
-    try:
+    with looking(config) as store:
         found = _told(look_ahead(store, config, most=most), config)
-    finally:
-        store.close()
     if as_json:
         print_json(found)
     else:

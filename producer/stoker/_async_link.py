@@ -14,6 +14,7 @@ from typing import Any
 from stoker._calls import fitting
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
 from stoker._flows import (
+    Claim,
     Collect,
     Flow,
     Pause,
@@ -34,6 +35,7 @@ from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
 from stoker.store import lookups, reads
+from stoker.store.agreement import agree_async
 from stoker.store.codec import Submission
 from stoker.store.connection import AsyncStore, Read
 from stoker.store.lookups import Place
@@ -54,6 +56,7 @@ class AsyncLink:
         # Blocks longer than other reads may take; token streams and wake-ups are read on its connections.
         self.waiting = AsyncStore(config, block_s=config.block_ms / 1000)
         self.contact = Contact(config)
+        self.agreed = False
         self.streams = Streams(self)
         self.sender = Sender(self)
         self.closed = False
@@ -61,6 +64,9 @@ class AsyncLink:
 
     async def drive(self, flow: Flow[R], *, patiently: bool = True) -> R:
         """Carry out a flow's steps and return its value."""
+        if not self.agreed:
+            await agree_async(self.store, patiently=patiently)
+            self.agreed = True
         try:
             step = next(flow)
             while True:
@@ -79,6 +85,9 @@ class AsyncLink:
             case Pause():
                 await asyncio.sleep(step.seconds)
                 self.check_open()
+                return None
+            case Claim():
+                await agree_async(self.store, patiently=patiently, claim=True)
                 return None
             case Send():
                 return await self.sender.send(step.item)

@@ -32,6 +32,7 @@ from stoker.request import (
     Restarted,
     unknown_field,
 )
+from stoker.shards import shard_of
 from stoker.store.codec import Form, Outcome, Submission, bare_prompt, encode, response_of
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.reads import Card, TokenRecord
@@ -93,6 +94,14 @@ class Names:
 
 unique = Names()
 os.register_at_fork(after_in_child=unique.renew)
+
+
+def fresh_id(config: Config) -> str:
+    """Return an id that nobody else gives; of a shard one that belongs to it."""
+    if config.shards == 1:
+        return unique()
+    ids = iter(unique, "")
+    return next(name for name in ids if shard_of(name, config.shards) == config.shard)
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -167,14 +176,14 @@ class Encoder:
             shared, form = self._shared
             prompt = bare_prompt(item, self._bytes_per_token)
             self._check(None if isinstance(item, str) else item, shared.max_tokens)
-            return form.fill(*_names(shared.request_id), prompt)
+            return form.fill(*_names(self._rest["config"], shared.request_id), prompt)
         except InvalidRequest as error:
             return error
 
     def _whole(self, request: InferenceRequest) -> Submission:
         if request.inputs is None:
             self._check(request.prompt_tokens, request.max_tokens)
-        request_id, nonce = _names(request.request_id)
+        request_id, nonce = _names(self._rest["config"], request.request_id)
         rest = self._rest | {"bytes_per_token": self._bytes_per_token}
         return encode(request, request_id=request_id, nonce=nonce, **rest)
 
@@ -184,9 +193,9 @@ class Encoder:
             raise error
 
 
-def _names(request_id: str | None) -> tuple[str, str]:
-    """Return a request's id and its nonce."""
-    return (request_id, unique()) if request_id else (unique(), ONLY_LIFE)
+def _names(config: Config, request_id: str | None) -> tuple[str, str]:
+    """Return a request's id and its nonce; raises `InvalidRequest` for an id of another shard."""
+    return (config.check_shard(request_id), unique()) if request_id else (fresh_id(config), ONLY_LIFE)
 
 
 def over_card(tokens: Sequence[int] | None, max_tokens: int, card: Card) -> InvalidRequest | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from stoker._calls import Encoder, Item, T, fitting, full_pause, groups, refusal, unique
+from stoker._calls import Encoder, Item, T, fitting, fresh_id, full_pause, groups, refusal, unique
 from stoker._outstanding import Book, Pending, Phase
 from stoker.config import Config, check_name
 from stoker.errors import InvalidRequest, ModelMismatch, QueueFull, RedisUnavailable, RequestLost, StokerError
@@ -24,7 +24,7 @@ from stoker.store.codec import BYTES_PER_TOKEN, Submission
 from stoker.store.connection import Posted, Read, new_id
 from stoker.store.durability import MEMORY, Durability
 from stoker.store.keys import Keys
-from stoker.store.lookups import DeadLetter
+from stoker.store.lookups import DeadLetter, Overview
 from stoker.store.pack import pack
 from stoker.store.reads import Card, QueueFacts
 from stoker.store.records import WorkerRecord
@@ -58,6 +58,11 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A step that fixes the number of shards, or raises `ConfigError` where it is another one."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadFacts:
     """A step that gives what `read_facts` gives, which is read once for all who want it meanwhile."""
 
@@ -86,7 +91,7 @@ class Collect:
     posted: Posted[Any] | Unsent
 
 
-Step = Call[Any] | Read[Any] | Pause | Send | ReadFacts | Post | Collect
+Step = Call[Any] | Read[Any] | Pause | Send | Claim | ReadFacts | Post | Collect
 R = TypeVar("R")
 Flow = Generator[Step, Any, R]
 
@@ -97,11 +102,12 @@ class State:
     def __init__(self, config: Config) -> None:
         """Know nothing yet."""
         self.config = config
-        self.keys = Keys(config.queue)
+        self.keys = Keys(config.tag)
         self.book = Book()
         self.facts: QueueFacts | None = None
         self.facts_at = 0.0
         self.generation: str | None = None
+        self.claimed = config.shards == 1
 
     def saw_generation(self, generation: str | None) -> None:
         """Note which Redis history answered. Another one than before: what is outstanding may be lost."""
@@ -205,6 +211,9 @@ class Sent:
 
 def post(state: State, items: Sequence[Submission], durability: Durability) -> Flow[Sent]:
     """Submit one group; `collect` waits for the answer."""
+    if not state.claimed:
+        yield Claim()
+        state.claimed = True
     pendings = state.book.expect((item.id for item in items), Phase.SENT)
     commands = durability.commands(state.config.durability_timeout_s)
     call = scripts.followed(scripts.submit(new_id(), state.most_bytes, items), commands)
@@ -450,7 +459,7 @@ def stream_nonce(state: State, pending: Pending) -> Flow[str]:
 def retry_dead(state: State, request_id: str) -> Flow[Pending]:
     """Submit a dead letter again under a new id; raises `RequestLost` where there is none."""
     facts = yield from queue_facts(state, 0)
-    fresh, nonce = unique(), unique()
+    fresh, nonce = fresh_id(state.config), unique()
     [pending] = state.book.expect([fresh], Phase.SENT)
     try:
         word = yield from run(scripts.retry_dead(request_id, fresh, nonce, state.book.channel))
@@ -521,7 +530,13 @@ def workers(state: State) -> Flow[list[WorkerRecord]]:
     return [replace(record, held_rows=held) for record, held in zip(records, rows, strict=True)]
 
 
+def survey(state: State) -> Flow[tuple[Overview, list[WorkerRecord]]]:
+    """Read what a queue's figures are made of."""
+    overview = yield from read(lookups.overview(state.keys))
+    return overview, (yield from workers(state))
+
+
 def queue_stats(state: State) -> Flow[Stats]:
     """Read the queue's figures."""
-    overview = yield from read(lookups.overview(state.keys))
-    return assemble(state.config.queue, overview, (yield from workers(state)), state.config.lease_us / 1e6)
+    overview, records = yield from survey(state)
+    return assemble(state.config.queue, overview, records, state.config.lease_us / 1e6)

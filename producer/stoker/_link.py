@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
 from stoker._flows import (
+    Claim,
     Collect,
     Flow,
     Pause,
@@ -31,6 +32,7 @@ from stoker._outstanding import Pending
 from stoker.config import Config
 from stoker.errors import RedisUnavailable, StokerError
 from stoker.store import reads
+from stoker.store.agreement import agree
 from stoker.store.connection import Read, Store
 
 log = logging.getLogger("stoker")
@@ -47,12 +49,16 @@ class Link:
         # Blocks longer than other reads may take; token streams and wake-ups are read on its connections.
         self.waiting = Store(config, block_s=config.block_ms / 1000)
         self.contact = Contact(config)
+        self.agreed = False
         self.closed = threading.Event()
         self._lock = threading.Lock()
         self._reader: threading.Thread | None = None
 
     def drive(self, flow: Flow[R], *, patiently: bool = True) -> R:
         """Carry out a flow's steps and return its value."""
+        if not self.agreed:
+            agree(self.store, patiently=patiently)
+            self.agreed = True
         try:
             step = next(flow)
             while True:
@@ -70,6 +76,9 @@ class Link:
         match step:
             case Pause():
                 self.sleep(step.seconds)
+                return None
+            case Claim():
+                agree(self.store, patiently=patiently, claim=True)
                 return None
             case Send():
                 return self.drive(send(self.state, [step.item]))[0]

@@ -9,7 +9,7 @@ import os
 import time
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, Unpack, cast
 
 from stoker import _flows
 from stoker._async_link import AsyncLink
@@ -49,8 +49,21 @@ class AsyncClient:
     Settings and errors are those of `Client`. One task reads for any number of awaits.
     """
 
+    config: Config
+
+    def __new__(cls, redis_url: str | None = None, *, queue: str | None = None, config: Config | None = None) -> Self:
+        """Make one, of a queue with several shards one that holds a client for each."""
+        kind: type[AsyncClient] = cls
+        settings = client_config(redis_url, queue, config)
+        if settings.spread and cls is AsyncClient:
+            from stoker._async_sharded import ShardedAsyncClient
+
+            kind = ShardedAsyncClient
+        client = object.__new__(kind)
+        client.config = settings
+        return cast("Self", client)
+
     def __init__(self, redis_url: str | None = None, *, queue: str | None = None, config: Config | None = None) -> None:
-        self.config = client_config(redis_url, queue, config)
         self._link: AsyncLink | None = None
         self._closed = False
 
@@ -236,7 +249,8 @@ class AsyncClient:
 
     @property
     def batches(self) -> AsyncBatches:
-        """Files of requests: JSON lines in, JSON lines out, resumable; see `docs/batch.md`."""
+        """Files of requests, as `Client.batches` has them."""
+        self.config.refuse_batches()
         from stoker.batch.sdk import AsyncBatches
 
         return AsyncBatches(self)

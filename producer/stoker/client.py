@@ -10,7 +10,7 @@ import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, Unpack, cast
 
 from stoker import _flows
 from stoker._calls import (
@@ -56,8 +56,21 @@ class Client:
     answer for `retry_timeout_s`.
     """
 
+    config: Config
+
+    def __new__(cls, redis_url: str | None = None, *, queue: str | None = None, config: Config | None = None) -> Self:
+        """Make one, of a queue with several shards one that holds a client for each."""
+        kind: type[Client] = cls
+        settings = client_config(redis_url, queue, config)
+        if settings.spread and cls is Client:
+            from stoker._sharded import ShardedClient
+
+            kind = ShardedClient
+        client = object.__new__(kind)
+        client.config = settings
+        return cast("Self", client)
+
     def __init__(self, redis_url: str | None = None, *, queue: str | None = None, config: Config | None = None) -> None:
-        self.config = client_config(redis_url, queue, config)
         self._open()
 
     def _open(self) -> None:
@@ -227,7 +240,11 @@ class Client:
 
     @property
     def batches(self) -> Batches:
-        """Files of requests: JSON lines in, JSON lines out, resumable; see `docs/batch.md`."""
+        """Files of requests: JSON lines in, JSON lines out, resumable; see `docs/batch.md`.
+
+        Raises `ConfigError` on a queue of several shards.
+        """
+        self.config.refuse_batches()
         from stoker.batch.sdk import Batches
 
         return Batches(self)

@@ -47,7 +47,7 @@ def local_url(config: Config | None = None) -> str | None:
 
 
 def queue_options(command: F) -> F:
-    """Add `--redis` and `--queue`, and hand the command a `config` made of them and of the environment."""
+    """Add `--redis`, `--queue`, `--shards` and `--shard`; the command gets a `config` of them and the environment."""
 
     @click.option(
         "--redis", "redis_url", metavar="URL", help="Redis to use; default: STOKER_REDIS_URL, else the stack here."
@@ -58,9 +58,18 @@ def queue_options(command: F) -> F:
         help="The queue; default: STOKER_QUEUE, else 'default'.",
         shell_complete=completion.queues,
     )
+    @click.option("--shards", type=int, metavar="N", help="How many shards it has; default: STOKER_SHARDS, else 1.")
+    @click.option("--shard", type=int, metavar="I", help="One of them, from 0; default: STOKER_SHARD, else all.")
     @functools.wraps(command)
-    def wrapped(*args: Any, redis_url: str | None, queue: str | None, **kwargs: Any) -> Any:
-        return command(*args, config=make_config(redis_url, queue), **kwargs)
+    def wrapped(
+        *args: Any,
+        redis_url: str | None,
+        queue: str | None,
+        shards: int | None,
+        shard: int | None,
+        **kwargs: Any,
+    ) -> Any:
+        return command(*args, config=make_config(redis_url, queue, shards=shards, shard=shard), **kwargs)
 
     return guarded(wrapped)  # type: ignore[return-value]  # the wrapper takes two options more than the command
 
@@ -75,7 +84,7 @@ def metrics_option(command: F) -> F:
     )(command)
 
 
-def make_config(redis_url: str | None, queue: str | None) -> Config:
+def make_config(redis_url: str | None, queue: str | None, **settings: object) -> Config:
     """Return the settings; raises `ConfigError` for a password on the command line and where there is no Redis."""
     from stoker.config import load_config
     from stoker.config_file import has_password
@@ -83,12 +92,12 @@ def make_config(redis_url: str | None, queue: str | None) -> Config:
 
     if redis_url and has_password(redis_url):
         raise ConfigError("--redis: a password on the command line is seen by everybody here; use STOKER_REDIS_URL")
-    config = load_config(redis_url=redis_url, queue=queue)
+    config = load_config(redis_url=redis_url, queue=queue, **settings)
     if not config.redis_url:
         url = local_url(config)
         if not url:
             raise ConfigError("no Redis: start a stack here with `stoker up`, or give --redis or STOKER_REDIS_URL")
-        config = load_config(redis_url=url, queue=queue)
+        config = load_config(redis_url=url, queue=queue, **settings)
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -27,13 +28,14 @@ def _from_redis(names: Callable[[Store], Iterable[str]]) -> Complete:
             from stoker.command import make_config
             from stoker.store.connection import Store
 
-            config = make_config(ctx.params.get("redis_url"), ctx.params.get("queue"))
+            given = {name: ctx.params.get(name) for name in ("redis_url", "queue", "shards", "shard")}
+            config = make_config(**given)
             deadlines = {"connect_timeout_s": DEADLINE_S, "socket_timeout_s": DEADLINE_S}
-            store = Store(config.model_copy(update=deadlines))
-            try:
-                return sorted({name for name in names(store) if name.startswith(incomplete)})
-            finally:
-                store.close()
+            found: set[str] = set()
+            for part in config.each():
+                with closing(Store(part.model_copy(update=deadlines))) as store:
+                    found.update(name for name in names(store) if name.startswith(incomplete))
+            return sorted(found)
         except Exception:  # whatever is wrong, the command itself will say it
             return []
 

@@ -18,8 +18,10 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from stoker.config_file import VARIABLE, config_path, read_config_file
 from stoker.errors import ConfigError, InvalidRequest, shorten
+from stoker.shards import MOST_SHARDS, TAG_ROOM, shard_of, tag_of
 
-NAME = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+LONGEST_NAME = 128
+NAME = re.compile(rf"[A-Za-z0-9._~-]{{1,{LONGEST_NAME}}}")
 """What an id, a tenant, a queue or a worker may be called: it stands between `:` and `|` in Redis."""
 
 MIB = 1024 * 1024
@@ -41,9 +43,21 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     redis_url: str | None = Field(
-        None, description="redis://, rediss://, unix:// or redis+sentinel:// URL; unset: the stack that runs here"
+        None,
+        description="redis(s)://, unix://, redis+sentinel:// or redis+cluster:// URL; unset: the stack that runs here",
     )
     queue: str = Field("default", description="the queue's name, [A-Za-z0-9._~-]{1,128}")
+    shards: int = Field(
+        1,
+        ge=1,
+        le=MOST_SHARDS,
+        description="parts of the queue, for nodes of a Redis Cluster; the same for a queue",
+    )
+    shard: int | None = Field(
+        None,
+        ge=0,
+        description="the part that this process serves or looks at, from 0; unset: all, a worker's where fewest are",
+    )
     state: Path | None = Field(None, description="the folder of the local stack; unset: XDG_STATE_HOME/stoker")
     redis_server: str | None = Field(None, description="the server binary of the local stack; unset: looked for")
 
@@ -209,6 +223,11 @@ class Config(BaseSettings):
         problems = []
         if not NAME.fullmatch(self.queue):
             problems.append(f"queue: must match {NAME.pattern}, got {self.queue!r}")
+        elif self.shards > 1 and len(self.queue) > LONGEST_NAME - TAG_ROOM:
+            most = LONGEST_NAME - TAG_ROOM
+            problems.append(f"queue: must have at most {most} characters with shards over 1, got {len(self.queue)}")
+        if self.shard is not None and self.shard >= self.shards:
+            problems.append(f"shard: must be under shards ({self.shards}), got {self.shard}")
         pairs = (
             ("backoff_min_ms", "backoff_max_ms"),
             ("window_normal_s", "window_low_s"),
@@ -224,6 +243,49 @@ class Config(BaseSettings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def spread(self) -> bool:
+        """Whether this means all of several shards."""
+        return self.shards > 1 and self.shard is None
+
+    @property
+    def tag(self) -> str:
+        """The hash tag of all keys: the queue's name, or that of the shard; raises `ConfigError` for all shards."""
+        return tag_of(self.queue, self.shards, self.one_shard)
+
+    @property
+    def one_shard(self) -> int:
+        """The shard; raises `ConfigError` for all of several."""
+        if self.shard is None and self.shards > 1:
+            raise ConfigError(
+                f"shard: this looks at one of the {self.shards} shards of queue {self.queue!r};"
+                f" say at which, with --shard or STOKER_SHARD (0 to {self.shards - 1})"
+            )
+        return self.shard or 0
+
+    def of(self, shard: int) -> Config:
+        """Return the settings of one shard; of a queue of one shard they are these."""
+        return self if self.shards == 1 else self.model_copy(update={"shard": shard})
+
+    def check_shard(self, request_id: str) -> str:
+        """Return an id; raises `InvalidRequest` for one that belongs to another shard than these settings name."""
+        if self.shards > 1 and (theirs := shard_of(request_id, self.shards)) != self.shard:
+            raise InvalidRequest("request_id", f"must belong to shard {self.shard}, not to {theirs}", request_id)
+        return request_id
+
+    def refuse_batches(self) -> None:
+        """Raise `ConfigError` where files of requests cannot run: on a queue of several shards."""
+        if self.shards > 1:
+            raise ConfigError(f"shards: batch files run on a queue of one shard, got {self.shards}; use another queue")
+
+    def each(self) -> list[Config]:
+        """Return the settings of each shard that these mean."""
+        return [self.of(shard) for shard in range(self.shards)] if self.spread else [self]
+
+    def of_id(self, request_id: str) -> Config:
+        """Return the settings of the shard that a request belongs to, unless these name one."""
+        return self.of(shard_of(request_id, self.shards)) if self.spread else self
 
     @property
     def lease_us(self) -> int:

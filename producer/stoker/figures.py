@@ -81,6 +81,10 @@ def worker_table(title: str, figures: Stats, busy: Mapping[str, float] | None = 
         at = [column.name for column in columns].index("busy")
         columns = (*columns[:at], *columns[at + 1 :])
         rows = [(*row[:at], *row[at + 1 :]) for row in rows]
+    if any("shard" in worker for worker in figures["workers"]):
+        columns = (*columns, Column("shard", number=True))
+        served = [str(worker.get("shard", "-")) for worker in sorted(figures["workers"], key=worker_order)]
+        rows = [(*row, shard) for row, shard in zip(rows, served, strict=True)]
     return FittedTable(title, columns, rows)
 
 

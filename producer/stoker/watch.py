@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
+from stoker._merge import merged
 from stoker.config import Config
 from stoker.stats import OUTCOMES, Latency, Stats, assemble, latencies
 from stoker.store import inspections, lookups, views
@@ -59,8 +60,20 @@ class View:
     recent: Recent | None
 
 
-def take_look(store: Store) -> Look:
-    """Read the queue; raises `RedisUnavailable`."""
+def take_look(stores: Sequence[Store]) -> Look:
+    """Read the queue, of all its shards; raises `RedisUnavailable`."""
+    looks = [_look(store) for store in stores]
+    if len(looks) == 1:
+        return looks[0]
+    ages = {name: [look.oldest_s[name] for look in looks] for name in CLASSES}
+    return Look(
+        merged([look.overview for look in looks]),
+        [record for look in looks for record in look.workers],
+        {name: max((age for age in found if age is not None), default=None) for name, found in ages.items()},
+    )
+
+
+def _look(store: Store) -> Look:
     overview = store.read(lookups.overview(store.keys))
     records = store.read(lookups.workers(store.keys))
     rows = store.read(lookups.held_rows(store.keys, [record.inc for record in records])) if records else []

@@ -19,26 +19,24 @@ if TYPE_CHECKING:
 def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     """Schedule a queue: order what waits, form batches, watch the workers.
 
-    Run as many as you like: one leads, the others stand by. Waits for a Redis that is down.
+    Run as many as you like: one leads, the others stand by. Waits for a Redis that is down. Of a queue with shards it
+    schedules all, or the one that --shard names.
 
     \b
-    Example:  stoker scheduler --redis redis://10.0.0.5:6379/0
+    Examples:  stoker scheduler --redis redis://10.0.0.5:6379/0
+               stoker scheduler --queue wide --shards 3 --shard 0
     """
     import asyncio
 
     from stoker.garbage import spare_what_stays
     from stoker.log import configure
-    from stoker_scheduler.service import Scheduler
+    from stoker_scheduler.shards import schedule
 
     configure(log_level)
     if metrics_port is not None:
         config = config.model_copy(update={"metrics_port": metrics_port})
-
-    async def run() -> None:
-        await Scheduler(config).run()
-
     spare_what_stays()
-    asyncio.run(run())
+    asyncio.run(schedule(config))
 
 
 commands: list[click.Command] = [scheduler]

@@ -102,10 +102,15 @@ class Scheduler:
         self._stop.set()
 
     async def run(self) -> None:
-        """Schedule until stopped; raises `ConfigError` when the queue runs with another H, or Redis cannot hold it."""
+        """Schedule until a signal or `stop`; raises what `serve` raises."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        await self.serve()
+
+    async def serve(self) -> None:
+        """Schedule until stopped; raises `ConfigError` when the queue runs with another H, or Redis cannot hold it."""
+        loop = asyncio.get_running_loop()
         ports, figures = scheduler_ports(self._config), self._figures
         with exporting(self._config, ports, figures, alive=loop_turns(loop), ready=figures.ready):
             try:

@@ -24,8 +24,9 @@ from stoker_ops.embedded import start
 
 ENDS = ("exit", "stop")
 OPERATORS = {"drain", "set_model", "retry_dead", "purge_dead", "set_tenant"}
-SCRIPTS = [name for name in script_names() if name not in OPERATORS and "_batch" not in name]
-"""What clients, schedulers and workers call: all of it must be a point."""
+OF_SHARDS = {"agree"}
+SCRIPTS = [name for name in script_names() if name not in OPERATORS | OF_SHARDS and "_batch" not in name]
+"""What clients, schedulers and workers of a queue of one shard call: all of it must be a point."""
 
 
 @contextlib.contextmanager

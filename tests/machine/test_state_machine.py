@@ -820,8 +820,8 @@ PROFILES = {  # and how many seconds of the processor they may take at most: on 
 }
 
 
-OF_REQUESTS = [name for name in scripts.script_names() if "_batch" not in name and name != "set_tenant"]
-"""Batch files and what is set for tenants touch no request: these are tested script by script."""
+OF_REQUESTS = [name for name in scripts.script_names() if "_batch" not in name and name not in ("set_tenant", "agree")]
+"""Batch files, what is set for tenants and the number of shards touch no request: tested script by script."""
 
 COMMON_ANSWERS = {  # each comes dozens of times in a run
     "submit": ("ACCEPTED", "SAME", "DONE", "CONFLICT"),

@@ -29,6 +29,13 @@ DIES = "return redis.error_reply('DIED') end"
 MUTATIONS = [
     # --- who may act
     Mutation(
+        "another number of shards is taken",
+        "agree.lua",
+        "if theirs and theirs ~= shards then return {'OTHER', theirs} end",
+        "",
+        "protocol.test_agree:test_another_number_is_refused_with_the_one_that_counts",
+    ),
+    Mutation(
         "the fence is dropped",
         "pieces/fence.lua",
         "~= token then",

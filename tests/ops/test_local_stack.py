@@ -291,7 +291,7 @@ async def goes_on_without_some_workers(stack: LocalStack) -> None:
     stack._workers.append(late)
     stack._settings = dataclasses.replace(stack._settings, ready_timeout_s=0.1)
     with structlog.testing.capture_logs() as logs:
-        await stack._ready(stack._store, _Before(frozenset(), None))
+        await stack._ready(_Before(frozenset(), frozenset()))
     assert logs[-1]["missing"] == ["late"]
     stack._workers.remove(late)
 

@@ -16,7 +16,7 @@ from protocol import batches as on_batch
 from protocol.rig import CLOCK, RESULT_TTL, SETTINGS, A, B, C, D, H, Queue, T, settlement
 from redis_roles import OPS_REDIS, SUPERUSER, Guarded, has_selectors, start_with_roles
 from stoker.config import Config
-from stoker.store import backlog, batches, inspections, lookups, reads, traces, views
+from stoker.store import agreement, backlog, batches, inspections, lookups, reads, traces, views
 from stoker.store import scripts as s
 from stoker.store.connection import Read, Store
 from stoker_ops.embedded import ServerBinary
@@ -108,6 +108,13 @@ def starts(q: Roles) -> None:
     q.lead()
     q.store.run(s.incarnate())
     q.store.run(s.resign(q.token))
+    for role in ("producer", "scheduler", "worker", "admin"):
+        q.empty()
+        q.store.read(agreement.number(q.keys), role)
+        assert q.store.run(s.agree(3, tickets=int(role == "worker")), role).word == "OK"
+    q.store.read(lookups.beats(q.keys), "worker")
+    q.store.read(lookups.worker_count(q.keys), "admin")
+    q.store.run(s.agree(1, instead_of=3), "admin")
 
 
 def clients(q: Roles) -> None:
@@ -320,6 +327,7 @@ def watchers(q: Roles) -> None:
     for role in ("reader", "admin"):
         known = q.store.read(lookups.workers(q.keys), role)
         for read in (
+            agreement.number(q.keys),
             lookups.overview(q.keys),
             lookups.held_rows(q.keys, [A]),
             lookups.tenant_settings(q.keys),

@@ -300,6 +300,7 @@ class Story:
         q.store.run(s.resign(q.token))
         q.store.run(s.set_model("other", b"card"))
         q.store.run(s.set_tenant("t", {"weight": "2"}))
+        assert q.store.run(s.agree(3, tickets=1)).word == "OK"
         q.store.read(reads.bell(q.keys, 0.01))
 
 

@@ -88,7 +88,8 @@ def _server_options() -> list[Callable[..., Any]]:
 def worker(config: Config, name: str | None, log_level: str, metrics_port: int | None, **options: Any) -> None:
     """Run a model and serve a queue with it.
 
-    Waits for a Redis that is down. SIGTERM drains: what runs is finished or given back.
+    Waits for a Redis that is down. SIGTERM drains: what runs is finished or given back. Of a queue with shards it
+    serves the one that --shard names, else the one with the fewest workers.
 
     \b
     Examples:  stoker worker --model demo
@@ -99,6 +100,7 @@ def worker(config: Config, name: str | None, log_level: str, metrics_port: int |
     import asyncio
 
     from stoker.log import configure
+    from stoker.shard_choice import with_shard
     from stoker_workers.messages import EngineOptions
     from stoker_workers.supervisor import Supervisor
 
@@ -108,7 +110,8 @@ def worker(config: Config, name: str | None, log_level: str, metrics_port: int |
 
     async def run() -> None:
         engine = EngineOptions(**options)
-        await Supervisor(config, engine, name=name, log_level=log_level, metrics_port=metrics_port).run()
+        settings = await with_shard(config)
+        await Supervisor(settings, engine, name=name, log_level=log_level, metrics_port=metrics_port).run()
 
     asyncio.run(run())
 
@@ -141,7 +144,7 @@ def profile(
     from stoker_workers.profiling import Profiler
 
     total = rounds if load else int(seconds)
-    with Client(config=config) as client:
+    with Client(config=config.of(config.one_shard)) as client:
         profiler = Profiler(client, worker_name)
         with click.progressbar(length=total, label="profiling", file=sys.stderr) as bar:
 

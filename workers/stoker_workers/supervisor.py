@@ -9,12 +9,11 @@ import random
 import signal
 import socket
 import time
-from typing import Any
 
 import structlog
 
 from stoker.config import Config, check_name
-from stoker.errors import ConfigError, ModelMismatch, RedisUnavailable
+from stoker.errors import ConfigError, RedisUnavailable
 from stoker.every import Outage, every, pause
 from stoker.exporter import exporting, loop_turns, worker_ports
 from stoker.store import scripts
@@ -38,6 +37,7 @@ from stoker_workers.messages import (
     Stop,
 )
 from stoker_workers.progress import Progress
+from stoker_workers.same_model import check_shards, other_model
 
 log = structlog.get_logger()
 
@@ -200,6 +200,7 @@ class Supervisor:
             mode=card["mode"],
             cache=capacity["cache"],
         )
+        await check_shards(self._config, card)
         answer = await self._until_answered(scripts.register(item, new_id(), self._config))
         if answer is None:
             return None
@@ -207,7 +208,8 @@ class Supervisor:
             case "OK":
                 return answer.detail.decode()
             case "OTHER_MODEL":
-                raise ModelMismatch(_other_model(self._config.queue, answer.detail, card))
+                theirs = unpack(answer.detail.partition(b"|")[2], "card")
+                raise other_model(self._config.queue, theirs, card)
             case "OTHER_H":
                 theirs = int(answer.detail) // 1000
                 raise ConfigError(f"heartbeat_ms: the queue runs with {theirs}, got {self._config.heartbeat_ms}")
@@ -403,11 +405,3 @@ class Life:
 def superseded(name: str) -> str:
     """Return what to say when another process has our name."""
     return f"another worker took the name {name!r}; give each its own with --name"
-
-
-def _other_model(queue: str, theirs: bytes, ours: dict[str, Any]) -> str:
-    card = unpack(theirs.partition(b"|")[2], "card")
-    shown = [
-        f"{side}: {c['name']} ({c['dtype']}, {c['identity'][:12]})" for side, c in (("queue", card), ("worker", ours))
-    ]
-    return f"queue {queue!r} serves another model; {'; '.join(shown)}; see `stoker queue set-model`"

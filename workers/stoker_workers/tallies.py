@@ -18,7 +18,7 @@ KINDS: dict[str, tuple[Sequence[str], int]] = {
     STEP: (("",), FINEST_US),
     STEP_ROWS: (("",), 1),
     SCRIPT: (
-        ("beat", "begin", "deregister", "flush", "hand_back", "incarnate", "register", "report", "settle"),
+        ("agree", "beat", "begin", "deregister", "flush", "hand_back", "incarnate", "register", "report", "settle"),
         FINEST_US,
     ),
 }

@@ -136,15 +136,12 @@ def show(config: Config, request_id: str, as_json: bool) -> None:
     """
     from stoker.config import check_name
     from stoker.store import inspections, lookups
-    from stoker.store.connection import Store
+    from stoker.store.agreement import looking
 
     check_name("request_id", request_id)
-    store = Store(config)
-    try:
+    with looking(config.of_id(request_id)) as store:
         letters = store.read_patiently(lookups.dead_letters(store.keys, [request_id]))
         request = store.read_patiently(inspections.dead_request(store.keys, request_id))
-    finally:
-        store.close()
     if not letters or request is None:
         fail(f"no dead letter {request_id}", EXIT_FAILED)
     facts = dataclasses.asdict(letters[0]) | {"history": _history(letters[0])}
@@ -239,7 +236,7 @@ def _letters(client: Client, chosen: Filter, limit: int) -> tuple[list[DeadLette
     from stoker.store.connection import Store
 
     letters = client.dead_letters(limit)
-    store = Store(client.config)
+    store = Store(client.config.of(client.config.shard or 0))
     try:
         now_s = store.read_patiently(inspections.clock()) / 1e6
     finally:

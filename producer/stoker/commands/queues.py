@@ -98,6 +98,28 @@ def set_model(config: Config) -> None:
     click.echo("the next worker to register decides the model")
 
 
+@queue.command("set-shards")
+@click.argument("number", type=int)
+@queue_options
+def set_shards(config: Config, number: int) -> None:
+    """Give a queue another number of shards.
+
+    Refused while it has workers, or requests that have not ended. Stop its
+    clients first: one that goes on with the old number submits to shards that
+    nobody serves. What ended before, and dead letters, can be found with the
+    old number only.
+
+    \b
+    Example:  stoker queue set-shards 3
+    """
+    from stoker.config import load_config
+    from stoker.shard_number import set_number
+
+    load_config(shards=number, shard=0)
+    before = set_number(config, number)
+    click.echo(f"queue {config.queue} has {number} shard{'s' if number != 1 else ''}; it had {before}")
+
+
 def _card_line(model: dict[str, Any] | None) -> str:
     if model is None:
         return "none yet: the first worker decides"

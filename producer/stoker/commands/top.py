@@ -54,23 +54,29 @@ Found = tuple["View | None", "str | None"]
 def _looks(config: Config, interval_s: float, count: int | None, wait: Callable[[float], object]) -> Iterator[Found]:
     """Look each interval, `count` times; ends early when `wait`, which lets seconds pass, returns something true."""
     from stoker.errors import RedisUnavailable
+    from stoker.store.agreement import agree
     from stoker.store.connection import Store
     from stoker.watch import Watch, take_look
 
     deadlines = {name: min(LONGEST_LOOK_S, getattr(config, name)) for name in ("connect_timeout_s", "socket_timeout_s")}
-    store, watch = Store(config.model_copy(update=deadlines)), Watch(config)
+    stores, watch = [Store(part.model_copy(update=deadlines)) for part in config.each()], Watch(config)
+    agreed = False
     try:
         for number in itertools.count(1):
             began = time.monotonic()
             try:
-                found: Found = watch.add(take_look(store)), None
+                if not agreed:
+                    agree(stores[0], patiently=False)
+                    agreed = True
+                found: Found = watch.add(take_look(stores)), None
             except RedisUnavailable as error:
                 found = None, str(error)
             yield found
             if number == count or wait(max(0.0, began + interval_s - time.monotonic())):
                 return
     finally:
-        store.close()
+        for store in stores:
+            store.close()
 
 
 def _print_lines(config: Config, interval_s: float, count: int | None) -> str | None:

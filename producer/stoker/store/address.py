@@ -1,4 +1,4 @@
-"""Where Redis is: one server, or the master that Sentinels name; and the redis-py client for it."""
+"""Where Redis is: one server, the master that Sentinels name, a node of a cluster; and the redis-py client for it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from redis.retry import Retry
 
 from stoker.config import Config
 from stoker.errors import ConfigError
+from stoker.store import cluster
+from stoker.store.keys import Keys
 
 POOL = 64
 BLOCK_GRACE_S = 5.0
@@ -24,9 +26,62 @@ BLOCK_GRACE_S = 5.0
 SERVER_SCHEMES = ("redis://", "rediss://", "unix://")
 SENTINEL_SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
 SENTINEL_PORT = 26_379
+CLUSTER_SCHEMES = ("redis+cluster://", "rediss+cluster://")
+CLUSTER_PORT = 6379
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SECRETS = ("username=", "password=", "sentinel_username=", "sentinel_password=")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a URL with several hosts has; without any host where one of them is none."""
+
+    encrypted: bool
+    hosts: tuple[tuple[str, int], ...]
+    username: str | None
+    password: str | None
+    path: str
+    query: dict[str, str]
+
+    @classmethod
+    def of(cls, url: str, port: int) -> _Parts:
+        parts = urlsplit(url)
+        user, _, hosts = parts.netloc.rpartition("@")
+        username, _, password = user.partition(":")
+        addresses = [re.fullmatch(r"(\[[^]]+\]|[^:]+)(?::(\d+))?", host) for host in hosts.split(",")]
+        found = tuple((address[1].strip("[]"), int(address[2] or port)) for address in addresses if address)
+        return cls(
+            encrypted=parts.scheme.startswith("rediss"),
+            hosts=found if len(found) == len(addresses) else (),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+            path=parts.path.removeprefix("/"),
+            query={name: values[-1] for name, values in parse_qs(parts.query).items()},
+        )
+
+    @property
+    def tls_options(self) -> tuple[str, ...]:
+        return _TLS_OPTIONS if self.encrypted else ()
+
+    @property
+    def tls(self) -> dict[str, str]:
+        return {name: self.query[name] for name in self.tls_options if name in self.query}
+
+
+def _cluster_options(url: str, key: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a connection to the node that has `key`.
+
+    The URL's form is `redis+cluster://[user:password@]host:port,host:port`, of some nodes: they know the others. Raises
+    `ConfigError` for another one. With `rediss+cluster://` all are reached by TLS, and the query may have
+    `ssl_ca_certs`, `ssl_certfile` and `ssl_keyfile`.
+    """
+    parts = _Parts.of(url, CLUSTER_PORT)
+    if parts.path or not parts.hosts or set(parts.query) - {*parts.tls_options}:
+        form = "redis+cluster://[user:password@]host:port,host:port"
+        raise ConfigError(f"redis_url: must have the form {form}, got {redact(url)!r}")
+    login = {"username": parts.username, "password": parts.password, **parts.tls}
+    return options | login | {"nodes": cluster.Nodes(parts.hosts, key)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +103,21 @@ class SentinelAddress:
     @classmethod
     def parse(cls, url: str) -> SentinelAddress:
         """Return the address in `url`; raises `ConfigError` with the form it must have."""
-        parts = urlsplit(url)
-        user, _, hosts = parts.netloc.rpartition("@")
-        username, _, password = user.partition(":")
-        service, _, db = parts.path.removeprefix("/").partition("/")
-        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        encrypted = parts.scheme.startswith("rediss")
-        known = {*_SENTINEL_OPTIONS, *(_TLS_OPTIONS if encrypted else ())}
-        addresses = [re.fullmatch(r"(\[[^]]+\]|[^:]+)(?::(\d+))?", host) for host in hosts.split(",")]
-        if not service or not re.fullmatch(r"\d*", db) or not all(addresses) or set(query) - known:
+        parts = _Parts.of(url, SENTINEL_PORT)
+        service, _, db = parts.path.partition("/")
+        known = {*_SENTINEL_OPTIONS, *parts.tls_options}
+        if not service or not re.fullmatch(r"\d*", db) or not parts.hosts or set(parts.query) - known:
             form = "redis+sentinel://host:port,host:port/SERVICE/DB[?sentinel_password=...]"
             raise ConfigError(f"redis_url: must have the form {form}, got {redact(url)!r}")
+        query = parts.query
         return cls(
-            hosts=tuple((found[1].strip("[]"), int(found[2] or SENTINEL_PORT)) for found in addresses if found),
+            hosts=parts.hosts,
             service=unquote(service),
             db=int(db or 0),
-            username=unquote(username) or None,
-            password=unquote(password) or None,
+            username=parts.username,
+            password=parts.password,
             sentinel={name.removeprefix("sentinel_"): query[name] for name in _SENTINEL_OPTIONS if name in query},
-            tls={"ssl": encrypted, **{name: query[name] for name in _TLS_OPTIONS if name in query}},
+            tls={"ssl": parts.encrypted, **parts.tls},
         )
 
     def options(self, config: Config, block_s: float, **changed: Any) -> dict[str, Any]:
@@ -110,8 +161,10 @@ def checked_url(config: Config) -> str:
         raise ConfigError("no Redis: start a stack here with `stoker up`, or set STOKER_REDIS_URL")
     if url.startswith(SENTINEL_SCHEMES):
         SentinelAddress.parse(url)
+    elif url.startswith(CLUSTER_SCHEMES):
+        _cluster_options(url, "", {})
     elif not url.startswith(SERVER_SCHEMES):
-        schemes = ", ".join((*SERVER_SCHEMES, SENTINEL_SCHEMES[0]))
+        schemes = ", ".join((*SERVER_SCHEMES, SENTINEL_SCHEMES[0], CLUSTER_SCHEMES[0]))
         raise ConfigError(f"redis_url: must begin with one of {schemes}, got {redact(url)!r}")
     return url
 
@@ -132,6 +185,11 @@ def sync_client(config: Config, block_s: float, **changed: Any) -> redis.Redis:
         sentinel = redis.sentinel.Sentinel(**address.options(config, block_s, **changed))  # type: ignore[no-untyped-call]
         return cast("redis.Redis", sentinel.master_for(address.service))  # type: ignore[no-untyped-call]  # theirs
     options = redis_options(config, block_s=block_s) | changed
+    if url.startswith(CLUSTER_SCHEMES):
+        kind = cluster.TlsConnection if url.startswith("rediss") else cluster.PlainConnection
+        options = _cluster_options(url, Keys(config.tag).generation, options)
+        pool = redis.BlockingConnectionPool(connection_class=kind, **options)  # type: ignore[no-untyped-call]  # theirs
+        return redis.Redis.from_pool(pool)
     return redis.Redis.from_pool(_pool(redis.BlockingConnectionPool, url, options))
 
 
@@ -148,7 +206,12 @@ def async_client(config: Config) -> redis.asyncio.Redis:
         _pack_in_c(client.connection_pool)
         return client
     options = redis_options(config) | {"socket_timeout": None}
-    pool = _pool(redis.asyncio.BlockingConnectionPool, url, options)
+    if url.startswith(CLUSTER_SCHEMES):
+        kind = cluster.AsyncTlsConnection if url.startswith("rediss") else cluster.AsyncPlainConnection
+        options = _cluster_options(url, Keys(config.tag).generation, options)
+        pool = redis.asyncio.BlockingConnectionPool(connection_class=kind, **options)
+    else:
+        pool = _pool(redis.asyncio.BlockingConnectionPool, url, options)
     _pack_in_c(pool)
     return redis.asyncio.Redis.from_pool(pool)
 

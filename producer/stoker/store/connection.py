@@ -59,9 +59,11 @@ class Unreachable(RedisUnavailable):
 def demoted(error: Exception) -> bool:
     """Return whether a server refuses because it is a replica: after a failover another one is the master.
 
-    UNBLOCKED is what a blocking read hears in the moment when it becomes one.
+    In a cluster the keys may have moved to another node, or be about to. UNBLOCKED is what a blocking read hears in the
+    moment when it happens.
     """
-    return isinstance(error, exceptions.ReadOnlyError) or re.search("READONLY|UNBLOCKED", str(error)) is not None
+    moved = (exceptions.ReadOnlyError, exceptions.AskError, exceptions.TryAgainError)
+    return isinstance(error, moved) or re.search("READONLY|UNBLOCKED", str(error)) is not None
 
 
 def cut_off(error: Exception) -> bool:
@@ -87,7 +89,7 @@ class _Base:
 
     def __init__(self, config: Config, *, clock: str | None = None) -> None:
         self.config = config
-        self.keys = Keys(config.queue)
+        self.keys = Keys(config.tag)
         self._scripts = load_scripts(config, clock)
         self._since: float | None = None
 
@@ -109,6 +111,9 @@ class _Base:
             return Unreachable(
                 f"{what}: Redis at {where} does not answer since {gone:.1f} s ({text or type(error).__name__})"
             )
+        if isinstance(error, exceptions.AskError | exceptions.TryAgainError):
+            fix = "" if "+cluster:" in where else "; a URL with redis+cluster:// finds it"
+            return Unreachable(f"{what}: the queue lies on another node of the cluster than {where} ({text[:99]}){fix}")
         if demoted(error):
             return Unreachable(f"{what}: Redis at {where} is no master now ({text[:200]})")
         if isinstance(error, REFUSING) or any(word in text for word in REFUSALS):

@@ -20,7 +20,7 @@ from stoker.store.lookups import dead_parts
 from stoker.store.reads import pairs
 from stoker.store.records import CLASSES, SUSPECT
 
-_OF_SCRIPTS = ("epoch", "incs", "tick", "grace", "skew", "mark", "h", "kept")
+_OF_SCRIPTS = ("epoch", "incs", "tick", "grace", "skew", "mark", "h", "kept", "tickets")
 _QUEUE = Keys("q")
 
 PLAIN_KEYS = frozenset([key.removeprefix(_QUEUE.prefix) for key in vars(_QUEUE).values()]) - {""} | {*_OF_SCRIPTS}

@@ -7,7 +7,7 @@ class Keys:
     """The names of one queue's keys; `PROTOCOL.md` of the scheduler gives each one's shape and life."""
 
     def __init__(self, queue: str) -> None:
-        """Name the keys of `queue`, a name that `check_name` has passed."""
+        """Name the keys of `queue`, a name that `check_name` has passed, or of the shard with this tag."""
         self.prefix = f"stoker:{{{queue}}}:"
         self.card = f"{self.prefix}card"
         self.generation = f"{self.prefix}generation"
@@ -16,6 +16,7 @@ class Keys:
         self.beats = f"{self.prefix}beats"
         self.credit = f"{self.prefix}credit"
         self.quarantine = f"{self.prefix}quarantine"
+        self.shards = f"{self.prefix}shards"
         self.leader = f"{self.prefix}leader"
         self.delayed = f"{self.prefix}delayed"
         self.deadlines = f"{self.prefix}deadlines"

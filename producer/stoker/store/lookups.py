@@ -275,6 +275,17 @@ def _numbers(told: bytes | None) -> dict[str, tuple[float, ...]]:
     return {inc: tuple(map(float, numbers.split(","))) for inc, numbers in named(told).items()}
 
 
+def worker_count(keys: Keys) -> Read[int]:
+    """Read how many workers are registered, or have work that is not taken back yet."""
+    return Read([("HLEN", keys.inc)], lambda reply: int(reply[0]), what="count the workers")
+
+
+def beats(keys: Keys) -> Read[dict[str, float]]:
+    """Read when each incarnation beat last, in microseconds by the clock of Redis."""
+    commands: list[Command] = [("ZRANGE", keys.beats, 0, -1, "WITHSCORES")]
+    return Read(commands, lambda reply: {inc.decode(): float(at) for inc, at in reply[0]}, what="read who beats")
+
+
 def workers(keys: Keys) -> Read[list[WorkerRecord]]:
     """Read all registered incarnations, sorted; how many rows each holds is another read."""
     commands: list[Command] = [

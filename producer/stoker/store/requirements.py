@@ -1,4 +1,5 @@
-"""What a Redis must be to hold a queue. Schedulers, workers and `stoker up` refuse to start on another one.
+"""What a Redis must be to hold a queue. Schedulers, workers and `stoker up` refuse to start on another one, or with
+another number of shards than the queue has.
 
 A client does not ask: on such a Redis nothing serves what it submits, and INFO would cost each one a round trip.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from stoker.errors import ConfigError, RedisUnavailable
 from stoker.every import Outage, pause
 from stoker.store import inspections
+from stoker.store.agreement import agree_async
 from stoker.store.connection import AsyncStore
 
 OLDEST = (6, 2)
@@ -60,10 +62,11 @@ def refuse_unfit(info: Mapping[str, str] | None) -> None:
 
 
 async def check_server(store: AsyncStore, stop: asyncio.Event, outage: Outage) -> None:
-    """Wait until Redis answers, or `stop` is set; raises `ConfigError` where it cannot hold a queue."""
+    """Wait until Redis answers, or `stop` is set; raises `ConfigError` where it cannot hold this queue."""
     while not stop.is_set():
         try:
             info = await store.read(inspections.info())
+            await agree_async(store, patiently=False, claim=True)
         except RedisUnavailable as error:
             outage.lost("start", error)
             await pause(RETRY_S, stop)

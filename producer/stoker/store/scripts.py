@@ -218,6 +218,28 @@ def drain(worker: str, drained: bool) -> Call[str]:
     return Call("drain", (worker, int(drained)), _word)
 
 
+# --- shards ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """Answer to `agree`: OK (with a `ticket`, if one was taken) or OTHER (with the number of `shards` that counts)."""
+
+    word: str
+    shards: int
+    ticket: int
+
+
+def agree(shards: int, tickets: int = 0, instead_of: int | None = None) -> Call[Agreed]:
+    """Call that fixes a queue's number of shards, compares or replaces it; made on the keys of the first shard."""
+
+    def parse(reply: list[Any]) -> Agreed:
+        word, number = _word(reply), int(reply[1])
+        return Agreed(word, shards, number) if word == "OK" else Agreed(word, number, 0)
+
+    return Call("agree", (shards, tickets, instead_of or ""), parse)
+
+
 # --- schedulers -----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,211 @@
+"""The awaited client of a queue with several shards: a client for each, and requests go to theirs by their ids."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Concatenate, Unpack
+
+from stoker import _flows
+from stoker._async_link import AsyncLink
+from stoker._calls import Item, RequestFields, refused_error
+from stoker._contact import seconds_left
+from stoker._flows import Flow, R, State
+from stoker._merge import by_shard, figures, in_order, newest, parts_of, united
+from stoker._windows import Windows, id_of
+from stoker.async_client import AsyncClient, AsyncJob, P
+from stoker.config import Config, check_name
+from stoker.errors import DurabilityNotReached, RedisUnavailable, ResultTimeout, StokerError
+from stoker.request import InferenceResponse
+from stoker.shards import shard_of
+from stoker.stats import Stats
+from stoker.store.durability import MEMORY
+from stoker.store.lookups import DeadLetter
+from stoker.store.reads import Card
+from stoker.store.records import WorkerRecord
+
+
+class ShardedAsyncClient(AsyncClient):
+    """All shards of a queue as one queue; `AsyncClient` is one of these where the settings say that there are several.
+
+    A request belongs to a shard by its id alone. One without an id gets one of the shard whose turn it is.
+    """
+
+    def __init__(self, redis_url: str | None = None, *, queue: str | None = None, config: Config | None = None) -> None:
+        super().__init__(redis_url, queue=queue, config=config)
+        self._clients = [AsyncClient(config=self.config.of(shard)) for shard in range(self.config.shards)]
+        self._turns = itertools.count()
+
+    def _here(self) -> AsyncLink:
+        return self._clients[0]._here()
+
+    def _of(self, request_id: str) -> AsyncClient:
+        return self._clients[shard_of(check_name("request_id", request_id), self.config.shards)]
+
+    async def close(self) -> None:
+        """Close all connections and end the tasks; who still waits gets an error. Requests go on."""
+        await asyncio.gather(*(client.close() for client in self._clients))
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        request: Item | None = None,
+        *,
+        durability: str = MEMORY,
+        block: bool = False,
+        block_timeout: float | None = None,
+        displace: bool = False,
+        check_deadline: bool = True,
+        **fields: Unpack[RequestFields],
+    ) -> AsyncJob:
+        """Submit a request to its shard; as `AsyncClient.submit`."""
+        [shard] = by_shard([id_of(request, fields)], self.config.shards, next(self._turns))
+        return await self._clients[shard].submit(
+            request,
+            durability=durability,
+            block=block,
+            block_timeout=block_timeout,
+            displace=displace,
+            check_deadline=check_deadline,
+            **fields,
+        )
+
+    async def submit_many(
+        self, requests: Iterable[Item], *, durability: str = MEMORY, displace: bool = False, check_deadline: bool = True
+    ) -> list[AsyncJob | StokerError]:
+        """Submit requests, to all shards at once; as `AsyncClient.submit_many`.
+
+        Raises `RedisUnavailable` where none could be submitted; where one shard's Redis does not answer, its requests
+        get that error.
+        """
+        items = list(requests)
+        parts = parts_of([id_of(item, {}) for item in items], self.config.shards, next(self._turns))
+
+        async def send(shard: int, part: Sequence[int]) -> Sequence[AsyncJob | StokerError]:
+            try:
+                return await self._clients[shard].submit_many(
+                    [items[i] for i in part], durability=durability, displace=displace, check_deadline=check_deadline
+                )
+            except RedisUnavailable as error:
+                return [error] * len(part)
+
+        answers = await asyncio.gather(*(send(shard, part) for shard, part in parts.items()))
+        return in_order(parts.values(), answers)
+
+    async def map(self, items: Iterable[Item], **fields: Unpack[RequestFields]) -> AsyncIterator[InferenceResponse]:
+        """Run any number of prompts, token id lists or requests on all shards; as `AsyncClient.map`."""
+        windows, source = Windows(self.config, fields), iter(items)
+        links = [client._here() for client in self._clients]
+        while not windows.finished:
+            windows.take(source)
+            for link in links:
+                link.read_wakeups()
+            flows = windows.advance([link.state for link in links])
+            await asyncio.gather(*(links[shard].drive(flow) for shard, flow in flows))
+            for response in windows.ready():
+                yield response
+            if windows.wants or windows.finished:
+                continue
+            shard, pending = windows.head
+            if pending is None:
+                await asyncio.sleep(windows.pause_s or 0.0)
+            else:
+                await links[shard].wait(pending, windows.pause_s)
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def job(self, request_id: str) -> AsyncJob:
+        """Return the handle of a request by its id, whoever submitted it. Asks Redis nothing yet."""
+        return self._of(request_id).job(request_id)
+
+    async def as_completed(
+        self,
+        jobs: Iterable[AsyncJob | StokerError],
+        timeout: float | None = None,  # noqa: ASYNC109 (as the other client's)
+    ) -> AsyncIterator[InferenceResponse]:
+        """Give responses as they come, of all shards; as `AsyncClient.as_completed`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        given = [job.job if isinstance(job, DurabilityNotReached) else job for job in jobs]
+        owned = [(self._of(job.id), job) for job in given if not isinstance(job, StokerError)]
+        pendings, links = [client._own(job) for client, job in owned], [client._here() for client, _ in owned]
+        done: asyncio.Queue[int] = asyncio.Queue()
+        callbacks = [functools.partial(done.put_nowait, i) for i in range(len(pendings))]
+        left = set(range(len(pendings)))
+        for link in dict.fromkeys(links):
+            of = [i for i, other in enumerate(links) if other is link]
+            await link.watch([pendings[i] for i in of], [callbacks[i] for i in of])
+        try:
+            for error in given:
+                if isinstance(error, StokerError):
+                    yield refused_error(error)
+            while left:
+                try:
+                    i = await asyncio.wait_for(done.get(), seconds_left(deadline))
+                except TimeoutError:
+                    late = min(left)
+                    raise ResultTimeout(pendings[late].id, timeout or 0.0) from links[late].contact.error
+                response = pendings[i].response
+                if response is None:
+                    links[i].check(timeout)
+                elif i in left:
+                    left.remove(i)
+                    yield response
+        finally:
+            for link, pending, callback in zip(links, pendings, callbacks, strict=True):
+                link.state.book.off_done(pending, callback)
+
+    # --- operating ----------------------------------------------------------------------------------------------------
+
+    async def stats(self) -> Stats:
+        """Return the figures of all shards together; the leader is None unless each has one."""
+        return figures(self.config, await self._all(_flows.survey))
+
+    async def workers(self) -> list[WorkerRecord]:
+        """Return the registered workers of all shards and what they hold."""
+        return [record for records in await self._all(_flows.workers) for record in records]
+
+    async def queue_card(self) -> Card | None:
+        """Return the card of the queue's model, None before its first worker."""
+        return next(filter(None, await self._all(_flows.card)), None)
+
+    async def drain(self, worker: str, drained: bool = True) -> bool:
+        """Stop sending work to a worker, or go on with it, in whichever shard; gives whether it is there."""
+        return any(await self._all(_flows.drain, worker, drained))
+
+    async def tenants(self) -> dict[str, dict[str, float]]:
+        """Return what is set for tenants, by tenant and setting; each shard has the same."""
+        return united(await self._all(_flows.tenants))
+
+    async def set_tenant(self, tenant: str, **values: float | None) -> None:
+        """Set numbers for a tenant in each shard; a limit counts in each of them."""
+        await self._all(_flows.set_tenant, tenant, values)
+
+    async def set_model(self, identity: str, fields: Mapping[str, Any]) -> None:
+        """Replace each shard's model card; raises `ModelMismatch` while workers of another model are registered."""
+        await self._all(_flows.set_model, identity, fields)
+
+    async def forget_model(self) -> None:
+        """Let the next worker to register decide the queue's model; raises `ModelMismatch` while there are workers."""
+        await self._all(_flows.set_model, "", {})
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Return the newest dead letters of all shards."""
+        return newest(await self._all(_flows.dead_letters, limit), limit)
+
+    async def retry_dead(self, request_id: str) -> AsyncJob:
+        """Submit a dead letter again, under a new id that links to it; raises `RequestLost` where there is none."""
+        return await self._of(request_id).retry_dead(request_id)
+
+    async def purge_dead(self, ids: Iterable[str]) -> int:
+        """Forget dead letters; gives how many there were."""
+        given = list(ids)
+        calls = [client.purge_dead([found for found in given if self._of(found) is client]) for client in self._clients]
+        return sum(await asyncio.gather(*calls))
+
+    async def _all(self, flow: Callable[Concatenate[State, P], Flow[R]], *args: P.args, **kwargs: P.kwargs) -> list[R]:
+        """Return what a flow gives in each shard."""
+        return await asyncio.gather(*(client._drive(flow, *args, **kwargs) for client in self._clients))
