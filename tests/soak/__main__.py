@@ -34,8 +34,8 @@ KILL_EVERY_S = 90.0
 """A child that lived for a minute is started again at once."""
 LAPSE_S = 60.0
 FOR_GOOD = {row.key for row in KEY_ROWS if row.life.startswith("for good")}
-UNTOUCHED = {"skew", "tenants"}
-"""What is there once a clock went back or a tenant got settings of its own, and neither happens here."""
+UNTOUCHED = {"skew", "tenants", "shards", "tickets"}
+"""What is there once a clock went back, a tenant got settings of its own or a queue has shards; none of it happens here."""
 LAPSING = ("bell", "void:", "obituary:")
 """What goes by itself within an hour, whatever the settings."""
 SETTINGS = {

@@ -43,8 +43,8 @@ def test_after_a_purge_redis_holds_exactly_what_is_for_good(stack: Stack) -> Non
     names = wait_until(lambda: only_lasting(stack), 20, what="results, channels and streams lapse")
     lasting = {name.removeprefix(prefix) for name in names if stack.redis.ttl(name) == -1}
     lasting = {name for name in lasting if not name.startswith(COUNTED)}
-    # `skew` is there once the clock was set back, `tenants` once an operator gave one a limit.
-    assert lasting | {"skew", "tenants"} == FOR_GOOD
+    # `skew` is there once the clock was set back, `tenants` once an operator gave one a limit, the others with shards.
+    assert lasting | {"skew", "tenants", "shards", "tickets"} == FOR_GOOD
     left = {name.removeprefix(prefix) for name in stack.redis.scan_iter("*")} - FOR_GOOD
     assert {name for name in left if not name.startswith(COUNTED)} == {
         name.removeprefix(prefix) for name in names if name.removeprefix(prefix).startswith(LAPSING)

@@ -373,7 +373,7 @@ def test_a_redis_that_refuses_says_why_and_all_recover_by_themselves(
     with (
         refusing(world.server),
         world.clients(retry_timeout_s=0.1) as hasty,
-        pytest.raises(RedisUnavailable, match=f"(submit|read): Redis at .*({says})"),
+        pytest.raises(RedisUnavailable, match=f"(connect|submit|read): Redis at .*({says})"),
     ):
         hasty.submit(request)
     assert answered_at_once(jobs)

@@ -1,6 +1,6 @@
 """Tokens a second of the whole stack against the bare engine in one process, on one load.
 
-    python bench/stack.py --requests 32 --rows 16 --rounds 5
+    python bench/end_to_end.py --requests 32 --rows 16 --rounds 5
 
 The load is that of `bench/engine.py`: random prompts of 16-400 tokens, 8-256 tokens of answer, the demo model in
 float32 on one torch thread. The stack is an embedded Redis, a scheduler, a worker, and a client that streams every
