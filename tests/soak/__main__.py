@@ -35,7 +35,7 @@ KILL_EVERY_S = 90.0
 LAPSE_S = 60.0
 FOR_GOOD = {row.key for row in KEY_ROWS if row.life.startswith("for good")}
 UNTOUCHED = {"skew", "tenants", "shards", "tickets"}
-"""What is there once a clock went back, a tenant got settings of its own or a queue has shards; none of it happens here."""
+"""What is there once a clock went back, a tenant got settings of its own or a queue has shards: not here."""
 LAPSING = ("bell", "void:", "obituary:")
 """What goes by itself within an hour, whatever the settings."""
 SETTINGS = {
