@@ -7,7 +7,8 @@ The trace is a CSV with the columns ContextTokens and GeneratedTokens. Every cli
 what the trace says, as when a model ends its answers itself. All requests wait from the start; an engine takes them in
 order. Expected are the 80th percentile of the trace's answers (`p80`), or max_tokens (`full`).
 
-Prints tokens of answers a second, by the time that the sim's profile says or by the processor time of a real model.
+Prints tokens of answers a second, how much of the cache all tokens fill, and when answers were whole, by the time that
+the sim's profile says or by the processor time of a real model.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from stoker_workers.engines import sim as sim_engine
 Lengths = tuple[int, int]
 
 
-def run(engine: Engine, lengths: list[Lengths], max_tokens: int, expected: int | None) -> dict[str, float]:
+def run(
+    engine: Engine, lengths: list[Lengths], max_tokens: int, expected: int | None, kv_cache_tokens: int
+) -> dict[str, float]:
     """Run all requests through the engine; returns what was counted."""
     numbers = random.Random(1)
     slept = 0.0
@@ -48,22 +51,40 @@ def run(engine: Engine, lengths: list[Lengths], max_tokens: int, expected: int |
         )
         for i, (prompt, _) in enumerate(lengths)
     )
-    steps = rows = tokens = 0
+    steps = rows = tokens = cached = 0
+    held = {work.id: len(work.prompt) for work in waiting}
+    ended_s: list[float] = []
     started = time.process_time()
     while waiting or engine.resident():
         while waiting and isinstance(engine.admit(waiting[0]), Admitted):
             waiting.popleft()
         rows += len(engine.resident())
+        cached += sum(held[name] for name in engine.resident())
         steps += 1
         for event in engine.step():
             if isinstance(event, Tokens):
                 tokens += 1
+                held[event.id] += 1
                 ends[event.id] -= 1
                 if not ends[event.id]:
                     engine.cancel(event.id)
+                    ended_s.append(slept or time.process_time() - started)
     seconds = slept or time.process_time() - started
     preempted = engine.preemptions  # type: ignore[attr-defined]  # of the engines that preempt
-    return {"tokens/s": tokens / seconds, "rows a step": rows / steps, "steps": steps, "preempted": preempted}
+    return {
+        "tokens/s": tokens / seconds,
+        "rows a step": rows / steps,
+        "% of the cache filled": 100 * cached / steps / kv_cache_tokens,
+        "steps": steps,
+        "preempted": preempted,
+        "p50 s": quantile(ended_s, 0.5),
+        "p99 s": quantile(ended_s, 0.99),
+    }
+
+
+def quantile(values: list[float], share: float) -> float:
+    """Return the value that this share of them is not above."""
+    return sorted(values)[int(share * (len(values) - 1))]
 
 
 def lengths_of(trace: Path, requests: int, max_tokens: int) -> list[Lengths]:
@@ -88,7 +109,7 @@ def main() -> None:
     for name, expected in (("full", None), ("p80", p80)):
         engine = make_engine(options.model, device="cpu", kv_cache_tokens=options.kv_cache_tokens)
         engine.load()
-        figures = run(engine, lengths, options.max_tokens, expected)
+        figures = run(engine, lengths, options.max_tokens, expected, options.kv_cache_tokens)
         shown = "  ".join(f"{name} {value:,.1f}" for name, value in figures.items())
         print(f"{name:5} expects {expected or options.max_tokens:4}: {shown}", flush=True)
 
