@@ -407,4 +407,4 @@ def _depth(fleet: list[WorkerRecord]) -> int:
         return DEPTH["continuous"]
     if any(worker.mode == "padded" for worker in fleet):
         return DEPTH["padded"]
-    return min(DEPTH["continuous"], sum(worker.rows for worker in fleet) + BLOCKED_HEADS)
+    return min(DEPTH["continuous"], sum(worker.rows + worker.ahead for worker in fleet) + BLOCKED_HEADS)

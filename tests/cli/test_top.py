@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import pytest
 from cli.conftest import Cli
 from helpers import wait_until
 from stack_processes import Stack
+from stoker.figures import worker_table
 from stoker.store.lookups import Overview
 from stoker.store.records import LANES, WorkerRecord
 from stoker.watch import Look, Watch
@@ -265,6 +267,15 @@ def test_rates_are_of_the_last_ten_seconds_and_latencies_of_the_last_minute(watc
     high = recent["latency_ms_by_class"]["high"]["e2e"]
     assert high["p50"] is not None
     assert high["p50"] > 700, "those of before the minute are not in it"
+
+
+def test_what_a_worker_holds_ahead_stands_behind_its_rows(watch: Watch) -> None:
+    seen = look(1, 0, {})
+    shown = []
+    for held in (3, 8, 10):
+        busy = replace(seen, workers=[replace(seen.workers[0], held_rows=held, ahead=4)])
+        shown.append(worker_table("", watch.add(busy).stats).rows[0][4])
+    assert shown == ["3/8", "8/8", "8/8+2"]
 
 
 def test_a_redis_with_another_history_begins_anew(watch: Watch) -> None:

@@ -130,6 +130,11 @@ class Inc:
         return sum(member.cost for member in self.work.values())
 
     @property
+    def ahead(self) -> int:
+        """How many requests it takes beside its rows, by its figures."""
+        return int(re.search(r"(?:^|,)ahead=(\d+)|$", self.vitals[-1])[1] or 0)  # type: ignore[index]
+
+    @property
     def record(self) -> bytes:
         parts: tuple[object, ...] = (self.worker, self.identity, self.capacity, self.rows, self.budget, self.mode)
         parts += (self.cache, self.life, int(self.accepting), int(self.drained))
@@ -574,7 +579,7 @@ class Model:
         longest = max([cost, *(member.cost for member in worker.work.values())])
         rows = sum(member.cost > 0 for member in worker.work.values()) + 1
         need = rows * longest if worker.cache == "rect" else worker.credit + cost
-        if rows > worker.rows or need > worker.capacity:
+        if rows > worker.rows + min(worker.rows, worker.ahead) or need > worker.capacity:
             return "FULL"
         life.delivery, life.state, life.flew = delivery, "D", True
         worker.work[life.id] = Member(delivery, cost, "D", self.now, life.lane.partition(":")[0], life.attempts)

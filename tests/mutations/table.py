@@ -395,6 +395,13 @@ MUTATIONS = [
         "protocol.test_settle:test_credit_falls_by_what_each_row_was_booked_with",
     ),
     Mutation(
+        "a worker gets more ahead than it asked for",
+        "dispatch.lua",
+        "',ahead=(%d+)'",
+        "'=(%d+)'",
+        "protocol.test_dispatch:test_a_worker_that_takes_requests_ahead_gets_so_many_beside_its_rows",
+    ),
+    Mutation(
         "a full worker takes more",
         "dispatch.lua",
         "return total + cost <= capacity",

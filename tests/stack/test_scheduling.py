@@ -101,6 +101,21 @@ def test_a_batch_never_exceeds_the_budget_of_tokens(stack: Stack, client: Client
     assert max(job.result(timeout=30).output["batch"] for job in jobs) == 2
 
 
+def test_a_worker_whose_rows_last_one_step_holds_more_than_it_has_rows(
+    stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    """So that the next step finds its rows there; without it the engine stands still after each step."""
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"base_ms": 20, "prefill_ms": 0, "row_ms": 0, "resident_ms": 0}))
+    stack.scheduler()
+    stack.worker("worker", "--max-num-seqs", "2", "--profile", str(profile))
+    jobs = client.submit_many([InferenceRequest(prompt_tokens=[1], max_tokens=1) for _ in range(2000)])
+    wait_until(lambda: any(worker.held_rows > worker.rows for worker in client.workers()))
+    assert all(worker.held_rows <= worker.rows + worker.ahead for worker in client.workers())
+    for job in jobs:
+        job.cancel()
+
+
 def test_two_workers_share_the_work(stack: Stack, client: Client) -> None:
     """LoadBalancer."""
     stack.scheduler()

@@ -12,7 +12,7 @@ from typing import Any
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.reads import PADDED, pairs, scored
-from stoker.store.records import LANES, Held, Waiting, WorkerRecord, class_of, parse_tail, tenant_of
+from stoker.store.records import AHEAD, LANES, Held, Waiting, WorkerRecord, class_of, parse_tail, tenant_of
 
 MOST_ACTIVE = 1024
 """Lanes of tenants that a look at the queue knows of; where more are in use, some by chance."""
@@ -207,6 +207,7 @@ def _held(found: Any, named: bool) -> list[Held]:
 def worker_record(inc: str, text: str) -> WorkerRecord:
     """Return one field of the hash `inc`; what it holds and its beat stand elsewhere."""
     f = text.split("|")
+    figures = {name: int(number) for name, _, number in (pair.partition("=") for pair in f[14].split(",") if pair)}
     return WorkerRecord(
         inc=inc,
         worker=f[0],
@@ -222,7 +223,8 @@ def worker_record(inc: str, text: str) -> WorkerRecord:
         rate=float(f[11]),
         faults=int(f[12]),
         successes=int(f[13]),
-        figures={name: int(number) for name, _, number in (pair.partition("=") for pair in f[14].split(",") if pair)},
+        ahead=min(figures.get(AHEAD, 0), int(f[3])),
+        figures=figures,
     )
 
 
