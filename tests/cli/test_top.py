@@ -98,22 +98,14 @@ def top(url: str, *options: str, columns: int = 80, lines: int = 24) -> Iterator
         terminal.close()
 
 
-@pytest.fixture
-def served(stack: Stack) -> Stack:
-    """A scheduler and one worker."""
-    stack.scheduler()
-    stack.worker("one", "--profile", "zero")
-    return stack
-
-
 # --- on a terminal ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_top_shows_classes_workers_and_latencies_on_one_screen_until_q(
-    served: Stack, cli: Cli, short_tmp: Path, columns: int
+    served: Stack, served_cli: Cli, short_tmp: Path, columns: int
 ) -> None:
-    assert cli("submit", "hello", "--max-tokens", "4", "--priority", "high").exit_code == 0
+    assert served_cli("submit", "hello", "--max-tokens", "4", "--priority", "high").exit_code == 0
     with top(served.url, columns=columns) as terminal:
         screen = terminal.shows("1 worker")
         for word in ("queue default", "critical", "batch", "oldest", "p50", "p99", "leader", "running", "q ends"):
@@ -178,8 +170,8 @@ def latest(terminal: Terminal) -> str:
 # --- elsewhere --------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_terminal_it_prints_tables_whose_lines_are_whole(served: Stack, cli: Cli) -> None:
-    shown = cli("top", "--count", "2", "--interval", "0.1", COLUMNS=None)
+def test_without_a_terminal_it_prints_tables_whose_lines_are_whole(served_cli: Cli) -> None:
+    shown = served_cli("top", "--count", "2", "--interval", "0.1", COLUMNS=None)
     assert shown.exit_code == 0
     assert shown.output.count("1 worker") == 2
     assert "\x1b" not in shown.output
@@ -190,13 +182,13 @@ def test_without_a_terminal_it_prints_tables_whose_lines_are_whole(served: Stack
     assert "requests/s" in shown.output
 
 
-def test_json_is_an_object_a_line(served: Stack, cli: Cli) -> None:
-    assert cli("submit", "hello", "--max-tokens", "4").exit_code == 0
-    shown = cli("top", "--json", "--count", "3", "--interval", "0.1")
+def test_json_is_an_object_a_line(served_cli: Cli) -> None:
+    assert served_cli("submit", "hello", "--max-tokens", "4").exit_code == 0
+    shown = served_cli("top", "--json", "--count", "3", "--interval", "0.1")
     assert shown.exit_code == 0
     looks = [json.loads(line) for line in shown.output.splitlines()]
     assert [look["recent"] is None for look in looks] == [True, False, False]
-    assert looks[2]["counts"]["succeeded"] == 1
+    assert looks[2]["counts"]["succeeded"] == looks[2]["counts"]["submitted"] > 0
     assert looks[2]["workers"][0]["worker"] == "one"
     assert looks[0]["at_s"] < looks[1]["at_s"] < looks[2]["at_s"]
 
