@@ -21,7 +21,6 @@ from collections.abc import Callable
 
 import psutil
 import redis
-
 from figures import Bar, Rounds, alternating, ratio, save, table, verdicts
 from fleet import MAX_TOKENS, PROMPT_TOKENS, fleet
 from floor import floor

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import itertools
 import os
+import secrets
+import string
 from array import array
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
@@ -45,6 +47,8 @@ Item = InferenceRequest | str | Sequence[int]
 ONLY_LIFE = "0"
 """The nonce of a generated id: nobody else can submit under it, so there is no other life to be told from."""
 
+_LETTERS = string.ascii_letters + string.digits
+
 _BARE = (list, str, array, tuple)
 _PLAIN = (int, float, str, bool, type(None), RequestPriority)
 """What cannot change behind the back of who remembers it."""
@@ -81,20 +85,28 @@ class RequestFields(TypedDict, total=False):
 
 
 class Names:
-    """Unique names, for ids and nonces: a random prefix a process, and a counter."""
+    """Unique names of 13 letters and digits, for ids and nonces: 10 at random (59 bits), 3 that count.
+
+    They are short, for Redis holds each id three times while its request waits. What has counted to its end goes on
+    behind other random ones, and so does a forked child, which would otherwise give the names that its parent gives.
+    """
 
     def __init__(self) -> None:
         """Start with a fresh prefix."""
         self.renew()
 
     def renew(self) -> None:
-        """Take a new prefix: a forked child would otherwise give the names that its parent gives."""
-        self._prefix = os.urandom(8).hex()
-        self._numbers = itertools.count(1)
+        """Take a new prefix."""
+        prefix = "".join(secrets.choice(_LETTERS) for _ in range(10))
+        # One iterator has both, so that two threads which renew at once never give a name twice.
+        self._names = map(prefix.__add__, map("".join, itertools.product(_LETTERS, repeat=3)))
 
     def __call__(self) -> str:
-        """Return the next name. Thread-safe: one step of a counter."""
-        return f"{self._prefix}-{next(self._numbers):x}"
+        """Return the next name. Thread-safe: one step of an iterator."""
+        for name in self._names:
+            return name
+        self.renew()
+        return self()
 
 
 unique = Names()

@@ -68,4 +68,5 @@ async def every(
 async def pause(seconds: float, stop: asyncio.Event) -> None:
     """Sleep for `seconds`, or until `stop` is set."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
+        async with asyncio.timeout(seconds):  # without a task, which `wait_for` makes
+            await stop.wait()

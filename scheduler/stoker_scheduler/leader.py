@@ -1,4 +1,4 @@
-"""Who schedules: one lease in Redis, renewed four times a heartbeat."""
+"""Who schedules: one lease in Redis, renewed three times a heartbeat."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from stoker.store.records import Waiting
 from stoker.store.scripts import Call, Dispatched
 
 log = structlog.get_logger()
+
+CLAIMS = 3
+"""How often a heartbeat the lease is claimed, by a standby too. A tick that is older than H starts a grace, in which no
+lease lapses: one claim may fail, or be late by two thirds of H, before that."""
 
 
 class Leadership:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Mapping, Set
@@ -28,7 +29,7 @@ from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
 from stoker_scheduler.figures import SchedulerFigures
 from stoker_scheduler.health import HealthMonitor
 from stoker_scheduler.instruments import Instruments
-from stoker_scheduler.leader import Leadership
+from stoker_scheduler.leader import CLAIMS, Leadership
 from stoker_scheduler.metrics import MetricsCollector
 from stoker_scheduler.preemption import Preemption, givers
 from stoker_scheduler.prices import StepPrices
@@ -43,6 +44,9 @@ log = structlog.get_logger()
 RETRY_S = 0.2
 HOUSEKEEPING_S = 5.0
 AGES_S = 30.0
+IDLE_BLOCKS = 2
+"""For how many of the longest blocks the bell is waited for while nothing is asked of the queue: whatever there is to
+do then rings, or is the end of a worker's lease."""
 
 
 class Fenced(Exception):
@@ -52,7 +56,7 @@ class Fenced(Exception):
 class Scheduler:
     """Leads, or stands by to.
 
-    1. Claims the lease, four times a heartbeat.
+    1. Claims the lease, three times a heartbeat.
     2. Sleeps on the bell, or until something is due; then reads the queue in one round trip and acts on it:
     3. takes back what dead workers hold, ends delays and deadlines,
     4. orders what waits (RequestQueue), picks workers (LoadBalancer, HealthMonitor), forms batches (DynamicBatcher);
@@ -63,7 +67,7 @@ class Scheduler:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._store = AsyncStore(config)
-        self._bell = AsyncStore(config, block_s=config.block_ms / 1000)
+        self._bell = AsyncStore(config, block_s=IDLE_BLOCKS * config.block_ms / 1000)
         self._health = HealthMonitor(config)
         self._prices = StepPrices()
         self._times = ServiceTimes(self._prices)
@@ -126,7 +130,7 @@ class Scheduler:
         tasks = [
             stopped,
             asyncio.create_task(
-                every(self._config.heartbeat_ms / 4000, self._leadership.tick, self._stop, self._outage)
+                every(self._config.heartbeat_ms / CLAIMS / 1000, self._leadership.tick, self._stop, self._outage)
             ),
             asyncio.create_task(self._schedule()),
             asyncio.create_task(every(HOUSEKEEPING_S, self._housekeeping, self._stop, self._outage)),
@@ -150,7 +154,7 @@ class Scheduler:
                 with self._instruments.tick.time():
                     wait_s = await self.tick()
                 if wait_s > 0:
-                    await self._bell.read(reads.bell(self._store.keys, min(wait_s, self._config.block_ms / 1000)))
+                    await self._bell.read(reads.bell(self._store.keys, wait_s))
             except Fenced:
                 self._unanswered = None
                 self._leadership.lost("fenced")
@@ -159,7 +163,7 @@ class Scheduler:
                 await pause(RETRY_S, self._stop)
 
     async def tick(self) -> float:
-        """Do all that is due; returns after how many seconds something will be, at most the longest block."""
+        """Do all that is due; returns after how many seconds to look again, should the bell not ring."""
         if self._unanswered:
             await self._repeat(self._unanswered)
         view = await self._read_view()
@@ -242,13 +246,14 @@ class Scheduler:
         return ended
 
     def _wait_s(self, view: QueueView, linger_us: int) -> float:
-        """Seconds until the next due time, deadline, lease or linger."""
+        """Seconds until the next due time, deadline, lease or linger; at most the longest block, twice that if idle."""
         dues = [due - view.now_us for due in (view.next_due_us, view.next_deadline_us) if due is not None]
         dues += [self._config.lease_us + 1000 - worker.beat_age_us for worker in view.workers if worker.state == "live"]
         dues += [linger_us] if linger_us else []
         # What is late and still there waits for a grace to end: look again soon, not at once.
-        soonest = min((due if due > 0 else 100_000 for due in dues), default=1_000_000)
-        return max(soonest / 1e6, 0.001)
+        soonest = min((due if due > 0 else 100_000 for due in dues), default=math.inf)
+        most_s = self._config.block_ms / 1000 * (IDLE_BLOCKS if view.idle else 1)
+        return min(max(soonest / 1e6, 0.001), most_s)
 
     # --- dispatching ----------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.rig import A, B, Queue
+from protocol.rig import A, B, Queue, settlement
 from stoker.store import codec, lookups, views
 from stoker.store import scripts as s
 from stoker.store.records import LANES, parse_tail
@@ -30,6 +30,25 @@ def test_without_workers_and_with_both_kinds_the_larger_cost_is_kept(bare: Queue
     bare.register(A, mode="padded")
     bare.register(B, mode="continuous")
     assert costs(bare) == [19]
+
+
+def test_a_queue_is_idle_while_nothing_waits_is_delayed_or_is_held(q: Queue) -> None:
+    def idle() -> bool:
+        known = q.store.read(views.queue_view(q.keys, depth=10)).workers
+        return q.store.read(views.queue_view(q.keys, depth=10, known=known)).idle
+
+    said = [idle()]
+    q.submit("a")
+    said.append(idle())
+    delivery = q.start(A, "a")
+    said.append(idle())
+    q.settle(A, settlement("a", delivery, "retry"))
+    said.append(idle())
+    q.cancel("a")
+    said.append(idle())
+    q.submit("b", tenant="t")
+    said.append(idle())
+    assert said == [True, False, False, False, True, False]
 
 
 def test_an_affinity_key_is_a_number_in_the_lane_and_whole_at_the_worker(q: Queue) -> None:

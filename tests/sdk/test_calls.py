@@ -15,6 +15,7 @@ from stoker._calls import (
     ONLY_LIFE,
     Encoder,
     Forms,
+    Names,
     TokenReader,
     as_request,
     fitting,
@@ -36,17 +37,26 @@ def feed(*records: TokenRecord) -> tuple[TokenReader, list[Chunk]]:
 
 
 def test_names_are_unique_and_a_forked_child_gives_others() -> None:
-    prefix, number = unique().split("-")
+    before = unique()
     receiver, sender = os.pipe()
     if (pid := os.fork()) == 0:
         os.write(sender, unique().encode())
         os._exit(0)
     os.waitpid(pid, 0)
-    child_prefix = os.read(receiver, 100).decode().split("-")[0]
+    of_child = os.read(receiver, 100).decode()
     os.close(receiver)
     os.close(sender)
-    assert child_prefix != prefix
-    assert unique() == f"{prefix}-{int(number, 16) + 1:x}"
+    after = unique()
+    assert after[:10] == before[:10] != of_child[:10]
+    assert len({before, after, of_child}) == 3
+
+
+def test_names_that_have_counted_to_their_end_go_on_behind_another_prefix() -> None:
+    names = Names()
+    given = [names() for _ in range(62**3 + 1)]
+    assert len(set(given)) == len(given)
+    assert {len(name) for name in given} == {13}
+    assert [len({name[:10] for name in some}) for some in (given[:-1], given)] == [1, 2]
 
 
 def test_a_string_is_a_prompt_and_a_list_is_token_ids() -> None:

@@ -45,6 +45,12 @@ class QueueView:
         """Whether any request of class BATCH waits."""
         return any(entries[0].offline for entries in self.lanes.values() if entries)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is live: nothing waits, is delayed or is held."""
+        waits = self.active or self.next_due_us is not None or any(self.lanes.values())
+        return not waits and not any(worker.held_rows for worker in self.workers)
+
 
 def queue_view(
     keys: Keys,

@@ -1,5 +1,5 @@
 -- use: events gap
--- Take a lapsed lease with the next epoch, or renew one's own. Every scheduler, standby too, calls this each H/4, so that
+-- Take a lapsed lease with the next epoch, or renew one's own. Every scheduler, standby too, calls this each H/3, so that
 -- there is a tick to compare with. Makes `generation` and `h` where there are none.
 -- KEYS[1] prefix
 -- ARGV    node:nonce, the generation known (or empty), random, H in microseconds, the circuits that are not closed
