@@ -110,7 +110,7 @@ class Config(BaseSettings):
     )
     reserve: Literal["full", "expected"] = Field(
         "full",
-        description="room in the cache: for max_tokens, or for what 80 % of a class's answers need (torch, sim)",
+        description="room in the cache: max_tokens, or what 80 % of answers need, by class and tenant (torch, sim)",
     )
     reserve_idle_s: float = Field(
         60, ge=0, description="how long after the last request of another class BATCH leaves it room; 0: leaves none"

@@ -180,6 +180,7 @@ class Model:
         self.ended: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.histograms: dict[str, int] = {}
+        self.answers: list[bytes] = []
         self.rates: dict[str, float] = {}
         self.kept: dict[int, Counter[str]] = {}
         self.quarantine: tuple[str, int] | None = None
@@ -224,6 +225,7 @@ class Model:
             "beats": {name: inc.beat for name, inc in self.incs.items()},
             "counts": {name: str(number).encode() for name, number in self.all_counts().items()},
             "histograms": {name: str(number).encode() for name, number in self.histograms.items()},
+            "answers": list(self.answers),
             "rates": {name: self._rate_text(name).encode() for name in self.rates},
             "leader": {name: str(value).encode() for name, value in self.leader.items()},
             "bell": [b"1"] if self.bell else [],
@@ -809,6 +811,8 @@ class Model:
         self._observe("e2e", cls, max(self.now - life.accepted, 0))
         if item.completion:
             self._observe("answer", cls, 1000 * item.completion)
+            if life.head["tenant"]:
+                self.answers.append(f"{cls}:{life.head['tenant']}:{item.completion}".encode())
         self.counts["prompt_tokens"] += item.prompt
         self.counts["generation_tokens"] += item.completion
         if item.text_bytes:

@@ -339,6 +339,13 @@ MUTATIONS = [
         "mutations.test_histories:test_arrivals_keep_their_order_over_a_clock_set_back",
     ),
     Mutation(
+        "the lengths of tenants' answers grow for good",
+        "settle.lua",
+        "call('LTRIM', key, -MOST_ANSWERS, -1)",
+        "call('EXISTS', key)",
+        "protocol.test_settle:test_of_tenants_answers_so_many_are_remembered_and_no_more",
+    ),
+    Mutation(
         "what ended still counts in its tenant's lane",
         "pieces/finish.lua",
         "count_lane(f[CLASS], f[TENANT], -1)",

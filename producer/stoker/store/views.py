@@ -65,7 +65,7 @@ def queue_view(
 
     Of tenants' lanes those in `shared` are read, each with the number of entries that stands there.
 
-    `expected` are the tokens to expect of an answer, by class.
+    `expected` are the tokens to expect of an answer, by lane, or by class for all others of its lanes.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
     the longest matters; of others the number is enough, unless `members` asks which they are (of workers that run no
@@ -242,7 +242,7 @@ def all_padded(workers: Sequence[WorkerRecord]) -> bool:
 
 def _waiting(lane: str, entries: Any, padded: bool, expected: Mapping[str, int]) -> list[Waiting]:
     """Return a lane's entries; where workers run padded batches nothing is generated, so only the prompt counts."""
-    answer = None if padded else expected.get(class_of(lane))
+    answer = None if padded else expected.get(lane, expected.get(class_of(lane)))
     waiting = []
     for data, score in scored(entries):
         member = data.decode()
