@@ -152,10 +152,9 @@ class Scheduler:
         while not self._stop.is_set():
             await self._leadership.leads.wait()
             try:
+                # Before the first tick, so that a new leader knows what the last one did.
                 if self._learned_for != self._leadership.token:
-                    await (
-                        self._learn_lengths()
-                    )  # before the first tick, so that a new leader knows what the last one did
+                    await self._learn_lengths()
                 with self._instruments.tick.time():
                     wait_s = await self.tick()
                 if wait_s > 0:
