@@ -318,6 +318,7 @@ def _command(home: Path, server: ServerBinary) -> list[str]:
         "maxmemory-policy": "noeviction",
         # By the name of 6.2, as in ops/redis/redis.conf.
         "hash-max-ziplist-entries": "32",
+        "zset-max-ziplist-entries": "16",
     }
     return [str(server.path), *(word for name, value in settings.items() for word in (f"--{name}", value))]
 

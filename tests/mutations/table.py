@@ -74,8 +74,8 @@ MUTATIONS = [
     Mutation(
         "a second end overwrites the first",
         "pieces/finish.lua",
-        "whole, 'NX', 'PX', RESULT_TTL)",
-        "whole, 'PX', RESULT_TTL)",
+        "whole, 'NX', 'PX', result_ttl)",
+        "whole, 'PX', result_ttl)",
         "protocol.test_settle:test_a_result_that_is_there_already_stays",
     ),
     Mutation(

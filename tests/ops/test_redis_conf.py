@@ -30,6 +30,7 @@ def test_every_server_accepts_it_and_runs_by_it(server_binary, short_tmp):
             "maxmemory": str(4 * 1024**3),
             "save": "",
             "hash-max-ziplist-entries": "32",
+            "zset-max-ziplist-entries": "16",
             "repl-backlog-size": str(64 * 1024**2),
         }.items():
             assert client.config_get(name) == {name: value}

@@ -12,13 +12,16 @@ local epoch, nonce = match(token, '^(%d+):[^:]*:(.*)$')
 local delivery = epoch .. '-' .. nonce .. '-' .. ARGV[2]
 local work = K .. 'work:' .. inc
 
-local ids, by_lane, flight_keys = {}, {}, {}
+local ids, by_lane, flight_keys, tokens = {}, {}, {}, {}
 for i = 4, #ARGV, 3 do
-  local id, z = match(ARGV[i + 1], '^([^:]*):'), by_lane[ARGV[i]]
-  if not z then z = {places = {}} by_lane[ARGV[i]] = z end
-  local n = #ids + 1
+  local z, n = by_lane[ARGV[i]], #ids + 1
+  if not z then
+    z = {places = {}, class = match(ARGV[i], '^%l+'), leaving = {}}
+    by_lane[ARGV[i]] = z
+  end
   z[#z + 1], z.places[#z + 1] = ARGV[i + 1], n
-  ids[n], flight_keys[n] = id, K .. 'flight:' .. id
+  local id, prompt, most = match(ARGV[i + 1], '^([^:]*):(%d+):(%d+)')
+  ids[n], flight_keys[n], tokens[n] = id, K .. 'flight:' .. id, prompt + most
 end
 local members = #ids > 0 and call('HMGET', work, unpack(ids)) or {}
 
@@ -83,7 +86,7 @@ for name, z in pairs(by_lane) do
   for j, place in ipairs(z.places) do scores[place] = found[j] end
 end
 local flights = #ids > 0 and call('MGET', unpack(flight_keys)) or {}
-local out, took, costs, sets, entries, leaving, taken, reserved = {'OK', delivery}, {}, {}, {}, {}, {}, {}, 0
+local out, took, costs, sets, entries, taken, reserved = {'OK', delivery}, {}, {}, {}, {}, {}, 0
 local sheddable = {}
 local since = '|D|' .. int(now) .. '|'
 
@@ -96,20 +99,19 @@ end
 
 local function take(i, id, score, cost)
   local name, n = ARGV[3 * i + 1], #took + 1
-  local class = match(name, '^%l+')
+  local z, member = by_lane[name], ARGV[3 * i + 2]
+  local class, leaving = z.class, z.leaving
   local before, text, tenant, bytes = flight(i, id, score)
   rows, total, reserved, longest = rows + 1, total + cost, reserved + cost, math.max(longest, cost)
-  local z = leaving[name]
-  if not z then z = {} leaving[name] = z end
-  z[#z + 1] = ARGV[3 * i + 2]
+  leaving[#leaving + 1] = member
   sets[2 * n - 1], sets[2 * n] = flight_keys[i], text
   costs[n] = int(cost)
   entries[2 * n - 1], entries[2 * n] = id, delivery .. '|' .. costs[n] .. since .. class .. '|' .. before
   took[n], taken[id] = id, true
   if tenant ~= '' and not suspects then count_lane(class, tenant, -1) end
-  if is_sheddable(ARGV[3 * i + 2]) then sheddable[#sheddable + 1] = id end
-  count_one(tenant, -1, tonumber(bytes), match(ARGV[3 * i + 2], ':(.*)'))
-  ev(id, 'dispatch', delivery, inc, score, name, cost)
+  if is_sheddable(member) then sheddable[#sheddable + 1] = id end
+  count_waiting(tenant, -1, 0 - bytes, 0 - tokens[i])
+  if EVENTS then ev(id, 'dispatch', delivery, inc, score, name, cost) end
   return 'TOOK'
 end
 
@@ -119,7 +121,9 @@ for i, id in ipairs(ids) do
   out[i + 2] = not score and 'GONE' or members[i] and 'HELD' or not fits(cost) and 'FULL' or take(i, id, score, cost)
 end
 if #took > 0 then
-  for name, z in pairs(leaving) do call('ZREM', K .. 'lane:' .. name, unpack(z)) end
+  for name, z in pairs(by_lane) do
+    if #z.leaving > 0 then call('ZREM', K .. 'lane:' .. name, unpack(z.leaving)) end
+  end
   if #sheddable > 0 then call('ZREM', K .. 'sheddable', unpack(sheddable)) end
   call('MSET', unpack(sets))
   call('HSET', work, unpack(entries))

@@ -17,12 +17,12 @@ local ids, flight_keys, figures = {}, {}, {}
 for i = 3, #ARGV, 7 do
   local outcome, reason, n = ARGV[i + 3], ARGV[i + 4], #ids + 1
   local attempt, first, prompt, generated, bytes = match(ARGV[i + 5], FIGURES)
-  if not OUTCOMES[outcome] or not match(reason, '^[%w_]*$') or #reason > 64 or not attempt
+  if not OUTCOMES[outcome] or reason ~= '' and not match(reason, '^[%w_]+$') or #reason > 64 or not attempt
     or math.max(#attempt, #first, #prompt, #generated, #bytes) > 15 then
     return redis.error_reply('BADOUTCOME of ' .. ARGV[i])
   end
   ids[n], flight_keys[n] = ARGV[i], K .. 'flight:' .. ARGV[i]
-  figures[n] = {tonumber(attempt), tonumber(first), tonumber(prompt), tonumber(generated), tonumber(bytes)}
+  figures[n] = {attempt + 0, first + 0, prompt + 0, generated + 0, bytes + 0} -- half of what `tonumber` takes
 end
 touch()
 local members, flights = call('HMGET', K .. 'work:' .. inc, unpack(ids)), call('MGET', unpack(flight_keys))
@@ -54,8 +54,9 @@ end
 
 local function measure(f, figures)
   local first, prompt, generated, bytes = figures[2], figures[3], figures[4], figures[5]
-  local accepted, begun, class = tonumber(f[ACCEPTED]), tonumber(f[BEGUN]), f[CLASS]
-  if begun then
+  local accepted, class = f[ACCEPTED] + 0, f[CLASS]
+  if f[BEGUN] ~= '' then
+    local begun = f[BEGUN] + 0
     local waited = begun > accepted and begun - accepted or 0
     observe('queue', class, waited)
     if first >= 0 then observe('ttft', class, waited + first) end
@@ -114,8 +115,8 @@ end
 for i, id in ipairs(ids) do
   local a = 7 * i - 4
   if members[i] then
-    local delivery, cost = match(members[i], MEMBER)
-    if delivery == ARGV[a + 1] then drop(id, tonumber(cost)) end
+    local delivery, cost = match(members[i], '^([^|]*)|(%d+)|')
+    if delivery == ARGV[a + 1] then drop(id, cost) end
   end
   out[i] = done[id] and 'DUPLICATE' or judge(id, flights[i] and decode(flights[i]), figures[i], a)
   if out[i] == 'OK' then done[id] = true else count('fenced', '', 1) end

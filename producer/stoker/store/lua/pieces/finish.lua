@@ -1,7 +1,7 @@
 -- The one way a request ends. Nothing happens to an id after it.
 -- result:<id> = state|nonce|digest|id|accepted|begun|settled|attempts|reason|inc|history|size| body (msgpack, may be empty)
 local gone, wakes, late = {}, {}, {}
-local settled_at = int(now)
+local settled_at, result_ttl = int(now), int(RESULT_TTL)
 
 -- dead:<id> = time|reason|attempts|failures|losses|history|size| body, payload
 local function bury(id, f, reason, body)
@@ -22,7 +22,7 @@ local function finish(id, f, state, reason, body, inc, dead)
   local head = state .. '|' .. f[NONCE] .. '|' .. f[DIGEST] .. '|' .. id .. '|' .. f[ACCEPTED] .. '|' .. f[BEGUN] .. '|'
     .. settled_at .. '|' .. f[ATTEMPTS] .. '|' .. reason .. '|' .. inc .. '|' .. f[HISTORY] .. '|' .. #body .. '|'
   local whole = head .. body
-  if not call('SET', K .. 'result:' .. id, whole, 'NX', 'PX', RESULT_TTL) then
+  if not call('SET', K .. 'result:' .. id, whole, 'NX', 'PX', result_ttl) then
     ev(id, 'twice', state)
     return
   end
