@@ -147,7 +147,7 @@ class AsyncLink:
                 if pending.response is not None or left == 0:
                     return pending.response is not None
                 self.check(timeout)
-                await self._until(woken, wake, min((s for s in (pause, left) if s is not None), default=None))
+                await self._until(woken, wake, pause if left is None else left if pause is None else min(pause, left))
             finally:
                 book.off_done(pending, wake)
         raise AssertionError("the pauses never end")

@@ -26,6 +26,7 @@ from stoker.errors import (
 )
 from stoker.request import (
     FIELDS,
+    MAX_TOKEN_ID,
     Chunk,
     Classification,
     InferenceRequest,
@@ -217,7 +218,7 @@ class Encoder:
                 return self._whole(as_request(item, self._fields))
             shared, form = self._shared
             prompt = bare_prompt(item, self._bytes_per_token)
-            self._check(None if isinstance(item, str) else item, shared.max_tokens)
+            self._check(None if isinstance(item, str) else item, shared.max_tokens, prompt.most)
             return form.fill(*_names(self._forms.config, shared.request_id), prompt)
         except InvalidRequest as error:
             return error
@@ -237,8 +238,8 @@ class Encoder:
             **self._wishes,
         )
 
-    def _check(self, tokens: Sequence[int] | None, max_tokens: int) -> None:
-        if self._card is not None and (error := over_card(tokens, max_tokens, self._card)):
+    def _check(self, tokens: Sequence[int] | None, max_tokens: int, most: int = MAX_TOKEN_ID) -> None:
+        if self._card is not None and (error := over_card(tokens, max_tokens, self._card, most)):
             self.over_card = True
             raise error
 
@@ -248,10 +249,15 @@ def _names(config: Config, request_id: str | None) -> tuple[str, str]:
     return (config.check_shard(request_id), unique()) if request_id else (fresh_id(config), ONLY_LIFE)
 
 
-def over_card(tokens: Sequence[int] | None, max_tokens: int, card: Card) -> InvalidRequest | None:
-    """Return why the model cannot serve token ids or a text (None), where that is certain: no estimate refuses."""
+def over_card(
+    tokens: Sequence[int] | None, max_tokens: int, card: Card, most: int = MAX_TOKEN_ID
+) -> InvalidRequest | None:
+    """Return why the model cannot serve token ids or a text (None), where that is certain: no estimate refuses.
+
+    `most`: what no token id is over, so that those of a large vocabulary need not be looked at.
+    """
     context, vocabulary = card.context, card.vocabulary
-    if tokens is not None and vocabulary and (largest := max(tokens)) >= vocabulary:
+    if tokens is not None and 0 < vocabulary <= most and (largest := max(tokens)) >= vocabulary:
         limit = f"token ids must be under the model's vocabulary of {vocabulary}"
         return InvalidRequest("prompt_tokens", limit, largest)
     # A text has at least one token, whatever the tokenizer.

@@ -138,7 +138,11 @@ class AsyncClient:
         outcomes = await self._drive(
             _flows.submit, list(requests), wanted, displace=displace, check_deadline=check_deadline
         )
-        jobs = [AsyncJob(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes]
+        jobs: list[AsyncJob | StokerError] = [
+            AsyncJob(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes
+        ]
+        if wanted.level == MEMORY:
+            return jobs
         return [(isinstance(job, AsyncJob) and unreached(job, wanted)) or job for job in jobs]
 
     async def map(self, items: Iterable[Item], **fields: Unpack[RequestFields]) -> AsyncIterator[InferenceResponse]:

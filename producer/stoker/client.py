@@ -144,7 +144,11 @@ class Client:
         """Submit requests in groups; gives in order a job for each, or the error that its own `submit` had raised."""
         wanted = Durability.parse(durability)
         outcomes = self._drive(_flows.submit, list(requests), wanted, displace=displace, check_deadline=check_deadline)
-        jobs = [Job(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes]
+        jobs: list[Job | StokerError] = [
+            Job(self, outcome) if isinstance(outcome, Pending) else outcome for outcome in outcomes
+        ]
+        if wanted.level == MEMORY:
+            return jobs
         return [(isinstance(job, Job) and unreached(job, wanted)) or job for job in jobs]
 
     def map(self, items: Iterable[Item], **fields: Unpack[RequestFields]) -> Iterator[InferenceResponse]:

@@ -152,6 +152,17 @@ def test_what_is_remembered_of_keywords_is_taken_for_no_others() -> None:
     assert len(forms._known) <= MOST_FORMS
 
 
+@pytest.mark.parametrize(("largest", "fits"), [(65_534, True), (65_535, False), (65_536, False), (1 << 31, False)])
+def test_token_ids_are_held_against_the_vocabulary_however_they_are_packed(largest: int, fits: bool) -> None:
+    for vocabulary, refused in ((65_535, not fits), (65_536, largest > 65_535), (1 << 31, largest == 1 << 31)):
+        card = Card("i", {"vocabulary": vocabulary})
+        encoding = Encoder(
+            {}, forms=Forms("c", Config()), card=card, bytes_per_token=4.0, displace=False, check_deadline=True
+        )
+        assert isinstance(encoding([1, largest, 2]), InvalidRequest) == refused
+        assert isinstance(encoding(InferenceRequest(prompt_tokens=[1, largest, 2])), InvalidRequest) == refused
+
+
 def test_who_gave_no_id_gets_one_a_request_and_who_gave_one_a_nonce() -> None:
     first, second = map(encoder(), ["a", "a"])
     assert (first.id != second.id, first.nonce, second.nonce) == (True, ONLY_LIFE, ONLY_LIFE)

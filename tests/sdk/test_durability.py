@@ -147,8 +147,9 @@ def test_a_repeated_submit_waits_for_what_the_first_one_wrote(short_tmp: Path, n
         assert missed(second, "fsync").durability == "memory"
         with redis.Redis.from_url(server.url) as admin:
             admin.config_set("appendfsync", "always")
-        assert submit(second, "fsync").durability == "fsync"
-        # Who asks for less later takes nothing from it.
+        synced = submit(second, "fsync")
+        assert synced.durability == "fsync"
+        # Who asks for less later takes nothing from it while somebody holds it.
         assert submit(second, "memory").durability == "fsync"
 
 

@@ -33,6 +33,7 @@ from stoker.request import (
     unknown_field,
 )
 from stoker.store.pack import (
+    MOST_OF,
     check_readable,
     pack,
     pack_floats,
@@ -140,12 +141,16 @@ def _window_us(priority: str, config: Config) -> int:
 
 
 class Prompt(NamedTuple):
-    """What a request asks: which of `PROMPTS`, its value in msgpack, and how many tokens it has, exactly or about."""
+    """What a request asks: which of `PROMPTS`, its value in msgpack, and how many tokens it has, exactly or about.
+
+    `most`: no token id is over it.
+    """
 
     name: str
     packed: bytes
     tokens: int
     exact: bool
+    most: int = 0
 
 
 class Form:
@@ -246,7 +251,8 @@ def bare_prompt(value: str | Sequence[int], bytes_per_token: float) -> Prompt:
         check_text("prompt", value)
         return Prompt("prompt", pack(value), estimated_tokens(len(value.encode()), bytes_per_token), False)
     tokens = value.tolist() if isinstance(value, array) else value
-    return Prompt("prompt_tokens", pack(packed_prompt(tokens)), len(tokens), True)
+    packed = packed_prompt(tokens)
+    return Prompt("prompt_tokens", pack(packed), len(tokens), True, MOST_OF[packed[:1]])
 
 
 def _affinity_key(request: InferenceRequest, config: Config) -> bytes:

@@ -25,6 +25,10 @@ MAX_CONTAINERS = 1 << 16
 """Arrays and maps of one value: an empty map is one byte here and 64 in memory, so that 4 MB would cost 291 MB."""
 
 
+MOST_OF = {b"H": 0xFFFF, b"I": 0xFFFF_FFFF}
+"""The largest token id that can be packed under a type letter."""
+
+
 def pack(value: object, field: str = "inputs") -> bytes:
     """Return `value` in msgpack; raises `InvalidRequest` naming `field` when it has no msgpack form."""
     try:

@@ -75,6 +75,7 @@ class Waiting:
             self.reserve = self.prompt_tokens + min(self.max_tokens, self.expected)
 
 
+@lru_cache(4096)
 def parse_tail(tail: str) -> tuple[int, int, bool, int | None]:
     """Return what a lane's member says behind the id: prompt tokens, max_tokens, whether exact, and the affinity."""
     prompt, most, flags = tail.split(":")

@@ -209,7 +209,7 @@ class SimEngine:
             return Full()
         self._resident[work.id] = row
         self._expected += row.expected
-        if end := take_up(work, row.detokenizer or Detokenizer(_decode)):
+        if work.generated and (end := take_up(work, row.detokenizer or Detokenizer(_decode))):
             self._complete[work.id] = end
         else:
             self._prefilling.append(row)
