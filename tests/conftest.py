@@ -28,7 +28,7 @@ from stoker_ops.embedded import EmbeddedRedis, ServerBinary, _inspect, find_serv
 
 TESTS = Path(__file__).parent
 
-# A machine that runs four tests at once is slow at times, and that says nothing of the code.
+# A machine that runs several tests at once is slow at times, and that says nothing of the code.
 settings.register_profile("tests", settings(), deadline=None)
 settings.load_profile("tests")
 
