@@ -51,15 +51,9 @@ def compare(lengths: list[int], kv_heads: int, share: int, dim: int) -> dict[str
     query = torch.randn(rows, kv_heads, share, dim)
     hidden = torch.arange(longest) >= torch.tensor(lengths)[:, None]
     mask = torch.zeros(rows, longest).masked_fill_(hidden, -torch.inf)[:, None, None]
-    counts = [blocks_of(length) for length in lengths]
-    numbers = random.sample(range(sum(counts)), sum(counts))
-    tables = [numbers[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(rows)]
-    pools = [torch.zeros(2, sum(counts), kv_heads, BLOCK, dim) for _ in range(LAYERS)]
-    for pool, slot in zip(pools, slots, strict=True):
-        for row, table in enumerate(tables):
-            cut = slot[:, row, :, : len(table) * BLOCK].unflatten(2, (-1, BLOCK)).transpose(1, 2)
-            pool[:, table] = cut
-    padded = torch.tensor([table + table[:1] * (max(counts) - len(table)) for table in tables])
+    tables, pools = in_blocks(slots, lengths)
+    most = max(map(len, tables))
+    padded = torch.tensor([table + table[:1] * (most - len(table)) for table in tables])
     chunks = [Chunk([0], length - 1, table) for length, table in zip(lengths, tables, strict=True)]
 
     def rect() -> list[torch.Tensor]:
@@ -97,6 +91,20 @@ def compare(lengths: list[int], kv_heads: int, share: int, dim: int) -> dict[str
     for run in layouts.values():
         torch.testing.assert_close(torch.stack(run()), torch.stack(rect()), rtol=1e-3, atol=1e-4)
     return {name: measure(run) for name, run in layouts.items()}
+
+
+def in_blocks(slots: list[torch.Tensor], lengths: list[int]) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """Return what the slots of each layer hold as blocks in random places, and the places of each sequence."""
+    counts = [blocks_of(length) for length in lengths]
+    numbers = random.sample(range(sum(counts)), sum(counts))
+    tables = [numbers[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(lengths))]
+    pools = []
+    for slot in slots:
+        pool = torch.zeros(2, sum(counts), slot.shape[2], BLOCK, slot.shape[4])
+        for row, table in enumerate(tables):
+            pool[:, table] = slot[:, row, :, : len(table) * BLOCK].unflatten(2, (-1, BLOCK)).transpose(1, 2)
+        pools.append(pool)
+    return tables, pools
 
 
 def main() -> None:

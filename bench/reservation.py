@@ -33,8 +33,7 @@ Lengths = tuple[int, int]
 def run(
     engine: Engine, lengths: list[Lengths], max_tokens: int, expected: list[int | None], kv_cache_tokens: int
 ) -> dict[str, float]:
-    """Run all requests through the engine, with room kept for what is `expected` of each; returns what was counted."""
-    numbers = random.Random(1)
+    """Run all requests through the engine; returns what was counted."""
     slept = 0.0
 
     def sleep(seconds: float) -> None:
@@ -43,17 +42,7 @@ def run(
 
     sim_engine.time.sleep = sleep  # type: ignore[assignment]  # the sim's time is counted instead of spent
     ends = {str(i): answer for i, (_, answer) in enumerate(lengths)}
-    waiting = deque(
-        Work(
-            id=str(i),
-            batch="b",
-            prompt=[numbers.randrange(10, 1000) for _ in range(prompt)],
-            max_tokens=max_tokens,
-            ignore_eos=True,
-            expected=expected[i],
-        )
-        for i, (prompt, _) in enumerate(lengths)
-    )
+    waiting = works(lengths, max_tokens, expected)
     steps = rows = tokens = cached = 0
     held = {work.id: len(work.prompt) for work in waiting}
     ended_s: list[float] = []
@@ -83,6 +72,22 @@ def run(
         "p50 s": quantile(ended_s, 0.5),
         "p99 s": quantile(ended_s, 0.99),
     }
+
+
+def works(lengths: list[Lengths], max_tokens: int, expected: list[int | None]) -> deque[Work]:
+    """Return the requests, each with what is `expected` of it, and with the same prompts for each engine."""
+    numbers = random.Random(1)
+    return deque(
+        Work(
+            id=str(i),
+            batch="b",
+            prompt=[numbers.randrange(10, 1000) for _ in range(prompt)],
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            expected=expected[i],
+        )
+        for i, (prompt, _) in enumerate(lengths)
+    )
 
 
 def quantile(values: list[float], share: float) -> float:

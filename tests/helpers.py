@@ -19,16 +19,18 @@ MARK = "PYTEST_PROCESS_MARK"
 def wait_until(predicate: Callable[[], T], timeout: float = 5.0, *, what: str = "", poll: float = 0.01) -> T:
     """Call `predicate` until it returns something true, and return that. Fail after `timeout` seconds.
 
-    `what` ends the sentence "not within 5 s: ...". An exception of the predicate is the test's own.
+    `what` ends the sentence "not within 5 s: ...". An exception of the predicate is the test's own. What took long
+    already is asked more rarely than every `poll` seconds, for asking takes time from what is waited for.
     """
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
     while True:
         # Asked before the deadline is looked at, so that a slow machine gets at least one honest answer.
         if value := predicate():
             return value
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begun
+        if waited > timeout:
             pytest.fail(f"not within {timeout:g} s: {what or getattr(predicate, '__name__', predicate)}", pytrace=True)
-        time.sleep(poll)
+        time.sleep(max(poll, min(0.05, waited / 20)))
 
 
 def process_is_gone(pid: int) -> bool:

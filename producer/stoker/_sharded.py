@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-import queue
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, TypeVar, Unpack
 
 from stoker import _flows
-from stoker._calls import Item, RequestFields, refused_error
-from stoker._contact import seconds_left
+from stoker._calls import Item, RequestFields
 from stoker._flows import Flow, R, State
 from stoker._link import Link
 from stoker._merge import by_shard, figures, in_order, newest, parts_of, united
 from stoker._windows import Windows, id_of
 from stoker.client import Client, Job, P
 from stoker.config import check_name
-from stoker.errors import DurabilityNotReached, RedisUnavailable, ResultTimeout, StokerError
+from stoker.errors import RedisUnavailable, StokerError
 from stoker.request import InferenceResponse
 from stoker.shards import shard_of
 from stoker.stats import Stats
@@ -118,44 +115,6 @@ class ShardedClient(Client):
             else:
                 links[shard].wait(pending, windows.pause_s)
 
-    # --- waiting ------------------------------------------------------------------------------------------------------
-
-    def job(self, request_id: str) -> Job:
-        """Return the handle of a request by its id, whoever submitted it. Asks Redis nothing yet."""
-        return self._of(request_id).job(request_id)
-
-    def as_completed(
-        self, jobs: Iterable[Job | StokerError], timeout: float | None = None
-    ) -> Iterator[InferenceResponse]:
-        """Give responses as they come, of all shards; as `Client.as_completed`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        given = [job.job if isinstance(job, DurabilityNotReached) else job for job in jobs]
-        owned = [(self._of(job.id), job) for job in given if not isinstance(job, StokerError)]
-        pendings, links = [client._own(job) for client, job in owned], [client._here() for client, _ in owned]
-        done: queue.SimpleQueue[int] = queue.SimpleQueue()
-        callbacks = [functools.partial(done.put, i) for i in range(len(pendings))]
-        left = set(range(len(pendings)))
-        for link in dict.fromkeys(links):
-            of = [i for i, other in enumerate(links) if other is link]
-            link.watch([pendings[i] for i in of], [callbacks[i] for i in of])
-        try:
-            yield from (refused_error(error) for error in given if isinstance(error, StokerError))
-            while left:
-                try:
-                    i = done.get(timeout=seconds_left(deadline))
-                except queue.Empty:
-                    late = min(left)
-                    raise ResultTimeout(pendings[late].id, timeout or 0.0) from links[late].contact.error
-                response = pendings[i].response
-                if response is None:
-                    links[i].check(timeout)
-                elif i in left:
-                    left.remove(i)
-                    yield response
-        finally:
-            for link, pending, callback in zip(links, pendings, callbacks, strict=True):
-                link.state.book.off_done(pending, callback)
-
     # --- operating ----------------------------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
@@ -193,10 +152,6 @@ class ShardedClient(Client):
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Return the newest dead letters of all shards."""
         return newest(self._all(_flows.dead_letters, limit), limit)
-
-    def retry_dead(self, request_id: str) -> Job:
-        """Submit a dead letter again, under a new id that links to it; raises `RequestLost` where there is none."""
-        return self._of(request_id).retry_dead(request_id)
 
     def purge_dead(self, ids: Iterable[str]) -> int:
         """Forget dead letters; gives how many there were."""

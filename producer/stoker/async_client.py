@@ -75,6 +75,10 @@ class AsyncClient:
             link = self._link = AsyncLink(self.config)
         return link
 
+    def _of(self, request_id: str) -> AsyncClient:
+        """Return the client of the shard that a request belongs to."""
+        return self
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -212,8 +216,9 @@ class AsyncClient:
 
     def job(self, request_id: str) -> AsyncJob:
         """Return the handle of a request by its id, whoever submitted it. Asks Redis nothing yet."""
-        [pending] = self._here().state.book.expect([check_name("request_id", request_id)], Phase.FOREIGN)
-        return AsyncJob(self, pending)
+        client = self._of(request_id)
+        [pending] = client._here().state.book.expect([check_name("request_id", request_id)], Phase.FOREIGN)
+        return AsyncJob(client, pending)
 
     async def as_completed(
         self,
@@ -224,14 +229,17 @@ class AsyncClient:
 
         Raises `ResultTimeout` when not all came within `timeout` seconds.
         """
-        link, deadline = self._here(), None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         # What is not durable enough was accepted nevertheless.
         given = [job.job if isinstance(job, DurabilityNotReached) else job for job in jobs]
-        pendings = [self._own(job) for job in given if not isinstance(job, StokerError)]
+        owned = [(self._of(job.id), job) for job in given if not isinstance(job, StokerError)]
+        pendings, links = [client._own(job) for client, job in owned], [client._here() for client, _ in owned]
         done: asyncio.Queue[int] = asyncio.Queue()
         callbacks = [functools.partial(done.put_nowait, i) for i in range(len(pendings))]
-        await link.watch(pendings, callbacks)
         left = set(range(len(pendings)))
+        for link in dict.fromkeys(links):
+            of = [i for i, other in enumerate(links) if other is link]
+            await link.watch([pendings[i] for i in of], [callbacks[i] for i in of])
         try:
             for error in given:
                 if isinstance(error, StokerError):
@@ -240,15 +248,16 @@ class AsyncClient:
                 try:
                     i = await asyncio.wait_for(done.get(), seconds_left(deadline))
                 except TimeoutError:
-                    raise ResultTimeout(pendings[min(left)].id, timeout or 0.0) from link.contact.error
+                    late = min(left)
+                    raise ResultTimeout(pendings[late].id, timeout or 0.0) from links[late].contact.error
                 response = pendings[i].response
                 if response is None:
-                    link.check(timeout)
+                    links[i].check(timeout)
                 elif i in left:
                     left.remove(i)
                     yield response
         finally:
-            for pending, callback in zip(pendings, callbacks, strict=True):
+            for link, pending, callback in zip(links, pendings, callbacks, strict=True):
                 link.state.book.off_done(pending, callback)
 
     def _own(self, job: AsyncJob) -> Pending:
@@ -304,7 +313,8 @@ class AsyncClient:
 
     async def retry_dead(self, request_id: str) -> AsyncJob:
         """Submit a dead letter again, under a new id that links to it; raises `RequestLost` where there is none."""
-        return AsyncJob(self, await self._drive(_flows.retry_dead, request_id))
+        client = self._of(request_id)
+        return AsyncJob(client, await client._drive(_flows.retry_dead, request_id))
 
     async def purge_dead(self, ids: Iterable[str]) -> int:
         """Forget dead letters; gives how many there were."""

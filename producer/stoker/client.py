@@ -85,6 +85,10 @@ class Client:
             self._open()
         return self._link
 
+    def _of(self, request_id: str) -> Client:
+        """Return the client of the shard that a request belongs to."""
+        return self
+
     def __enter__(self) -> Self:
         return self
 
@@ -207,8 +211,9 @@ class Client:
 
     def job(self, request_id: str) -> Job:
         """Return the handle of a request by its id, whoever submitted it. Asks Redis nothing yet."""
-        [pending] = self._here().state.book.expect([check_name("request_id", request_id)], Phase.FOREIGN)
-        return Job(self, pending)
+        client = self._of(request_id)
+        [pending] = client._here().state.book.expect([check_name("request_id", request_id)], Phase.FOREIGN)
+        return Job(client, pending)
 
     def as_completed(
         self, jobs: Iterable[Job | StokerError], timeout: float | None = None
@@ -217,29 +222,33 @@ class Client:
 
         Raises `ResultTimeout` when not all came within `timeout` seconds.
         """
-        link, deadline = self._here(), None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         # What is not durable enough was accepted nevertheless.
         given = [job.job if isinstance(job, DurabilityNotReached) else job for job in jobs]
-        pendings = [self._own(job) for job in given if not isinstance(job, StokerError)]
+        owned = [(self._of(job.id), job) for job in given if not isinstance(job, StokerError)]
+        pendings, links = [client._own(job) for client, job in owned], [client._here() for client, _ in owned]
         done: queue.SimpleQueue[int] = queue.SimpleQueue()
         callbacks = [functools.partial(done.put, i) for i in range(len(pendings))]
-        link.watch(pendings, callbacks)
         left = set(range(len(pendings)))
+        for link in dict.fromkeys(links):
+            of = [i for i, other in enumerate(links) if other is link]
+            link.watch([pendings[i] for i in of], [callbacks[i] for i in of])
         try:
             yield from (refused_error(error) for error in given if isinstance(error, StokerError))
             while left:
                 try:
                     i = done.get(timeout=seconds_left(deadline))
                 except queue.Empty:
-                    raise ResultTimeout(pendings[min(left)].id, timeout or 0.0) from link.contact.error
+                    late = min(left)
+                    raise ResultTimeout(pendings[late].id, timeout or 0.0) from links[late].contact.error
                 response = pendings[i].response
                 if response is None:
-                    link.check(timeout)
+                    links[i].check(timeout)
                 elif i in left:
                     left.remove(i)
                     yield response
         finally:
-            for pending, callback in zip(pendings, callbacks, strict=True):
+            for link, pending, callback in zip(links, pendings, callbacks, strict=True):
                 link.state.book.off_done(pending, callback)
 
     def _own(self, job: Job) -> Pending:
@@ -298,7 +307,8 @@ class Client:
 
     def retry_dead(self, request_id: str) -> Job:
         """Submit a dead letter again, under a new id that links to it; raises `RequestLost` where there is none."""
-        return Job(self, self._drive(_flows.retry_dead, request_id))
+        client = self._of(request_id)
+        return Job(client, client._drive(_flows.retry_dead, request_id))
 
     def purge_dead(self, ids: Iterable[str]) -> int:
         """Forget dead letters; gives how many there were."""

@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 from batch.conftest import Bench, framed
 from helpers import process_is_gone, wait_until
 from sdk.fleet import Fleet
+from stack_processes import is_measured
 from stoker.batch import supervisor as supervisors
 from stoker.batch.rq_queue import ALLOWED, BatchJob, RunQueue, make_queue, queue_name, run_id
 from stoker.batch.supervisor import Supervisor
@@ -33,6 +34,11 @@ from stoker.store.foreign import batch_client
 from stoker_ops.embedded import ServerBinary, start
 
 HOLD = {"metadata": {"do": "hold"}}
+
+
+def environment(config: Config, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of a process of ours, which coverage measures where the test is marked so."""
+    return environment_of(config) | ({} if is_measured(request) else {"COVERAGE_PROCESS_CONFIG": ""})
 
 
 @pytest.fixture
@@ -51,11 +57,11 @@ def run_queue(config: Config) -> Iterator[RunQueue]:
 
 
 @pytest.fixture
-def worker(config: Config, short_tmp: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(config: Config, short_tmp: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
     """One RQ worker of ours, without a supervisor."""
     command = [sys.executable, "-m", "stoker.batch.worker", str(os.getpid()), "warning"]
     with (short_tmp / "worker.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment_of(config), stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment(config, request), stdout=log, stderr=log)
     yield process
     process.kill()
     process.wait()
@@ -99,6 +105,7 @@ def test_a_sweep_is_enqueued_once_a_slot_and_queue(run_queue: RunQueue, config: 
     other.close()
 
 
+@pytest.mark.measured
 def test_a_job_that_names_another_function_fails_and_nothing_is_imported(
     worker: subprocess.Popen[bytes], config: Config, rq_redis: redis.Redis, tmp_path: Path
 ) -> None:
@@ -121,6 +128,7 @@ def test_a_pickled_job_is_not_unpickled(
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.measured
 def test_callbacks_and_webhooks_of_a_job_are_not_called(
     worker: subprocess.Popen[bytes], config: Config, rq_redis: redis.Redis, tmp_path: Path
 ) -> None:
@@ -189,11 +197,11 @@ def test_the_scheduler_knows_nothing_of_rq() -> None:
 
 
 @pytest.fixture
-def supervised(config: Config, short_tmp: Path) -> Iterator[subprocess.Popen[bytes]]:
+def supervised(config: Config, short_tmp: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
     """`stoker batch-worker` with one RQ worker."""
     command = [sys.executable, "-c", "from stoker.cli import main; main()", "batch-worker", "--runs", "1"]
     with (short_tmp / "supervisor.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment_of(config), stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment(config, request), stdout=log, stderr=log)
     yield process
     process.terminate()
     process.wait(30)
@@ -224,6 +232,7 @@ def held(bench: Bench, fleet: Fleet, n: int = 3) -> object:
     return batch
 
 
+@pytest.mark.measured
 def test_a_submitted_batch_is_run_to_its_end(
     bench: Bench, fleet: Fleet, supervised: subprocess.Popen[bytes], rq_redis: redis.Redis
 ) -> None:
@@ -249,6 +258,7 @@ def test_a_killed_run_is_followed_by_another_and_each_line_is_there_once(
     assert ended("b-run2", rq_redis).return_value() == "completed"
 
 
+@pytest.mark.measured
 @pytest.mark.slow
 def test_sigterm_leaves_batches_to_their_next_run_at_once(
     bench: Bench, fleet: Fleet, supervised: subprocess.Popen[bytes]

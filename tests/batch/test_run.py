@@ -344,6 +344,7 @@ def crash_at(n: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return acts
 
 
+@pytest.mark.untraced
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [True, False])
 def test_a_crash_at_any_act_leaves_each_line_once(

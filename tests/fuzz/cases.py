@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ def fuzz(
             CASES[test.__name__] += 1
             test(*arguments, **keywords)
 
-        return number(given(**strategies)(counted))
+        return pytest.mark.untraced(number(given(**strategies)(counted)))
 
     return decorate
 

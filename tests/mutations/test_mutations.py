@@ -37,12 +37,14 @@ def run_check(mutation: Mutation, request: pytest.FixtureRequest) -> None:
     check(**mutation.arguments, **{fixture: request.getfixturevalue(fixture) for fixture in wanted})
 
 
+@pytest.mark.untraced
 @pytest.mark.usefixtures("redis_url")
 @pytest.mark.parametrize("mutation", OF_OTHERS)
 def test_the_check_of_a_bug_passes_without_it(mutation: Mutation, request: pytest.FixtureRequest) -> None:
     run_check(mutation, request)
 
 
+@pytest.mark.untraced
 @pytest.mark.usefixtures("redis_url")
 @pytest.mark.parametrize("planted", CASES, indirect=True)
 def test_a_planted_bug_is_found(planted: Mutation, request: pytest.FixtureRequest) -> None:

@@ -94,6 +94,7 @@ def test_the_classic_example_runs_a_loaded_model_from_a_script_without_a_main_gu
     assert lines[2:] == ["True True", "the model was let go"]
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_classic_example_runs_from_standard_input(python: Python, temp: Path) -> None:
     process = python("-")
     source = "model, tokens, options = 'sim', [5, 6, 7, 8], {'profile': 'zero'}\n" + EXAMPLE
@@ -190,6 +191,7 @@ async def test_an_engine_answers_as_a_job_does_and_counts(temp: Path, monkeypatc
             await verb()
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_an_engine_can_be_used_from_one_event_loop_after_another_and_ends_when_it_is_dropped(
     temp: Path, short_tmp: Path
 ) -> None:

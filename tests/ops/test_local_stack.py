@@ -119,6 +119,7 @@ def test_a_second_up_joins_the_redis_of_the_first_and_takes_it_over_when_that_is
     assert second.wait(30) == 0
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_up_exports_metrics_of_scheduler_and_workers(python, short_tmp, monkeypatch):
     monkeypatch.setenv("STOKER_STATE", str(short_tmp / "s"))
     code = "from stoker.cli import main; main()"

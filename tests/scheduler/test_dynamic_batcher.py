@@ -131,6 +131,7 @@ def made(drawn: Sequence[tuple[int, int, str, bool]]) -> list[Waiting]:
     ]
 
 
+@pytest.mark.untraced
 @settings(max_examples=400)
 @given(lengths, rooms)
 def test_no_limit_is_ever_exceeded(drawn: list[tuple[int, int, str, bool]], room: Room) -> None:
@@ -151,6 +152,7 @@ def test_no_limit_is_ever_exceeded(drawn: list[tuple[int, int, str, bool]], room
         assert sum(request.prompt_tokens for request in batch.requests) <= room.budget
 
 
+@pytest.mark.untraced
 @settings(max_examples=400)
 @given(lengths, rooms)
 def test_a_batch_contains_the_head_keeps_the_order_and_says_the_truth(
@@ -173,6 +175,7 @@ def test_a_batch_contains_the_head_keeps_the_order_and_says_the_truth(
         assert batch.fill == pytest.approx(len(places) * max(1, *batch.costs) / room.budget)
 
 
+@pytest.mark.untraced
 @given(lengths.filter(len), rooms)
 def test_an_idle_worker_that_can_hold_the_head_gets_a_batch(
     drawn: list[tuple[int, int, str, bool]], room: Room
@@ -533,6 +536,7 @@ def saturated(room: Room, *, count: int, seed: int) -> tuple[float, float, float
     )
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_long_queue_of_conversations_is_batched_with_little_padding_in_full_batches(seed: int) -> None:
     room = replace(PADDED, budget=32_768, capacity=65_536)

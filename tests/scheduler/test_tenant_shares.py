@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,6 +206,7 @@ class World:
         return WEIGHTS.get(lane.partition(":")[2], 1.0)
 
 
+@pytest.mark.untraced
 @QUICK
 @given(events)
 def test_who_waits_all_the_time_is_never_behind_another_by_more_than_a_request_of_each(script: list[object]) -> None:
@@ -240,6 +242,7 @@ def test_each_tenants_own_requests_keep_their_order_and_none_is_lost_or_given_tw
         assert scores == sorted(scores)
 
 
+@pytest.mark.untraced
 @QUICK
 @given(events)
 def test_nobody_starves_beside_floods_for_longer_than_its_own_last_request(script: list[object]) -> None:

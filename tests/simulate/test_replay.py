@@ -154,6 +154,7 @@ def test_what_no_worker_could_hold_and_what_is_above_the_cap_is_refused() -> Non
     assert replayed(arrivals, replace(SETUP, max_waiting=4)).outcomes == {COMPLETED: 4, REFUSED: 5}
 
 
+@pytest.mark.untraced
 def test_of_those_whose_deadlines_are_checked_nearly_all_are_on_time() -> None:
     takes_s = replayed(trace(600, per_s=5000.0)).ended_s
     # Of 1.2 times the capacity a sixth is left over in the end: twice as long to wait as they have.

@@ -7,10 +7,13 @@ import os
 import signal
 from collections.abc import Iterator
 from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers import wait_until
+from stack.batch_lines import read, write
 from stack_processes import Stack
 from stoker import Client, InferenceRequest, Restarted
 
@@ -21,8 +24,9 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(scope="module")
 def served(shared_stack: Stack) -> Stack:
-    """A scheduler and one worker with the demo model."""
+    """A scheduler, one worker with the demo model, and a batch worker."""
     shared_stack.scheduler()
+    shared_stack.batch_worker()
     shared_stack.worker("worker", "--device", "cpu", model="demo")
     return shared_stack
 
@@ -34,22 +38,63 @@ def client(served: Stack) -> Iterator[Client]:
         yield client
 
 
-def test_greedy_answers_equal_the_models_own_generate(served: Stack, client: Client) -> None:
+@pytest.fixture(scope="module")
+def expected() -> list[dict[str, Any]]:
+    """What the model's own `generate` makes of each prompt, greedily."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from stoker_workers.demo import demo_model_path
 
-    answers = list(client.map(PROMPTS, max_tokens=24))
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path(), local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32, local_files_only=True).eval()
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
+    answers = []
+    for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             whole = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
-        assert answer.token_ids == whole.tolist()
-        assert answer.text == tokenizer.decode(whole, skip_special_tokens=True)
-        assert answer.usage.prompt_tokens == ids.shape[1]
+        text = tokenizer.decode(whole, skip_special_tokens=True)
+        answers.append({"token_ids": whole.tolist(), "text": text, "prompt_tokens": ids.shape[1]})
+    return answers
+
+
+def test_greedy_answers_equal_the_models_own_generate(client: Client, expected: list[dict[str, Any]]) -> None:
+    answers = list(client.map(PROMPTS, max_tokens=24))
+    assert expected == [
+        {"token_ids": answer.token_ids, "text": answer.text, "prompt_tokens": answer.usage.prompt_tokens}
+        for answer in answers
+    ]
+
+
+def test_greedy_answers_in_a_batch_file_equal_the_models_own_generate(
+    client: Client, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    bodies = [{"prompt": prompt, "max_tokens": 24, "temperature": 0} for prompt in PROMPTS]
+    bodies += [{"prompt": "word " * 3000, "max_tokens": 8}, {"prompt": "The", "max_tokens": 5000}]
+    batch = client.batches.create(write(tmp_path / "in.jsonl", bodies))
+    status = batch.wait(timeout=120)
+    assert (status.state, status.succeeded, dict(status.errors)) == ("completed", 6, {"context_length_exceeded": 2})
+    lines = read(tmp_path / "in.output.jsonl")
+    answers = [lines[f"c{i}"]["response"]["body"] for i in range(len(PROMPTS))]
+    assert expected == [
+        {
+            "token_ids": body["stoker"]["token_ids"],
+            "text": body["choices"][0]["text"],
+            "prompt_tokens": body["usage"]["prompt_tokens"],
+        }
+        for body in answers
+    ]
+    assert set(read(tmp_path / "in.errors.jsonl")) == {"c6", "c7"}
+
+
+def test_a_conversation_in_a_batch_file_is_answered_by_the_models_template(client: Client, tmp_path: Path) -> None:
+    body = {"messages": [{"role": "user", "content": "What is a tuple?"}], "max_tokens": 8, "temperature": 0}
+    batch = client.batches.create(write(tmp_path / "in.jsonl", [body], "/v1/chat/completions"))
+    assert batch.wait(timeout=120).state == "completed"
+    [answer] = batch.results()
+    message = answer["response"]["body"]["choices"][0]["message"]
+    direct = client.submit(messages=body["messages"], max_tokens=8).result(timeout=60)
+    assert message == {"role": "assistant", "content": direct.text}
 
 
 def test_streamed_pieces_join_to_the_answer(served: Stack, client: Client) -> None:

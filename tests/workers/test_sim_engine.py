@@ -95,6 +95,7 @@ def test_an_answer_of_another_attempt_goes_on_from_anywhere(stop: tuple[str, ...
         assert rest.end == whole.end
 
 
+@pytest.mark.untraced
 @given(st.integers(0, 10_000), st.sampled_from([1, 30, 1000]))
 def test_what_is_preempted_answers_the_same_and_the_cache_never_holds_too_much(seed: int, expected: int) -> None:
     numbers = random.Random(seed)

@@ -71,6 +71,7 @@ def test_the_pieces_join_to_the_text_of_all_tokens_whatever_the_bytes(token_ids:
     assert "".join(pieces(Detokenizer(decode), token_ids, size)) == decode(token_ids)
 
 
+@pytest.mark.untraced
 @given(st.text(max_size=100))
 def test_a_text_in_single_bytes_comes_in_whole_characters(text: str) -> None:
     text = text.replace("\ufffd", "")

@@ -35,6 +35,7 @@ def reference(folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder).eval()
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("model", ["random", "demo"])
 def test_rows_that_join_at_random_steps_answer_as_generate_does_one_by_one(folder: Path, model: str) -> None:
     path = demo_model_path() if model == "demo" else folder
@@ -362,6 +363,7 @@ def test_layers_that_see_a_window_only_answer_as_alone(folder: Path, tmp_path: P
         assert answers[str(i)].token_ids == alone(model, prompt, 30)
 
 
+@pytest.mark.untraced
 def test_bfloat16_follows_float32_where_the_choice_is_clear() -> None:
     """Teacher-forced: each position of a float32 answer is chosen again in bfloat16, in a batch of mixed lengths."""
     exact = LlamaForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()

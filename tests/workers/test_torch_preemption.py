@@ -80,6 +80,7 @@ def load_of(numbers: random.Random, count: int, expected: int) -> list[Work]:
     ]
 
 
+@pytest.mark.untraced
 @settings(max_examples=3, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([1, 40, 1000]))
 def test_random_loads_stay_within_the_cache_and_answer_as_alone(

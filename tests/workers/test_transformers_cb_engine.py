@@ -69,6 +69,7 @@ def module(engine: TransformersCbEngine) -> Any:
 # --- the same answers as alone ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.untraced
 def test_64_requests_that_join_and_leave_at_random_steps_answer_as_generate_does(
     engine: TransformersCbEngine, reference: Any
 ) -> None:
