@@ -3,8 +3,8 @@ PYTHON ?= python3
 # The torch that goes into the environment, before the project's own requirements: pip then keeps it.
 # For instance: make demo TORCH='torch==2.8.0'
 TORCH ?= torch==2.13.0
-# Test processes (most tests wait for processes of their own, so there may be more than cores), and options for pytest: make test JOBS=2 ARGS='-k lanes'
-JOBS ?= 4
+# Test processes (one more than cores: most tests wait for processes of their own), and options for pytest: make test JOBS=2 ARGS='-k lanes'
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 15) + 1)')
 ARGS ?=
 # What a run of fuzz or chaos starts from: the same number gives the same cases. It is printed.
 SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')

@@ -147,6 +147,7 @@ class Producer:
 
     def __init__(self, url: str) -> None:
         """Connect."""
+        self.url = url
         self._client = connect(url)
         self._submit = self._client.register_script(SUBMIT)
         self._numbers = itertools.count()

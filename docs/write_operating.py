@@ -68,7 +68,7 @@ Each worker:
 | Column | Meaning |
 |---|---|
 | state | `live`; `silent`: no heartbeat within the lease (3.3 heartbeats); `drained`: gets no more work |
-| rows, tokens held | the requests that it holds and their [credit](concepts.md#credit), of how much there is |
+| rows, tokens held | what it holds (`4/4+2`: two requests [ahead](concepts.md#credit)), and of how much credit |
 | tokens/s | measured by the worker; by it the scheduler places |
 | faults | attempts that failed through the worker's own fault; 5 within a minute open its circuit |
 """

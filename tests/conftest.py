@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -21,6 +22,7 @@ from hypothesis import settings
 
 from helpers import MARK, assert_no_stray_processes
 from redis_cluster import cluster_options, cluster_port, take_slots
+from stoker_ops import embedded
 from stoker_ops.embedded import EmbeddedRedis, ServerBinary, _inspect, find_servers, start
 
 TESTS = Path(__file__).parent
@@ -66,6 +68,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _servers() -> tuple[ServerBinary, ...]:
     """The chosen server alone, else the embedded one and those on PATH."""
     return tuple(itertools.islice(find_servers(), 1 if "STOKER_REDIS_SERVER" in os.environ else None))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unmeasured_guards() -> Iterator[None]:
+    """Have coverage leave the guards of Redis servers alone, but in their own tests: it multiplies their cost."""
+    launch = embedded._launch
+
+    def unmeasured(*arguments: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            if "test_embedded_redis" not in os.environ.get("PYTEST_CURRENT_TEST", ""):
+                patch.setenv("COVERAGE_PROCESS_CONFIG", "")
+            return launch(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "_launch", unmeasured)
+        yield
 
 
 @pytest.fixture(scope="session")

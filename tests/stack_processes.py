@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 
-from helpers import wait_until
+from helpers import MARK, assert_no_stray_processes, wait_until
 from stoker import Client, Config
 from stoker.store.keys import Keys
+from stoker_ops.embedded import ServerBinary, start
 
 HEARTBEAT_MS = 200
 
@@ -22,6 +27,24 @@ HEARTBEAT_MS = 200
 def is_measured(request: pytest.FixtureRequest) -> bool:
     """Whether the test that asks for a stack is marked `measured`."""
     return request.node.get_closest_marker("measured") is not None
+
+
+@contextmanager
+def lasting_stack(server_binary: ServerBinary) -> Iterator[Stack]:
+    """Give a stack with a Redis of its own, for all tests of a module; nothing runs yet, and nothing is left of it."""
+    directory = Path(tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp"))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        start(directory / "redis", ephemeral=True, server=server_binary, extra_args=("--appendonly", "no")) as server,
+    ):
+        patch.setenv(MARK, str(directory))
+        stack = Stack(server.url, directory)
+        try:
+            yield stack
+        finally:
+            stack.end()
+    assert_no_stray_processes(str(directory))
+    shutil.rmtree(directory)
 
 
 class Stack:

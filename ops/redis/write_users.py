@@ -69,6 +69,7 @@ AGREEING: Grants = {"counts": "hmget", "inc": "hlen", "shards": "get set"}
 
 WATCHING: Grants = {
     "active": "hmget hrandfield",
+    "answers": "lrange",
     "batch:*": "hgetall",
     "batches": "zrange",
     "beats": "zrange",
@@ -134,6 +135,7 @@ SCHEDULER = together(
     FORGETTING,
     {
         "active": "hmget hrandfield",
+        "answers": "lrange",
         "beats": "zadd zrange zscore",
         "bell": "blpop",
         "card": "get",
@@ -172,6 +174,7 @@ WORKER = together(
     REQUEUEING,
     FORGETTING,
     {
+        "answers": "ltrim rpush",
         "beats": "zadd zrange",
         "card": "get set",
         "counts": "hget",

@@ -300,7 +300,7 @@ def _has_room(worker: WorkerRecord, request: Waiting, largest: int, quarantine: 
     """Return whether dispatch would hand the request to this worker now."""
     if request.lane == SUSPECT:
         return worker.held_rows == 0 and quarantine in (None, worker.inc)
-    room = Room.of(worker, share=worker.rows, largest=largest)
+    room = Room.of(worker, share=worker.rows + worker.ahead, largest=largest)
     return worker.inc != quarantine and room.opens_to(charged_cost(request, largest))
 
 

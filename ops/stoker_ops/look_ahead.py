@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from stoker.config import Config
 from stoker.stats import requests_per_second
-from stoker.store import lookups, views
+from stoker.store import lookups, reads, views
 from stoker.store.connection import Store
 from stoker.store.lookups import Overview
 from stoker.store.records import CLASSES
@@ -49,7 +49,7 @@ def look_ahead(store: Store, config: Config, *, most: int = 8) -> LookAhead:
     expected: dict[str, int] = {}
     if config.reserve == "expected":
         answers = AnswerLengths()
-        answers.observe(overview.histograms)
+        answers.observe(store.read(reads.answers(store.keys)))
         expected = answers.expected()
     queue = RequestQueue(config, TenantShares(overview.served))
     untold = {name: 1 for name in CLASSES if overview.lanes[name]}

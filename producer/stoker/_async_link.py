@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import itertools
 import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from stoker._calls import fitting
 from stoker._contact import SWEEP_S, TROUBLE_S, Contact, poll_pauses, seconds_left
@@ -39,9 +39,11 @@ from stoker.store.agreement import agree_async
 from stoker.store.codec import Submission
 from stoker.store.connection import AsyncStore, Read
 from stoker.store.lookups import Place
-from stoker.store.reads import QueueFacts, TokenRecord
+from stoker.store.reads import TokenRecord
 
 log = logging.getLogger("stoker")
+
+T = TypeVar("T")
 
 
 class AsyncLink:
@@ -64,13 +66,12 @@ class AsyncLink:
 
     async def drive(self, flow: Flow[R], *, patiently: bool = True) -> R:
         """Carry out a flow's steps and return its value."""
-        if not self.agreed:
-            await agree_async(self.store, patiently=patiently)
-            self.agreed = True
         try:
-            step = next(flow)
+            step = next(flow)  # what is wrong with a request is found before Redis is asked
             while True:
                 try:
+                    if not self.agreed:
+                        await self._agree(patiently)
                     reply = await self._do(step, patiently)
                 except BaseException as error:
                     step = flow.throw(error)
@@ -96,7 +97,7 @@ class AsyncLink:
             case Collect():
                 return await self._do(step.posted.call, patiently)
             case ReadFacts():
-                return await self._read_facts()
+                return await self._together("facts", lambda: self.drive(read_facts(self.state)))
             case Read():
                 return await (self.store.read_patiently(step) if patiently else self.store.read(step))
             case _:
@@ -104,15 +105,20 @@ class AsyncLink:
                 store = self.waiting if step.then else self.store
                 return await (store.run_patiently(step) if patiently else store.run(step))
 
-    async def _read_facts(self) -> QueueFacts:
-        task = self.start("facts", lambda: self.drive(read_facts(self.state)))
+    async def _agree(self, patiently: bool) -> None:
+        name = "agree" if patiently else "agree-at-once"
+        await self._together(name, lambda: agree_async(self.store, patiently=patiently))
+        self.agreed = True
+
+    async def _together(self, name: str, body: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what `body` gives, which runs once for all who want it meanwhile."""
+        task = self.start(name, body)
         try:
-            facts: QueueFacts = await asyncio.shield(task)
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
                 self.check_open()
             raise
-        return facts
 
     def check_open(self) -> None:
         """Raise when the client was closed, by another task perhaps."""
@@ -126,27 +132,35 @@ class AsyncLink:
 
         Without a timeout it waits while Redis can be reached; raises `RedisUnavailable` when it is away for too long.
         """
-        book, event = self.state.book, asyncio.Event()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        book, deadline = self.state.book, None if timeout is None else time.monotonic() + timeout
         comes = book.watch(pending)
-        pauses = itertools.repeat(None) if comes else poll_pauses()
         if comes:
             self.read_wakeups()
-        book.on_done(pending, event.set)
-        try:
-            for pause in pauses:
-                event.clear()
+        for pause in itertools.repeat(None) if comes else poll_pauses():
+            woken = self.loop.create_future()
+            wake = functools.partial(_wake, woken)
+            book.on_done(pending, wake)
+            try:
                 if not comes:
                     await self._poll(pending)
                 left = seconds_left(deadline)
                 if pending.response is not None or left == 0:
                     return pending.response is not None
                 self.check(timeout)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min((s for s in (pause, left) if s is not None), default=None))
-        finally:
-            book.off_done(pending, event.set)
+                await self._until(woken, wake, min((s for s in (pause, left) if s is not None), default=None))
+            finally:
+                book.off_done(pending, wake)
         raise AssertionError("the pauses never end")
+
+    async def _until(self, woken: asyncio.Future[None], wake: Callable[[], None], seconds: float | None) -> None:
+        """Wait until `woken`, or until `wake` is called after so many seconds: a timer costs less than a task."""
+        if seconds is None:
+            return await woken
+        timer = self.loop.call_later(seconds, wake)
+        try:
+            await woken
+        finally:
+            timer.cancel()
 
     async def watch(self, pendings: Sequence[Pending], callbacks: Sequence[Callable[[], object]]) -> None:
         """Have each callback called when its outcome is there; those that no wake-up comes for are asked for now."""
@@ -176,7 +190,7 @@ class AsyncLink:
         """Start the reader of wake-ups, if it does not run."""
         self.start("wakeups", self._read)
 
-    def start(self, name: str, body: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+    def start(self, name: str, body: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
         """Start a task, if it does not run; gives the task."""
         self.check_open()
         task = self._tasks.get(name)
@@ -349,6 +363,11 @@ class Streams:
         for future in itertools.chain.from_iterable(waiting.values()):
             if not future.done():
                 future.set_exception(error)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _entry(place: Place) -> list[int]:

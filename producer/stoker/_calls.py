@@ -9,7 +9,7 @@ import os
 import secrets
 import string
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from stoker.config import Config
@@ -50,6 +50,11 @@ ONLY_LIFE = "0"
 _LETTERS = string.ascii_letters + string.digits
 
 _BARE = (list, str, array, tuple)
+_PLAIN = (int, float, str, bool, type(None), RequestPriority)
+"""What cannot change behind the back of who remembers it."""
+
+MOST_FORMS = 64
+"""Forms that are remembered, before all are forgotten: a tenant each must not fill the memory."""
 
 GROUP_BYTES = 8 << 20
 """About the most bytes of one submit: a script holds up all of Redis while its arguments are read."""
@@ -143,6 +148,40 @@ def check_fields(fields: Mapping[str, Any]) -> None:
             raise unknown_field(name, fields[name])
 
 
+class Forms:
+    """What requests share that are a bare prompt with the same keywords, worked out once for all calls of a client."""
+
+    def __init__(self, reply: str, config: Config) -> None:
+        """Make forms whose wake-ups come on the channel `reply`."""
+        self.reply = reply
+        self.config = config
+        self._known: dict[Hashable, tuple[InferenceRequest, Form] | None] = {}
+
+    def of(
+        self, fields: Mapping[str, Any], *, displace: bool, check_deadline: bool
+    ) -> tuple[InferenceRequest, Form] | None:
+        """Return a request of these fields and its form; None where they do not go with a bare prompt."""
+        if not all(type(value) in _PLAIN for value in fields.values()) or "request_id" in fields:
+            return self._new(fields, displace, check_deadline)
+        # Their types too: True is no number here, but equal to 1.
+        key = (displace, check_deadline, *((name, type(value), value) for name, value in fields.items()))
+        if key not in self._known:
+            if len(self._known) >= MOST_FORMS:
+                self._known.clear()
+            self._known[key] = self._new(fields, displace, check_deadline)
+        return self._known[key]
+
+    def _new(
+        self, fields: Mapping[str, Any], displace: bool, check_deadline: bool
+    ) -> tuple[InferenceRequest, Form] | None:
+        try:
+            request = as_request("prompt", fields)
+            wishes = {"displace": displace, "check_deadline": check_deadline}
+            return request, Form(request, reply=self.reply, config=self.config, **wishes)
+        except InvalidRequest:
+            return None
+
+
 class Encoder:
     """Checks and encodes what one call was given, item by item: one's error must not keep others from being sent.
 
@@ -153,8 +192,7 @@ class Encoder:
         self,
         fields: Mapping[str, Any],
         *,
-        reply: str,
-        config: Config,
+        forms: Forms,
         card: Card | None,
         bytes_per_token: float,
         displace: bool,
@@ -162,25 +200,17 @@ class Encoder:
     ) -> None:
         self.over_card = False
         self._fields = fields
+        self._forms = forms
         self._card = card
         self._bytes_per_token = bytes_per_token
-        self._rest: dict[str, Any] = {
-            "reply": reply,
-            "config": config,
-            "displace": displace,
-            "check_deadline": check_deadline,
-        }
+        self._wishes = {"displace": displace, "check_deadline": check_deadline}
 
     @functools.cached_property
     def _shared(self) -> tuple[InferenceRequest, Form] | None:
         """What all items share that are a bare prompt; None where the fields do not go with one."""
-        try:
-            request = as_request("prompt", self._fields)
-            return request, Form(request, **self._rest)
-        except InvalidRequest:
-            return None
+        return self._forms.of(self._fields, **self._wishes)
 
-    def __call__(self, item: Item) -> Submission | InvalidRequest:
+    def __call__(self, item: Item | None) -> Submission | InvalidRequest:
         """Return an item as `submit` takes it; ids and nonces are fixed here: a repeated call is the same call."""
         try:
             if not isinstance(item, _BARE) or self._shared is None:
@@ -188,16 +218,24 @@ class Encoder:
             shared, form = self._shared
             prompt = bare_prompt(item, self._bytes_per_token)
             self._check(None if isinstance(item, str) else item, shared.max_tokens)
-            return form.fill(*_names(self._rest["config"], shared.request_id), prompt)
+            return form.fill(*_names(self._forms.config, shared.request_id), prompt)
         except InvalidRequest as error:
             return error
 
     def _whole(self, request: InferenceRequest) -> Submission:
         if request.inputs is None:
             self._check(request.prompt_tokens, request.max_tokens)
-        request_id, nonce = _names(self._rest["config"], request.request_id)
-        rest = self._rest | {"bytes_per_token": self._bytes_per_token}
-        return encode(request, request_id=request_id, nonce=nonce, **rest)
+        config = self._forms.config
+        request_id, nonce = _names(config, request.request_id)
+        return encode(
+            request,
+            request_id=request_id,
+            nonce=nonce,
+            reply=self._forms.reply,
+            config=config,
+            bytes_per_token=self._bytes_per_token,
+            **self._wishes,
+        )
 
     def _check(self, tokens: Sequence[int] | None, max_tokens: int) -> None:
         if self._card is not None and (error := over_card(tokens, max_tokens, self._card)):

@@ -13,11 +13,23 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from stoker._calls import Encoder, Item, T, fitting, fresh_id, full_pause, groups, refusal, unique
+from stoker._calls import (
+    Encoder,
+    Forms,
+    Item,
+    T,
+    as_request,
+    fitting,
+    fresh_id,
+    full_pause,
+    groups,
+    refusal,
+    unique,
+)
 from stoker._outstanding import Book, Pending, Phase
 from stoker.config import Config, check_name
 from stoker.errors import InvalidRequest, ModelMismatch, QueueFull, RedisUnavailable, RequestLost, StokerError
-from stoker.request import InferenceRequest, InferenceResponse
+from stoker.request import InferenceResponse
 from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
 from stoker.store.codec import BYTES_PER_TOKEN, Submission
@@ -104,6 +116,7 @@ class State:
         self.config = config
         self.keys = Keys(config.tag)
         self.book = Book()
+        self.forms = Forms(self.book.channel, config)
         self.facts: QueueFacts | None = None
         self.facts_at = 0.0
         self.generation: str | None = None
@@ -115,6 +128,10 @@ class State:
             self.facts = None
             self.book.suspicious = True
         self.generation = generation or self.generation
+
+    def facts_fresh(self, max_age_s: float = FACTS_AGE_S) -> bool:
+        """Whether what submit checks against is known, and not older than that."""
+        return self.facts is not None and time.monotonic() - self.facts_at <= max_age_s
 
     @property
     def most_bytes(self) -> int:
@@ -141,7 +158,7 @@ def read(what: Read[T]) -> Flow[T]:
 def queue_facts(state: State, max_age_s: float = FACTS_AGE_S) -> Flow[QueueFacts]:
     """Return what submit checks against, read again when it is older than `max_age_s`."""
     facts = state.facts
-    if facts is None or time.monotonic() - state.facts_at > max_age_s:
+    if facts is None or not state.facts_fresh(max_age_s):
         facts = yield ReadFacts()
     return facts
 
@@ -167,7 +184,7 @@ def check_task(state: State, task: str) -> Flow[None]:
 
 def prepare(
     state: State,
-    items: Sequence[Item],
+    items: Sequence[Item | None],
     fields: Mapping[str, Any] = NOTHING,
     *,
     displace: bool = False,
@@ -178,8 +195,7 @@ def prepare(
     def encoded(facts: QueueFacts) -> tuple[Encoder, list[Submission | InvalidRequest]]:
         encoder = Encoder(
             fields,
-            reply=state.book.channel,
-            config=state.config,
+            forms=state.forms,
             card=facts.card,
             bytes_per_token=facts.bytes_per_token or BYTES_PER_TOKEN,
             displace=displace,
@@ -322,7 +338,8 @@ def _submit(
 
 def submit_one(
     state: State,
-    request: InferenceRequest,
+    request: Item | None,
+    fields: Mapping[str, Any],
     durability: Durability,
     block: bool,
     block_timeout: float | None,
@@ -332,7 +349,9 @@ def submit_one(
 ) -> Flow[Pending]:
     """Submit one request; with `block` wait for room in a full queue, at most `block_timeout` seconds."""
     deadline = None if block_timeout is None else time.monotonic() + block_timeout
-    [item] = yield from prepare(state, [request], displace=displace, check_deadline=check_deadline)
+    if not state.facts_fresh():
+        as_request(request, fields)  # what is wrong with it must not wait for a Redis that may be away
+    [item] = yield from prepare(state, [request], fields, displace=displace, check_deadline=check_deadline)
     if not isinstance(item, Submission):
         raise item
     while True:

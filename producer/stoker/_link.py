@@ -56,13 +56,13 @@ class Link:
 
     def drive(self, flow: Flow[R], *, patiently: bool = True) -> R:
         """Carry out a flow's steps and return its value."""
-        if not self.agreed:
-            agree(self.store, patiently=patiently)
-            self.agreed = True
         try:
-            step = next(flow)
+            step = next(flow)  # what is wrong with a request is found before Redis is asked
             while True:
                 try:
+                    if not self.agreed:
+                        agree(self.store, patiently=patiently)
+                        self.agreed = True
                     reply = self._do(step, patiently)
                 except BaseException as error:
                     step = flow.throw(error)

@@ -171,6 +171,8 @@ class Book:
 
     def off_done(self, pending: Pending, callback: Callback) -> None:
         """Do not call back any more."""
+        if not pending.callbacks:  # called, as most are
+            return
         with self._lock:
             pending.callbacks = tuple(other for other in pending.callbacks if other != callback)
 

@@ -17,7 +17,6 @@ from stoker._calls import (
     Item,
     RequestFields,
     TokenReader,
-    as_request,
     as_texts,
     classification_of,
     refused_error,
@@ -114,11 +113,17 @@ class AsyncClient:
         `DurabilityNotReached`, whose `job` goes on.
         """
         wanted = Durability.parse(durability)
-        item = as_request(request, fields)
         job = AsyncJob(
             self,
             await self._drive(
-                _flows.submit_one, item, wanted, block, block_timeout, displace=displace, check_deadline=check_deadline
+                _flows.submit_one,
+                request,
+                fields,
+                wanted,
+                block,
+                block_timeout,
+                displace=displace,
+                check_deadline=check_deadline,
             ),
         )
         if error := unreached(job, wanted):

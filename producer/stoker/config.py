@@ -110,7 +110,7 @@ class Config(BaseSettings):
     )
     reserve: Literal["full", "expected"] = Field(
         "full",
-        description="room in the cache: for max_tokens, or for what 80 % of a class's answers need (torch, sim)",
+        description="room in the cache: max_tokens, or what 80 % of answers need, by class and tenant (torch, sim)",
     )
     reserve_idle_s: float = Field(
         60, ge=0, description="how long after the last request of another class BATCH leaves it room; 0: leaves none"
@@ -129,6 +129,9 @@ class Config(BaseSettings):
         500, ge=0, description="how much later a request may be done at a worker that its affinity_key prefers"
     )
     affinity_key_bytes: int = Field(256, ge=1, le=4096, description="the longest affinity_key of a request")
+    ahead_ms: int = Field(
+        50, ge=0, le=60_000, description="a worker takes requests ahead that it begins within this time, on average"
+    )
     max_queue_delay_ms: int = Field(50, ge=0, description="how long a padded batch may wait to become fuller")
 
     breaker_faults: int = Field(5, ge=1, description="worker faults within the window that open its circuit")

@@ -55,6 +55,12 @@ def worker_order(worker: Mapping[str, Any]) -> tuple[bool, list[tuple[bool, int,
     return worker["state"] in WELL, [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
+def _rows(worker: Mapping[str, Any]) -> str:
+    """Return the rows in use of those there are, and what is held ahead."""
+    ahead = max(0, worker["held_rows"] - worker["rows"])
+    return f"{worker['held_rows'] - ahead}/{worker['rows']}" + (f"+{ahead}" if ahead else "")
+
+
 def worker_table(title: str, figures: Stats, busy: Mapping[str, float] | None = None) -> FittedTable:
     """Return the workers, those in trouble first. `busy`: the share of its time that each incarnation computed."""
     columns: Sequence[Column] = WORKER_COLUMNS
@@ -67,7 +73,7 @@ def worker_table(title: str, figures: Stats, busy: Mapping[str, float] | None = 
                 _state(worker),
                 figures["model"]["name"] if figures["model"] else "-",
                 worker["mode"],
-                f"{worker['held_rows']}/{worker['rows']}",
+                _rows(worker),
                 f"{compact(worker['held_tokens'])}/{compact(worker['capacity'])}",
                 compact(worker["rate"]),
                 "-" if share is None else f"{share:.0%}",

@@ -9,10 +9,11 @@ import math
 import operator
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stoker._records import unchecked
 from stoker.config import check_name
 from stoker.errors import InvalidRequest, StokerError, UnsupportedParameter
 from stoker.store.pack import pack_tokens
@@ -93,7 +94,13 @@ class InferenceRequest:
         _check_flags(self)
 
 
-FIELDS = frozenset(field.name for field in dataclasses.fields(InferenceRequest))
+_NAMES = [field.name for field in dataclasses.fields(InferenceRequest)]
+FIELDS = frozenset(_NAMES)
+
+field_values: Callable[[InferenceRequest], tuple[Any, ...]] = operator.attrgetter(*_NAMES)
+"""Returns the values of a request's fields, in order."""
+checked_request = unchecked(InferenceRequest)
+"""Makes a request of values that were checked before, in order."""
 
 
 def unknown_field(name: str, value: object) -> InvalidRequest:

@@ -64,7 +64,7 @@ class Room:
         return cls(
             mode=worker.mode,
             cache=worker.cache,
-            rows=worker.rows,
+            rows=worker.rows + worker.ahead,
             capacity=worker.capacity,
             budget=worker.budget,
             share=min(share, max(1, worker.rows // 2)) if worker.mode == "padded" else share,

@@ -26,7 +26,7 @@ def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     Examples:  stoker scheduler --redis redis://10.0.0.5:6379/0
                stoker scheduler --queue wide --shards 3 --shard 0
     """
-    import asyncio
+    import uvloop
 
     from stoker.garbage import spare_what_stays
     from stoker.log import configure
@@ -36,7 +36,7 @@ def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     if metrics_port is not None:
         config = config.model_copy(update={"metrics_port": metrics_port})
     spare_what_stays()
-    asyncio.run(schedule(config))
+    uvloop.run(schedule(config))
 
 
 commands: list[click.Command] = [scheduler]

@@ -77,8 +77,7 @@ class Place:
         self.held_tokens = record.held_tokens
         self.longest = record.longest
         self.capacity = record.capacity
-        free = record.rows - record.held_rows
-        self.free_rows = free if most is None else min(most, free)
+        self.free_rows = record.free_rows if most is None else min(most, record.free_rows)
         self._padded = record.mode == "padded"
         self._rect = record.cache == "rect"
 
@@ -155,7 +154,7 @@ class Places:
         self._scanned = scanned
         self._closed: set[str] = set()
         # Of a large fleet that is busy few have a row: the others are no places until somebody asks for them.
-        free = [worker for worker in usable if worker.held_rows < worker.rows]
+        free = [worker for worker in usable if worker.held_rows < worker.rows + worker.ahead]
         if len(free) > 1:
             free.sort(key=_name)
         self._places = {worker.inc: self._place(worker) for worker in free}

@@ -84,7 +84,7 @@ class _Place:
     def __init__(self, worker: WorkerRecord, askable: Sequence[Held], now_us: int) -> None:
         self.inc = worker.inc
         self._now_us = now_us
-        self._rows = worker.rows - worker.held_rows
+        self._rows = worker.free_rows
         self._tokens = worker.capacity - worker.held_tokens
         # From the end: of the lowest class the latest, and so on.
         self._leaving = sorted(askable, key=lambda member: (class_rank(member.name), member.since_us, member.id))

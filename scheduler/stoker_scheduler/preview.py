@@ -153,7 +153,7 @@ def _without_place(view: QueueView, found: Preview, request: Waiting, shut: Set[
     largest = largest_capacity(view.workers)
     cost = charged_cost(request, largest)
     able = [worker for worker in view.workers if worker.available]
-    roomy = {one.inc for one in able if Room.of(one, share=one.rows, largest=largest).opens_to(cost)}
+    roomy = {one.inc for one in able if Room.of(one, share=one.rows + one.ahead, largest=largest).opens_to(cost)}
     if not roomy - shut:
         return ["credit", "circuit"] if shut else ["credit"]
     words = ["circuit"] if roomy & shut else []

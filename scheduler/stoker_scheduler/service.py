@@ -91,6 +91,7 @@ class Scheduler:
         self._figures = SchedulerFigures(config, self._instruments, self._health, lambda: self._leadership.token)
         self._answers = AnswerLengths()
         self._expected: dict[str, int] = {}
+        self._learned_for = ""  # the token under which lengths were taken in last
         self._stop = asyncio.Event()
         self._outage = Outage()
         self._known: list[WorkerRecord] = []
@@ -151,6 +152,9 @@ class Scheduler:
                 await self._bell.leave()
                 await self._leadership.leads.wait()
             try:
+                # Before the first tick, so that a new leader knows what the last one did.
+                if self._learned_for != self._leadership.token:
+                    await self._learn_lengths()
                 with self._instruments.tick.time():
                     wait_s = await self.tick()
                 if wait_s > 0:
@@ -374,6 +378,13 @@ class Scheduler:
         forecast = self._times.forecast(self._known)
         return forecast.text() if forecast else ""
 
+    async def _learn_lengths(self) -> None:
+        """Take in how long answers became, where less than max_tokens is kept free for them."""
+        if self._config.reserve == "expected":
+            self._answers.observe(await self._store.read(reads.answers(self._store.keys)))
+            self._expected = self._answers.expected()
+        self._learned_for = self._leadership.token
+
     # --- housekeeping ---------------------------------------------------------------------------------------------
 
     async def _housekeeping(self) -> None:
@@ -382,10 +393,7 @@ class Scheduler:
             return
         counts = await self._store.read(reads.counts(self._store.keys))
         self._metrics.observe_counts(counts, time.monotonic())
-        if self._config.reserve == "expected":
-            histograms = await self._store.read(reads.histograms(self._store.keys))
-            self._answers.observe(histograms)
-            self._expected = self._answers.expected()
+        await self._learn_lengths()
         now = self._metrics.snapshot()
         if now.requests_per_s or now.batches != self._batches_told:
             self._batches_told = now.batches
@@ -412,4 +420,4 @@ def _depth(fleet: list[WorkerRecord]) -> int:
         return DEPTH["continuous"]
     if any(worker.mode == "padded" for worker in fleet):
         return DEPTH["padded"]
-    return min(DEPTH["continuous"], sum(worker.rows for worker in fleet) + BLOCKED_HEADS)
+    return min(DEPTH["continuous"], sum(worker.rows + worker.ahead for worker in fleet) + BLOCKED_HEADS)

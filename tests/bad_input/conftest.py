@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner, Result
 
-from stack_processes import HEARTBEAT_MS, Stack
+from stack_processes import HEARTBEAT_MS, Stack, lasting_stack
 from stoker import AsyncClient, Client, Config
 from stoker.cli import main
-from stoker_ops.embedded import ServerBinary, start
+from stoker_ops.embedded import ServerBinary
 
 Cli = Callable[..., Result]
 
@@ -53,13 +50,7 @@ def cli(redis_url: str) -> Cli:
 @pytest.fixture(scope="module")
 def served(server_binary: ServerBinary) -> Iterator[Stack]:
     """A scheduler and a real worker, the same for all tests of a module: it must survive them all."""
-    folder = Path(tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp"))
-    with start(folder / "r", server=server_binary) as server:
-        stack = Stack(server.url, folder)
-        try:
-            stack.scheduler()
-            stack.worker("one", "--profile", "zero", "--kv-cache-tokens", "1000")
-            yield stack
-        finally:
-            stack.end()
-    shutil.rmtree(folder)
+    with lasting_stack(server_binary) as stack:
+        stack.scheduler()
+        stack.worker("one", "--profile", "zero", "--kv-cache-tokens", "1000")
+        yield stack

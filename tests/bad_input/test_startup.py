@@ -74,6 +74,7 @@ def test_a_redis_that_evicts_is_refused_with_the_fix(
 
 
 @commands
+@pytest.mark.usefixtures("unmeasured")
 def test_where_config_is_forbidden_info_tells(own: EmbeddedRedis, settings: redis.Redis, command: list[str]) -> None:
     settings.config_set("maxmemory-policy", "allkeys-lru")
     rules: dict[str, Any] = {"enabled": True, "passwords": ["+pw"], "keys": ["*"], "channels": ["*"]}
@@ -83,6 +84,7 @@ def test_where_config_is_forbidden_info_tells(own: EmbeddedRedis, settings: redi
 
 
 @commands
+@pytest.mark.usefixtures("unmeasured")
 def test_an_old_redis_is_refused(
     own: EmbeddedRedis, settings: redis.Redis, short_tmp: Path, command: list[str]
 ) -> None:
@@ -96,6 +98,7 @@ def test_an_old_redis_is_refused(
 
 
 @commands
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -111,17 +114,16 @@ def test_an_old_redis_is_refused(
     ],
     ids=["a block over the timeout", "an unknown key", "both"],
 )
-def test_settings_that_cannot_work_are_refused(
-    own: EmbeddedRedis, command: list[str], given: dict[str, str], said: list[str]
-) -> None:
-    lines = refusal(*command, STOKER_REDIS_URL=own.url, **given)
+def test_settings_that_cannot_work_are_refused(command: list[str], given: dict[str, str], said: list[str]) -> None:
+    lines = refusal(*command, STOKER_REDIS_URL="unix:///nowhere/redis.sock", **given)
     assert len(lines) == len(said)
     assert all(line.startswith(f"stoker: {words}") for line, words in zip(lines, said, strict=True))
 
 
 @commands
-def test_what_is_in_the_file_is_refused_too(own: EmbeddedRedis, short_tmp: Path, command: list[str]) -> None:
-    (short_tmp / "stoker.toml").write_text(f'redis_url = "{own.url}"\nheartbeat = 5\n')
+@pytest.mark.usefixtures("unmeasured")
+def test_what_is_in_the_file_is_refused_too(short_tmp: Path, command: list[str]) -> None:
+    (short_tmp / "stoker.toml").write_text('redis_url = "unix:///nowhere/redis.sock"\nheartbeat = 5\n')
     [line] = refusal(*command, STOKER_CONFIG=str(short_tmp / "stoker.toml"))
     assert line == f"stoker: {short_tmp / 'stoker.toml'}: heartbeat: unknown setting; did you mean heartbeat_ms?"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sdk.fleet import Fleet
-from stack_processes import HEARTBEAT_MS, Stack, is_measured
+from stack_processes import HEARTBEAT_MS, Stack, is_measured, lasting_stack
 from stoker import Client, Config
 from stoker.cli import main
+from stoker_ops.embedded import ServerBinary
 
 Cli = Callable[..., Result]
 
@@ -35,6 +37,21 @@ def stack(redis_url: str, short_tmp: Path, request: pytest.FixtureRequest) -> It
         yield stack
     finally:
         stack.end()
+
+
+@pytest.fixture(scope="module")
+def served(server_binary: ServerBinary) -> Iterator[Stack]:
+    """A scheduler and a worker, the same for all tests of a module, with a Redis of its own."""
+    with lasting_stack(server_binary) as stack:
+        stack.scheduler()
+        stack.worker("one", "--profile", "zero")
+        yield stack
+
+
+@pytest.fixture
+def served_cli(served: Stack, cli: Cli) -> Cli:
+    """Runs `stoker` with these arguments on that stack."""
+    return functools.partial(cli, url=served.url)
 
 
 @pytest.fixture

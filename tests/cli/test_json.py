@@ -116,6 +116,7 @@ def test_what_batches_print_has_the_documented_form(
     assert check("batch estimate", cli("batch", "estimate", str(source), "--json").stdout)["failed"] == 1
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_what_up_and_demo_print_has_the_documented_form(short_tmp: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "STOKER_REDIS_URL"}
     environment |= {"STOKER_STATE": str(short_tmp / "s"), "TMPDIR": str(short_tmp)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,39 +13,31 @@ from stack_processes import Stack
 SUBMIT = ("submit", "The with statement", "--max-tokens", "8")
 
 
-@pytest.fixture
-def served(stack: Stack) -> Stack:
-    """A scheduler and one worker."""
-    stack.scheduler()
-    stack.worker("worker", "--profile", "zero")
-    return stack
-
-
-def test_submit_streams_the_answer_and_every_form_gives_the_same(served: Stack, cli: Cli) -> None:
-    streamed = cli(*SUBMIT)
-    whole = cli(*SUBMIT, "--no-stream")
-    piped = cli("submit", "-", "--max-tokens", "8", answer="The with statement")
+def test_submit_streams_the_answer_and_every_form_gives_the_same(served_cli: Cli) -> None:
+    streamed = served_cli(*SUBMIT)
+    whole = served_cli(*SUBMIT, "--no-stream")
+    piped = served_cli("submit", "-", "--max-tokens", "8", answer="The with statement")
     assert (streamed.exit_code, whole.exit_code, piped.exit_code) == (0, 0, 0)
     assert len(streamed.stdout.rstrip("\n")) == 8
     assert streamed.stdout == whole.stdout == piped.stdout
 
 
-def test_chat_and_system_make_a_conversation(served: Stack, cli: Cli) -> None:
-    chat = json.loads(cli("submit", "--chat", "hi", "--json").stdout)
-    system = json.loads(cli("submit", "--system", "Be brief.", "hi", "--json").stdout)
+def test_chat_and_system_make_a_conversation(served_cli: Cli) -> None:
+    chat = json.loads(served_cli("submit", "--chat", "hi", "--json").stdout)
+    system = json.loads(served_cli("submit", "--system", "Be brief.", "hi", "--json").stdout)
     # The sim counts the bytes of "role: content" and a line's end.
     assert chat["usage"]["prompt_tokens"] == len("user: hi\n")
     assert system["usage"]["prompt_tokens"] == len("system: Be brief.\nuser: hi\n")
     assert chat["usage"]["completion_tokens"] == 128
 
 
-def test_a_prompt_may_come_from_a_file(served: Stack, cli: Cli, short_tmp: object) -> None:
-    (path := served._logs / "prompt.txt").write_text("The with statement")
-    assert cli("submit", "--file", str(path), "--max-tokens", "8").stdout == cli(*SUBMIT).stdout
+def test_a_prompt_may_come_from_a_file(served_cli: Cli, tmp_path: Path) -> None:
+    (path := tmp_path / "prompt.txt").write_text("The with statement")
+    assert served_cli("submit", "--file", str(path), "--max-tokens", "8").stdout == served_cli(*SUBMIT).stdout
 
 
-def test_json_has_the_whole_response(served: Stack, cli: Cli) -> None:
-    response = json.loads(cli(*SUBMIT, "--json", "--id", "mine").stdout)
+def test_json_has_the_whole_response(served_cli: Cli) -> None:
+    response = json.loads(served_cli(*SUBMIT, "--json", "--id", "mine").stdout)
     assert response["request_id"] == "mine"
     assert response["status"] == "succeeded"
     assert response["usage"] == {"prompt_tokens": 18, "completion_tokens": 8, "total_tokens": 26}
@@ -52,26 +45,28 @@ def test_json_has_the_whole_response(served: Stack, cli: Cli) -> None:
     assert response["error"] is None
 
 
-def test_an_answer_is_fetched_later_by_its_id(served: Stack, cli: Cli) -> None:
-    request_id = cli(*SUBMIT, "--no-wait").stdout.strip()
-    assert json.loads(cli(*SUBMIT, "--no-wait", "--json", "--id", "x").stdout) == {"id": "x"}
-    answer = cli("result", request_id, "--wait-timeout", "20")
+def test_an_answer_is_fetched_later_by_its_id(served_cli: Cli) -> None:
+    request_id = served_cli(*SUBMIT, "--no-wait").stdout.strip()
+    assert json.loads(served_cli(*SUBMIT, "--no-wait", "--json", "--id", "x").stdout) == {"id": "x"}
+    assert served_cli("result", "x", "--wait-timeout", "20").exit_code == 0
+    answer = served_cli("result", request_id, "--wait-timeout", "20")
     assert answer.exit_code == 0
-    assert answer.stdout == cli(*SUBMIT).stdout
-    assert cli("status", request_id).stdout == "succeeded\n"
-    assert json.loads(cli("status", request_id, "--json").stdout) == {"id": request_id, "status": "succeeded"}
+    assert answer.stdout == served_cli(*SUBMIT).stdout
+    assert served_cli("status", request_id).stdout == "succeeded\n"
+    assert json.loads(served_cli("status", request_id, "--json").stdout) == {"id": request_id, "status": "succeeded"}
 
 
-def test_stats_and_queue_show_what_runs(served: Stack, cli: Cli) -> None:
-    cli(*SUBMIT)
-    table = cli("stats").stdout
+def test_stats_and_queue_show_what_runs(served_cli: Cli) -> None:
+    served_cli(*SUBMIT)
+    table = served_cli("stats").stdout
     assert all(word in table for word in ("queue default", "succeeded", "time to first token", "worker"))
-    figures = json.loads(cli("stats", "--json").stdout)
-    assert figures["counts"]["succeeded"] == 1
-    assert figures["latency_ms"]["e2e"]["count"] == 1
-    shown = cli("queue", "show").stdout
+    figures = json.loads(served_cli("stats", "--json").stdout)
+    counts = figures["counts"]
+    # Those of the tests before, too.
+    assert 0 < counts["submitted"] == counts["succeeded"] == figures["latency_ms"]["e2e"]["count"]
+    shown = served_cli("queue", "show").stdout
     assert "sim (none, continuous" in shown
-    assert json.loads(cli("queue", "show", "--json").stdout)["workers"] == 1
+    assert json.loads(served_cli("queue", "show", "--json").stdout)["workers"] == 1
 
 
 @pytest.mark.measured

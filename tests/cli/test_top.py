@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import pytest
 from cli.conftest import Cli
 from helpers import wait_until
 from stack_processes import Stack
+from stoker.figures import worker_table
 from stoker.store.lookups import Overview
 from stoker.store.records import LANES, WorkerRecord
 from stoker.watch import Look, Watch
@@ -96,22 +98,14 @@ def top(url: str, *options: str, columns: int = 80, lines: int = 24) -> Iterator
         terminal.close()
 
 
-@pytest.fixture
-def served(stack: Stack) -> Stack:
-    """A scheduler and one worker."""
-    stack.scheduler()
-    stack.worker("one", "--profile", "zero")
-    return stack
-
-
 # --- on a terminal ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_top_shows_classes_workers_and_latencies_on_one_screen_until_q(
-    served: Stack, cli: Cli, short_tmp: Path, columns: int
+    served: Stack, served_cli: Cli, short_tmp: Path, columns: int
 ) -> None:
-    assert cli("submit", "hello", "--max-tokens", "4", "--priority", "high").exit_code == 0
+    assert served_cli("submit", "hello", "--max-tokens", "4", "--priority", "high").exit_code == 0
     with top(served.url, columns=columns) as terminal:
         screen = terminal.shows("1 worker")
         for word in ("queue default", "critical", "batch", "oldest", "p50", "p99", "leader", "running", "q ends"):
@@ -176,8 +170,8 @@ def latest(terminal: Terminal) -> str:
 # --- elsewhere --------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_terminal_it_prints_tables_whose_lines_are_whole(served: Stack, cli: Cli) -> None:
-    shown = cli("top", "--count", "2", "--interval", "0.1", COLUMNS=None)
+def test_without_a_terminal_it_prints_tables_whose_lines_are_whole(served_cli: Cli) -> None:
+    shown = served_cli("top", "--count", "2", "--interval", "0.1", COLUMNS=None)
     assert shown.exit_code == 0
     assert shown.output.count("1 worker") == 2
     assert "\x1b" not in shown.output
@@ -188,13 +182,13 @@ def test_without_a_terminal_it_prints_tables_whose_lines_are_whole(served: Stack
     assert "requests/s" in shown.output
 
 
-def test_json_is_an_object_a_line(served: Stack, cli: Cli) -> None:
-    assert cli("submit", "hello", "--max-tokens", "4").exit_code == 0
-    shown = cli("top", "--json", "--count", "3", "--interval", "0.1")
+def test_json_is_an_object_a_line(served_cli: Cli) -> None:
+    assert served_cli("submit", "hello", "--max-tokens", "4").exit_code == 0
+    shown = served_cli("top", "--json", "--count", "3", "--interval", "0.1")
     assert shown.exit_code == 0
     looks = [json.loads(line) for line in shown.output.splitlines()]
     assert [look["recent"] is None for look in looks] == [True, False, False]
-    assert looks[2]["counts"]["succeeded"] == 1
+    assert looks[2]["counts"]["succeeded"] == looks[2]["counts"]["submitted"] > 0
     assert looks[2]["workers"][0]["worker"] == "one"
     assert looks[0]["at_s"] < looks[1]["at_s"] < looks[2]["at_s"]
 
@@ -265,6 +259,15 @@ def test_rates_are_of_the_last_ten_seconds_and_latencies_of_the_last_minute(watc
     high = recent["latency_ms_by_class"]["high"]["e2e"]
     assert high["p50"] is not None
     assert high["p50"] > 700, "those of before the minute are not in it"
+
+
+def test_what_a_worker_holds_ahead_stands_behind_its_rows(watch: Watch) -> None:
+    seen = look(1, 0, {})
+    shown = []
+    for held in (3, 8, 10):
+        busy = replace(seen, workers=[replace(seen.workers[0], held_rows=held, ahead=4)])
+        shown.append(worker_table("", watch.add(busy).stats).rows[0][4])
+    assert shown == ["3/8", "8/8", "8/8+2"]
 
 
 def test_a_redis_with_another_history_begins_anew(watch: Watch) -> None:

@@ -1,6 +1,7 @@
 """Every Python and shell snippet of README.md, docs/ and the runbook is run, against a stack of its own.
 
-A snippet is run as it stands, in a folder with the files that it names; models and addresses become those of the test.
+A snippet is run as it stands, in a folder with the files that it names; models and addresses become those of the test,
+and the demo model becomes the sim.
 A page marks what cannot be run here, with the reason: `<!-- not run: needs two GPUs -->` on the line above the block.
 """
 
@@ -36,8 +37,13 @@ STAYS = re.compile(r"stoker (up|worker|scheduler|batch-worker|top(?!.* --count))
 """Commands that run until they are told to stop."""
 LOOKS = re.compile(r"stoker (config|dead list|doctor|explain|queue|stats|top|workers)\b")
 """Commands that change nothing: pages repeat them, and each is run once."""
-SERVED_BY = {"client.embed": "/models/minilm", "client.classify": "/models/sentiment"}
-"""The model that must serve a snippet that has this word, on a queue of its own."""
+SERVED_BY = {
+    "client.embed": "stoker up --model /models/minilm",
+    "client.classify": "stoker up --model /models/sentiment",
+}
+"""The command, of the page on encoders, that must serve a snippet that has this word, on a queue of its own."""
+DEMO = re.compile(r'((?<=stoker up)(?!.*--model)|(?<=--model )demo|(?<=DistributedServingEngine\(")demo)')
+"""Where a snippet has the demo model, by name or by default. Loading it takes seconds, and is tested elsewhere."""
 EXAMPLES = sorted((ROOT / "workers" / "stoker_workers" / "examples").glob("*.py"))
 SERVES = re.compile(r'^ready at|"event": "(serving|leading|supervising)"|^queue ', re.M)
 ENDS_WITH = (0, 130, -signal.SIGINT)
@@ -75,7 +81,7 @@ class Desk:
         self.folder = folder
         self.looked: set[str] = set()
         self._lasting = ExitStack()
-        self._queues: set[str] = set()
+        self._served: set[tuple[str, str]] = set()
         self.stands_for = {
             "/models/llama": str(demo_model_path()),
             "/models/minilm": str(make_bert(folder / "bert")),
@@ -122,7 +128,7 @@ class Desk:
     def mapped(self, code: str) -> str:
         for name, real in self.stands_for.items():
             code = code.replace(name, real)
-        return code
+        return DEMO.sub(lambda found: "sim" if found[0] else " --model sim", code)
 
     def run(self, command: list[str], queue: str = "default", given: str | None = None) -> str:
         """Run a command to its end and return what it printed; fails the test if it fails."""
@@ -139,12 +145,15 @@ class Desk:
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def serve(self, model: str, queue: str) -> None:
-        """Serve a model on this queue until the last snippet has run, unless it is served already."""
-        if queue not in self._queues:
-            self._queues.add(queue)
-            for line in ("stoker scheduler", f"stoker worker --model {self.mapped(model)}"):
-                self._lasting.enter_context(self.serving(line, queue))
+    def serve(self, line: str, queue: str) -> None:
+        """Have a command serve this queue until the last snippet has run, unless it does so already."""
+        if (line, queue) not in self._served:
+            self._served.add((line, queue))
+            self._lasting.enter_context(self.serving(line, queue))
+
+    def has_served(self, line: str) -> bool:
+        """Whether a command serves some queue already."""
+        return any(line == other for other, _ in self._served)
 
     def end(self) -> None:
         """Stop what was served."""
@@ -181,10 +190,10 @@ def test_a_python_snippet_runs_or_is_a_part_of_an_example(desk: Desk, snippet: S
         return
     desk.fresh_files()
     queue = "default"
-    for word, model in SERVED_BY.items():
+    for word, line in SERVED_BY.items():
         if word in snippet.code:
             queue = word.replace(".", "-")
-            desk.serve(model, queue)
+            desk.serve(desk.mapped(line), queue)
     desk.run([sys.executable, "-c", RUN_PYTHON, str(snippet)], queue, desk.mapped(snippet.code))
 
 
@@ -192,6 +201,8 @@ def test_a_python_snippet_runs_or_is_a_part_of_an_example(desk: Desk, snippet: S
 def test_the_commands_of_a_shell_snippet_run(desk: Desk, snippet: Snippet) -> None:
     desk.fresh_files()
     for number, line in enumerate(shell_lines(desk.mapped(snippet.code))):
+        if desk.has_served(line):
+            continue
         if STAYS.match(line):
             # On a queue of its own: it may serve another model.
             with desk.serving(line, re.sub(r"\W", "-", f"{snippet}-{number}")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
@@ -17,6 +17,7 @@ from stoker.errors import InvalidRequest, StokerError
 from stoker.request import FIELDS, InferenceRequest
 from stoker.store import codec
 from stoker.store.pack import pack_tokens, unpack, unpack_tokens
+from stoker.store.payloads import Payloads
 from stoker.store.reads import token_record
 
 FIXED_BYTES = 8 << 20
@@ -126,6 +127,29 @@ def test_a_changed_payload_is_a_request_or_refused(data: bytes) -> None:
         assert unpack(codec.encode_failure(str(error), error))["field"]
     else:
         assert isinstance(payload.request, InferenceRequest)
+
+
+SHARED = codec.encode(
+    InferenceRequest(prompt_tokens=[1, 70_000], stop=["a"], seed=7, timeout=5, tenant="t", affinity_key="k"),
+    request_id="a",
+    nonce="n",
+    reply="c",
+    config=CONFIG,
+)
+
+
+@fuzz(3, data=mutated(STAMP + SHARED.header + SHARED.body))
+def test_what_is_remembered_of_good_payloads_changes_nothing_for_others(data: bytes) -> None:
+    payloads = Payloads()
+    payloads.decode("a", STAMP + SHARED.header + SHARED.body, 1, CONFIG.payload_bytes)
+
+    def found(decode: Callable[..., codec.Payload]) -> tuple[codec.Payload | None, str]:
+        try:
+            return decode("a", data, 1, CONFIG.payload_bytes), ""
+        except InvalidRequest as error:
+            return None, str(error)
+
+    assert found(payloads.decode) == found(codec.decode_payload)
 
 
 ANSWERS = [

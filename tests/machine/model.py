@@ -130,6 +130,11 @@ class Inc:
         return sum(member.cost for member in self.work.values())
 
     @property
+    def ahead(self) -> int:
+        """How many requests it takes beside its rows, by its figures."""
+        return int(re.search(r"(?:^|,)ahead=(\d+)|$", self.vitals[-1])[1] or 0)  # type: ignore[index]
+
+    @property
     def record(self) -> bytes:
         parts: tuple[object, ...] = (self.worker, self.identity, self.capacity, self.rows, self.budget, self.mode)
         parts += (self.cache, self.life, int(self.accepting), int(self.drained))
@@ -175,6 +180,7 @@ class Model:
         self.ended: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.histograms: dict[str, int] = {}
+        self.answers: list[bytes] = []
         self.rates: dict[str, float] = {}
         self.kept: dict[int, Counter[str]] = {}
         self.quarantine: tuple[str, int] | None = None
@@ -219,6 +225,7 @@ class Model:
             "beats": {name: inc.beat for name, inc in self.incs.items()},
             "counts": {name: str(number).encode() for name, number in self.all_counts().items()},
             "histograms": {name: str(number).encode() for name, number in self.histograms.items()},
+            "answers": list(self.answers),
             "rates": {name: self._rate_text(name).encode() for name in self.rates},
             "leader": {name: str(value).encode() for name, value in self.leader.items()},
             "bell": [b"1"] if self.bell else [],
@@ -574,7 +581,7 @@ class Model:
         longest = max([cost, *(member.cost for member in worker.work.values())])
         rows = sum(member.cost > 0 for member in worker.work.values()) + 1
         need = rows * longest if worker.cache == "rect" else worker.credit + cost
-        if rows > worker.rows or need > worker.capacity:
+        if rows > worker.rows + min(worker.rows, worker.ahead) or need > worker.capacity:
             return "FULL"
         life.delivery, life.state, life.flew = delivery, "D", True
         worker.work[life.id] = Member(delivery, cost, "D", self.now, life.lane.partition(":")[0], life.attempts)
@@ -804,6 +811,8 @@ class Model:
         self._observe("e2e", cls, max(self.now - life.accepted, 0))
         if item.completion:
             self._observe("answer", cls, 1000 * item.completion)
+            if life.head["tenant"]:
+                self.answers.append(f"{cls}:{life.head['tenant']}:{item.completion}".encode())
         self.counts["prompt_tokens"] += item.prompt
         self.counts["generation_tokens"] += item.completion
         if item.text_bytes:

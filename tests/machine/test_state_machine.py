@@ -388,7 +388,7 @@ class Machine(Compared):
             capacity=capacity + dice.pick([0, 0, 0, 5, -5]),
             progress=dice.below(9),
             rate=dice.below(9) / 7,
-            figures={"steps": dice.below(9)},
+            figures={"steps": dice.below(9), "ahead": dice.below(9)},
             costs=costs,
         )
         other = "h" in self.model.scalars and dice.chance(2)

@@ -339,6 +339,13 @@ MUTATIONS = [
         "mutations.test_histories:test_arrivals_keep_their_order_over_a_clock_set_back",
     ),
     Mutation(
+        "the lengths of tenants' answers grow for good",
+        "settle.lua",
+        "call('LTRIM', key, -MOST_ANSWERS, -1)",
+        "call('EXISTS', key)",
+        "protocol.test_settle:test_of_tenants_answers_so_many_are_remembered_and_no_more",
+    ),
+    Mutation(
         "what ended still counts in its tenant's lane",
         "pieces/finish.lua",
         "count_lane(f[CLASS], f[TENANT], -1)",
@@ -393,6 +400,13 @@ MUTATIONS = [
         "call('HINCRBY', K .. 'credit', inc, 0 - freed) -- -0 would be no number\n",
         "",
         "protocol.test_settle:test_credit_falls_by_what_each_row_was_booked_with",
+    ),
+    Mutation(
+        "a worker gets more ahead than it asked for",
+        "dispatch.lua",
+        "',ahead=(%d+)'",
+        "'=(%d+)'",
+        "protocol.test_dispatch:test_a_worker_that_takes_requests_ahead_gets_so_many_beside_its_rows",
     ),
     Mutation(
         "a full worker takes more",

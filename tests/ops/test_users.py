@@ -172,7 +172,8 @@ def crowds(q: Roles) -> None:
     first = q.start(A, "b2")
     q.hand_back(A, ("b2", first))
     q.settle(A, settlement("b2", q.start(A, "b2"), "retry"))
-    q.settle(A, settlement("b2", first, "ok"))
+    q.redis.rpush(q.keys.answers, *["normal:t:7"] * s.MOST_ANSWERS)
+    q.settle(A, settlement("b2", first, "ok", completion=7))
 
 
 def answers(q: Roles) -> None:
@@ -305,7 +306,7 @@ def schedulers(q: Roles) -> None:
         views.held(q.keys, known),
         views.lane_page(q.keys, "normal", 0, 4),
         reads.counts(q.keys),
-        reads.histograms(q.keys),
+        reads.answers(q.keys),
         lookups.overview(q.keys),
         backlog.figures(q.keys),
         backlog.oldest(q.keys, q.store.read(backlog.backlog(q.keys), "scheduler")),
@@ -332,6 +333,7 @@ def watchers(q: Roles) -> None:
             lookups.held_rows(q.keys, [A]),
             lookups.tenant_settings(q.keys),
             views.queue_view(q.keys, depth=1, known=known),
+            reads.answers(q.keys),
             backlog.figures(q.keys),
             inspections.heartbeat(q.keys),
             inspections.voids(q.keys, [A]),

@@ -329,6 +329,27 @@ def test_rows_are_limited_by_what_is_held(q: Queue) -> None:
     assert q.offer(B, "c").words == ("FULL",)
 
 
+def test_a_worker_that_takes_requests_ahead_gets_so_many_beside_its_rows(q: Queue) -> None:
+    q.register(B, rows=2)
+    q.beat(B, figures={"row_steps": 9, "ahead": 1})
+    q.submit("a", "b", "c", "d")
+    assert q.offer(B, "a", "b", "c", "d").words == ("TOOK", "TOOK", "TOOK", "FULL")
+
+
+def test_no_worker_gets_more_ahead_than_it_has_rows(q: Queue) -> None:
+    q.register(B, rows=1)
+    q.beat(B, figures={"ahead": 9})
+    q.submit("a", "b", "c")
+    assert q.offer(B, "a", "b", "c").words == ("TOOK", "TOOK", "FULL")
+
+
+def test_what_is_taken_ahead_needs_room_as_all_else_does(q: Queue) -> None:
+    q.register(B, capacity=20, rows=2)
+    q.beat(B, capacity=20, figures={"ahead": 2})
+    q.submit("a", "b", "c")
+    assert q.offer(B, "a", "b", "c").words == ("TOOK", "TOOK", "FULL")
+
+
 def test_a_row_of_a_cancelled_request_still_takes_its_place(q: Queue) -> None:
     q.register(B, rows=1)
     q.submit("a", "b")

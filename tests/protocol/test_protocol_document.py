@@ -225,12 +225,12 @@ class Story:
 
     def _succeed(self) -> None:
         q = self.q
-        q.submit("x")
+        q.submit("x", tenant="t")
         delivery = q.dispatch(A, "x")
         self.look()
         q.begin(A, delivery, "x")
         q.beat(A)
-        q.settle(A, ok("x", delivery, first_token_us=5, text_bytes=3, prompt=1))
+        q.settle(A, ok("x", delivery, first_token_us=5, text_bytes=3, prompt=1, completion=1))
 
     def _stream(self) -> None:
         q = self.q

@@ -104,6 +104,19 @@ def test_the_lanes_of_tenants_are_named_with_what_waits_and_read_where_asked(q: 
     assert pages.weights == {"t": 2.5}
 
 
+def test_of_a_tenant_is_expected_what_it_is_answered_and_of_others_what_their_class_is(q: Queue) -> None:
+    q.register(A)
+    q.submit("a", tenant="brief", max_tokens=9)
+    q.submit("b", tenant="new", max_tokens=9)
+    q.submit("c", max_tokens=9)
+    expected, shared = {"normal": 6, "normal:brief": 2}, {"normal:brief": 4, "normal:new": 4}
+    view = q.store.read(views.queue_view(q.keys, depth=4, expected=expected, shared=shared))
+    pages = q.store.read(views.tenant_pages(q.keys, shared, view.workers, expected))
+    for lanes in (view.lanes, pages.lanes | {"normal": view.lanes["normal"]}):
+        kept = {lane: lanes[lane][0].reserve - lanes[lane][0].prompt_tokens for lane in (*shared, "normal")}
+        assert kept == {"normal:brief": 2, "normal:new": 6, "normal": 6}
+
+
 def test_the_overview_counts_tenants_requests_in_their_class(q: Queue) -> None:
     q.submit("a", "b", tenant="t")
     q.submit("c", tenant="u", priority="low")

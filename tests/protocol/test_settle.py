@@ -22,6 +22,8 @@ from protocol.rig import (
     plain,
     settlement,
 )
+from stoker.store import reads
+from stoker.store import scripts as s
 
 MS = 1000
 SECOND = 1_000_000
@@ -85,6 +87,7 @@ def test_a_success_leaves_nothing_but_its_result(q: Queue) -> None:
             "answer:normal:4": 1,
             "answer:normal:sum": 4 * MS,
         },
+        "answers": Added(["normal:t:4"]),
         "rates": {"since": q.now, "settled": 1},
         "events": Added([q.event("settle", A, "a end succeeded n-a stop -")]),
         "ttl": {"result:a": RESULT_TTL, "reply:c": REPLY_TTL},
@@ -557,6 +560,31 @@ def test_a_call_adds_its_times_up(q: Queue) -> None:
         "e2e:normal:4": 2,
         "e2e:normal:sum": 8 * MS,
     }
+
+
+def test_how_long_answers_of_tenants_became_is_remembered_in_their_order(q: Queue) -> None:
+    q.register(B, rows=100, capacity=1000)
+    q.submit("a", "d", tenant="t")
+    q.submit("b", priority="batch", tenant="u.v")
+    q.submit("c", "e")
+    delivery = q.start(B, "a", "b", "c", "d", "e")
+    answers = [ok(name, delivery, completion=tokens) for name, tokens in zip("abcd", (3, 200, 5, 0), strict=True)]
+    q.settle(B, *answers, settlement("e", delivery, "failure"))
+    assert q.dump()["answers"] == ["normal:t:3", "batch:u.v:200"]
+    found = q.store.read(reads.answers(q.keys))
+    assert found.lengths == {"normal:t": [3], "batch:u.v": [200]}
+
+
+def test_of_tenants_answers_so_many_are_remembered_and_no_more(q: Queue) -> None:
+    q.redis.rpush(q.keys.answers, *(f"normal:t{i}:7" for i in range(s.MOST_ANSWERS - 1)))
+    q.register(B, rows=100, capacity=1000)
+    q.submit("a", "b", tenant="t")
+    delivery = q.start(B, "a", "b")
+    q.settle(B, ok("a", delivery, completion=3))
+    assert q.redis.llen(q.keys.answers) == s.MOST_ANSWERS
+    q.settle(B, ok("b", delivery, completion=4))
+    found = q.redis.lrange(q.keys.answers, 0, -1)
+    assert (found[0], found[-1], len(found)) == (b"normal:t1:7", b"normal:t:4", s.MOST_ANSWERS)
 
 
 def test_a_clock_set_back_makes_no_negative_times(q: Queue) -> None:

@@ -55,6 +55,16 @@ def kept(
     return place and place.record.worker
 
 
+def test_a_worker_whose_rows_are_in_use_gets_what_it_takes_ahead() -> None:
+    assert chosen(worker("a", held_rows=4)) is None
+    assert chosen(worker("a", held_rows=4, ahead=1)) == "a"
+    assert chosen(worker("a", held_rows=5, ahead=1)) is None
+
+
+def test_a_free_row_comes_before_a_place_behind_rows_in_use() -> None:
+    assert chosen(worker("a", held_rows=4, held_tokens=400, ahead=4), worker("b")) == "b"
+
+
 def test_the_worker_that_drains_first_gets_the_request() -> None:
     assert chosen(worker("a", held_tokens=200, held_rows=1), worker("b", held_tokens=100, held_rows=1)) == "b"
 

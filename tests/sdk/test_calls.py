@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 
 from stoker import Config
-from stoker._calls import ONLY_LIFE, Encoder, Names, TokenReader, as_request, fitting, full_pause, unique
+from stoker._calls import (
+    MOST_FORMS,
+    ONLY_LIFE,
+    Encoder,
+    Forms,
+    Names,
+    TokenReader,
+    as_request,
+    fitting,
+    full_pause,
+    unique,
+)
 from stoker.errors import InvalidRequest
 from stoker.request import Chunk, InferenceRequest, InferenceResponse, Restarted
 from stoker.store.codec import Submission
@@ -62,7 +73,7 @@ def test_keywords_change_a_whole_request() -> None:
 def encoder(**fields: Any) -> Encoder:
     card = Card("i", {"mode": "continuous", "context": 64, "vocabulary": 100_000})
     wishes = {"displace": True, "check_deadline": False}
-    return Encoder(fields, reply="c", config=Config(max_age_s=100), card=card, bytes_per_token=4.0, **wishes)
+    return Encoder(fields, forms=Forms("c", Config(max_age_s=100)), card=card, bytes_per_token=4.0, **wishes)
 
 
 def test_a_prompt_may_not_be_given_twice() -> None:
@@ -115,6 +126,30 @@ def test_bare_prompts_are_refused_as_whole_requests_are(item: Any, fields: dict[
         type(whole),
         str(whole) if isinstance(whole, InvalidRequest) else "",
     )
+
+
+def test_what_is_remembered_of_keywords_is_taken_for_no_others() -> None:
+    forms = Forms("c", Config())
+
+    def encoded(**fields: Any) -> Submission | InvalidRequest:
+        wishes = {"displace": False, "check_deadline": True}
+        return Encoder(fields, forms=forms, card=None, bytes_per_token=4.0, **wishes)("hi")
+
+    metadata = {"a": 1}
+    for fields in ({"max_tokens": 1}, {"max_tokens": 2}, {"seed": 1}, {"metadata": metadata}, {"tenant": "t"}):
+        assert isinstance(encoded(**fields), Submission)
+    assert isinstance(encoded(max_tokens=True), InvalidRequest)
+    before = encoded(metadata=metadata)
+    metadata["a"] = 2
+    after = encoded(metadata=metadata)
+    assert isinstance(before, Submission)
+    assert isinstance(after, Submission)
+    assert before.body != after.body
+    for number in range(200):
+        found = encoded(tenant=f"t{number}")
+        assert isinstance(found, Submission)
+        assert f"|t{number}|".encode() in found.header
+    assert len(forms._known) <= MOST_FORMS
 
 
 def test_who_gave_no_id_gets_one_a_request_and_who_gave_one_a_nonce() -> None:

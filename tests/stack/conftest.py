@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from helpers import MARK, assert_no_stray_processes
-from stack_processes import Stack, is_measured
+from stack_processes import Stack, is_measured, lasting_stack
 from stoker import Client
-from stoker_ops.embedded import ServerBinary, start
+from stoker_ops.embedded import ServerBinary
 
 
 @pytest.fixture
@@ -28,20 +25,9 @@ def stack(redis_url: str, short_tmp: Path, request: pytest.FixtureRequest) -> It
 
 @pytest.fixture(scope="module")
 def shared_stack(server_binary: ServerBinary) -> Iterator[Stack]:
-    """One for all tests of a module, with a Redis of its own; nothing runs yet. Loading a model takes seconds."""
-    directory = Path(tempfile.mkdtemp(prefix="stoker-t-", dir="/tmp"))
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        start(directory / "redis", ephemeral=True, server=server_binary, extra_args=("--appendonly", "no")) as server,
-    ):
-        patch.setenv(MARK, str(directory))
-        stack = Stack(server.url, directory)
-        try:
-            yield stack
-        finally:
-            stack.end()
-    assert_no_stray_processes(str(directory))
-    shutil.rmtree(directory)
+    """One for all tests of a module; nothing runs yet. Loading a model takes seconds."""
+    with lasting_stack(server_binary) as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -30,7 +30,9 @@ def test_after_a_purge_redis_holds_exactly_what_is_for_good(stack: Stack) -> Non
         client.submit_many([InferenceRequest(prompt_tokens=[1] * 5000, max_tokens=4)] * 3)
         stack.scheduler()
         worker = stack.worker("worker", "--max-num-seqs", "4", "--kv-cache-tokens", "1024")
-        jobs = client.submit_many([InferenceRequest(prompt_tokens=[i + 1], max_tokens=60) for i in range(12)])
+        jobs = client.submit_many(
+            [InferenceRequest(prompt_tokens=[i + 1], max_tokens=60, tenant="t") for i in range(12)]
+        )
         assert list(client.submit(prompt="hi", max_tokens=4, stream=True).stream())
         os.kill(stack.child_of(worker), signal.SIGKILL)
         client.submit(prompt="no", max_tokens=4).cancel()

@@ -101,6 +101,21 @@ def test_a_batch_never_exceeds_the_budget_of_tokens(stack: Stack, client: Client
     assert max(job.result(timeout=30).output["batch"] for job in jobs) == 2
 
 
+def test_a_worker_whose_rows_last_one_step_holds_more_than_it_has_rows(
+    stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    """So that the next step finds its rows there; without it the engine stands still after each step."""
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"base_ms": 20, "prefill_ms": 0, "row_ms": 0, "resident_ms": 0}))
+    stack.scheduler()
+    stack.worker("worker", "--max-num-seqs", "2", "--profile", str(profile))
+    jobs = client.submit_many([InferenceRequest(prompt_tokens=[1], max_tokens=1) for _ in range(2000)])
+    wait_until(lambda: any(worker.held_rows > worker.rows for worker in client.workers()))
+    assert all(worker.held_rows <= worker.rows + worker.ahead for worker in client.workers())
+    for job in jobs:
+        job.cancel()
+
+
 def test_two_workers_share_the_work(stack: Stack, client: Client) -> None:
     """LoadBalancer."""
     stack.scheduler()
@@ -255,15 +270,18 @@ def test_another_model_is_refused_with_both_cards(stack: Stack, client: Client) 
 def test_with_expected_lengths_more_fit_and_what_becomes_longer_answers_the_same(
     stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AnswerLengths, and preemption."""
+    """AnswerLengths of a class and of a tenant, known from the first dispatch on; and preemption."""
     monkeypatch.setenv("STOKER_RESERVE", "expected")
     stack.redis.hset(stack.keys.histograms, "answer:normal:6", 1000)  # at most 8 tokens
+    stack.redis.rpush(stack.keys.answers, *["normal:brief:5"] * 60)
     stack.scheduler()
     stack.worker("worker", "--kv-cache-tokens", "640")
 
-    # Two fit at full length. What is expected is read every five seconds.
-    jobs = client.submit_many([InferenceRequest(prompt_tokens=[i + 1] * 10, max_tokens=300) for i in range(16)])
-    wait_until(lambda: len(stack.running("worker")) > 2, 60, what="more than two run")
+    jobs = client.submit_many(
+        InferenceRequest(prompt_tokens=[i + 1] * 10, max_tokens=300, tenant="brief" if i % 2 else None)
+        for i in range(16)
+    )
+    wait_until(lambda: len(stack.running("worker")) > 2, 60, what="more than two run")  # two fit at full length
 
     responses = [job.result(timeout=120) for job in jobs]
     engine = SimEngine(load_profile("zero"))
@@ -272,6 +290,8 @@ def test_with_expected_lengths_more_fit_and_what_becomes_longer_answers_the_same
         events = [event for _ in range(301) for event in engine.step()]
         assert response.text == "".join(event.text for event in events if isinstance(event, Tokens))
     assert {response.attempts for response in responses} == {1}
+    told = (line.split() for _, entry in stack.redis.xrange(stack.keys.events) for line in entry["lines"].splitlines())
+    assert {int(words[-1]) for words in told if words[1] == "dispatch"} == {10 + 8, 10 + 5}
 
 
 @pytest.mark.parametrize(("lower", "better"), [("batch", "normal"), ("normal", "critical")])

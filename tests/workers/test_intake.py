@@ -7,9 +7,10 @@ from typing import Any
 import msgpack
 import pytest
 
-from stoker import Config, InferenceRequest, InvalidRequest, UnsupportedParameter
-from stoker.store.codec import encode
+from stoker import Config, InferenceRequest, InvalidRequest, PayloadTooLarge, UnsupportedParameter
+from stoker.store.codec import decode_payload, encode
 from stoker.store.pack import pack_tokens
+from stoker.store.payloads import FORM_BYTES, MOST_FORMS, Payloads
 from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
 from stoker_workers.engines.callable import CallableEngine
@@ -28,11 +29,14 @@ def body(core: Any, metadata: Any = None) -> bytes:
     return msgpack.packb([core, metadata])
 
 
-def opened(item: Begun) -> Any:
-    return open_row(item, "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, 4 << 20)
-
-
 TOKENS = {"prompt_tokens": pack_tokens([1, 2, 3])}
+KNOWN = Payloads()
+for good in ({}, {"max_tokens": 4}, {"temperature": 0.5}, {"stop": ["x"]}):
+    KNOWN.decode("r0", begun(body(TOKENS | good)).payload, 1)
+
+
+def opened(item: Begun, payloads: Payloads | None = None) -> Any:
+    return open_row(item, "1-a-1", SimEngine(load_profile("zero")), lambda: 0.0, 4 << 20, payloads=payloads)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +72,73 @@ TOKENS = {"prompt_tokens": pack_tokens([1, 2, 3])}
         pytest.param(begun(body(TOKENS), header=HEADER.replace(b"normal", b"urgent")), "priority", id="no such class"),
         pytest.param(begun(body(TOKENS), header=HEADER.replace(b"|0|6", b"|x|6")), "header", id="a timeout in words"),
         pytest.param(begun(body(TOKENS), stamp=b"x" * 16), "header", id="no acceptance time"),
+        pytest.param(begun(body(TOKENS), header=HEADER.replace(b"nonce", b"\xff")), "header", id="a nonce of no text"),
+        pytest.param(begun(body(TOKENS)[:-1]), "payload", id="a cut body"),
+        pytest.param(begun(body(TOKENS)[:20]), "payload", id="a cut prompt"),
+        pytest.param(begun(body(TOKENS)[:2]), "payload", id="hardly a body"),
+        pytest.param(begun(body({"prompt_tokens": b"X12"})), "prompt_tokens", id="packed numbers of no known kind"),
     ],
 )
-def test_what_encode_would_not_have_made_is_refused_by_its_field(item: Begun, field: str) -> None:
+@pytest.mark.parametrize("payloads", [Payloads(), KNOWN], ids=["alone", "behind good ones"])
+def test_what_encode_would_not_have_made_is_refused_by_its_field(item: Begun, field: str, payloads: Payloads) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        opened(item)
+        opened(item, payloads)
     assert caught.value.field == field
+
+
+def test_an_id_that_may_not_stand_in_a_key_is_refused_however_well_its_form_is_known() -> None:
+    with pytest.raises(InvalidRequest, match="request_id"):
+        opened(Begun("r 1", "RUN", begun(body(TOKENS)).payload, 1), KNOWN)
+
+
+def test_a_payload_over_the_limit_is_refused_however_well_its_form_is_known() -> None:
+    with pytest.raises(PayloadTooLarge):
+        KNOWN.decode("r1", begun(body(TOKENS)).payload, 1, 10)
+
+
+def test_a_prompt_that_is_named_twice_is_read_as_msgpack_reads_it() -> None:
+    payloads = Payloads()
+    pairs = [msgpack.packb("prompt_tokens") + msgpack.packb(pack_tokens([number])) for number in (1, 2)]
+    data = begun(b"\x92\x82" + b"".join(pairs) + b"\xc0").payload
+    assert [payloads.decode("r1", data, 1).request.prompt_tokens for _ in range(2)] == [[2], [2]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"max_tokens": 9, "temperature": 0.5, "top_p": 0.5, "top_k": 3, "seed": 7, "stop": ["a"], "ignore_eos": True},
+        {"priority": "low", "tenant": "t", "timeout": 3, "affinity_key": "k"},
+        {"stream": True},
+        {"sheddable": True},
+        {"metadata": {"k": 1}},
+    ],
+)
+def test_requests_of_one_form_come_out_as_if_each_came_alone(fields: dict[str, Any]) -> None:
+    payloads = Payloads()
+    for number in range(3):
+        for other in ({}, fields):
+            request = InferenceRequest(prompt_tokens=[number, 70_000 * number], **other)
+            sent = encode(request, request_id=f"r{number}", nonce=f"n{number}", reply="reply", config=Config())
+            arguments = f"r{number}", b"%016d" % number + sent.header + sent.body, number
+            assert payloads.decode(*arguments) == decode_payload(*arguments)
+
+
+def test_metadata_are_nobody_elses() -> None:
+    payloads = Payloads()
+    data = begun(body(TOKENS, {"k": 1})).payload
+    first, second = (payloads.decode("r1", data, 1).request.metadata for _ in range(2))
+    assert first == second
+    assert first is not second
+
+
+def test_no_more_forms_are_remembered_than_so_many() -> None:
+    payloads = Payloads()
+    for number in range(2 * MOST_FORMS):
+        payloads.decode("r1", begun(body(TOKENS | {"seed": number})).payload, 1)
+        payloads.decode("r1", begun(body(TOKENS | {"stop": ["x" * 200] * 3, "seed": number})).payload, 1)
+    assert 0 < len(payloads._known) <= MOST_FORMS
+    assert max(len(form[-1]) for form in payloads._known) <= FORM_BYTES
 
 
 def test_the_nonce_of_an_unreadable_payload_is_still_found() -> None:

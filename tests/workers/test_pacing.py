@@ -33,44 +33,53 @@ def steps_until_taken(pacer: Pacer, one: Row, now_s: float) -> int:
 def test_without_other_classes_prompts_of_batch_go_in_at_once() -> None:
     pacer = Pacer(CONFIG)
     rows = [row(f"b{i}") for i in range(20)]
-    assert pacer.ordered(rows, [], 0.0) == rows
+    pacer.observe(rows, [], 0.0)
     assert all(pacer.takes(one, idle=False, now_s=0.0) for one in rows)
 
 
-def test_other_classes_go_in_first_and_at_once() -> None:
+def test_other_classes_go_in_at_once() -> None:
     pacer = Pacer(CONFIG)
-    rows = [row("b0"), row("n0", priority="normal"), row("b1"), row("n1", 10_000, priority="low")]
-    assert [one.payload.id for one in pacer.ordered(rows, [], 0.0)] == ["n0", "n1", "b0", "b1"]
-    assert pacer.takes(rows[3], idle=False, now_s=0.0)
+    rows = [row("b0"), row("n0", priority="normal"), row("n1", 10_000, priority="low")]
+    pacer.observe(rows, [], 0.0)
+    assert all(pacer.takes(one, idle=False, now_s=0.0) for one in rows[1:])
 
 
 def test_a_step_that_begins_another_prompt_begins_none_of_batch() -> None:
     pacer = Pacer(CONFIG)
-    interactive, offline = pacer.ordered([row("b", 8), row("n", priority="normal")], [row("m", priority="high")], 0.0)
+    offline, interactive = row("b", 8), row("n", priority="normal")
+    pacer.observe([offline, interactive], [row("m", priority="high")], 0.0)
     assert pacer.takes(interactive, idle=False, now_s=0.0)
     assert not pacer.takes(offline, idle=False, now_s=0.0)
-    pacer.ordered([offline], [interactive], 0.0)
+    pacer.observe([offline], [interactive], 0.0)
     assert pacer.takes(offline, idle=False, now_s=0.0)
+
+
+def test_a_row_of_batch_that_waited_for_long_is_begun_beside_another_prompt() -> None:
+    pacer = Pacer(CONFIG)
+    pacer.observe([row("b"), row("n", priority="normal")], [], 0.0)
+    assert not pacer.takes(row("b"), idle=False, now_s=0.0)
+    assert pacer.takes(row("b"), idle=False, now_s=0.0, aged=True)
+    assert not pacer.takes(row("b"), idle=False, now_s=0.0, aged=True), "but at its pace"
 
 
 def test_beside_other_classes_prompts_of_batch_are_spread_over_steps() -> None:
     pacer = Pacer(CONFIG)
-    pacer.ordered([row("b")], [row("n", priority="normal")], 0.0)
+    pacer.observe([row("b")], [row("n", priority="normal")], 0.0)
     taken = [steps_until_taken(pacer, row("b", prompt), 0.0) for prompt in (64, 64, 640, 64)]
     assert taken == [0, 1, 1, 10]
 
 
 def test_many_small_prompts_share_a_step() -> None:
     pacer = Pacer(CONFIG)
-    pacer.ordered([row("b")], [row("n", priority="normal")], 0.0)
+    pacer.observe([row("b")], [row("n", priority="normal")], 0.0)
     assert [steps_until_taken(pacer, row("b", 16), 0.0) for _ in range(8)] == [0, 0, 0, 0, 1, 0, 0, 0]
 
 
 def test_the_pace_is_kept_until_no_other_class_was_there_for_the_idle_time() -> None:
     pacer = Pacer(CONFIG)
-    pacer.ordered([row("n", priority="normal")], [], 100.0)
+    pacer.observe([row("n", priority="normal")], [], 100.0)
     long = row("b", 6400)
-    pacer.ordered([long], [], 159.0)
+    pacer.observe([long], [], 159.0)
     assert pacer.takes(long, idle=False, now_s=159.0)
     assert not pacer.takes(long, idle=False, now_s=159.9)
     assert pacer.takes(long, idle=False, now_s=160.0)
@@ -78,7 +87,7 @@ def test_the_pace_is_kept_until_no_other_class_was_there_for_the_idle_time() -> 
 
 def test_a_worker_that_has_nothing_else_to_do_takes_the_next() -> None:
     pacer = Pacer(CONFIG)
-    pacer.ordered([row("b")], [row("n", priority="normal")], 0.0)
+    pacer.observe([row("b")], [row("n", priority="normal")], 0.0)
     assert pacer.takes(row("b0", 6400), idle=False, now_s=0.0)
     assert not pacer.takes(row("b1", 6400), idle=False, now_s=0.0)
     assert pacer.takes(row("b1", 6400), idle=True, now_s=0.0)

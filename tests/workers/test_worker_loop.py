@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import queue
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from stoker.store.scripts import Begun, Published, Settlement
 from stoker_workers.board import Board
 from stoker_workers.engine import Admitted, Failed, Finished, Unavailable
 from stoker_workers.engines.sim import SimEngine, load_profile
-from stoker_workers.intake import open_row
+from stoker_workers.intake import Row, open_row
 from stoker_workers.messages import Away, from_line
 from stoker_workers.session import Session
 from stoker_workers.worker import LAST_REPORTS_S, Inbox, Leave, Worker
@@ -68,18 +69,24 @@ class Reports:
 class Loop:
     """A worker's loop with one request that waits."""
 
-    def __init__(self) -> None:
-        self.engine = Elsewhere()
+    def __init__(self, engine: Any = None) -> None:
+        self.engine = engine or Elsewhere()
         self.board = Board(Board.make_file())
         self.news = io.BytesIO()
         self.inbox: Inbox = queue.SimpleQueue()
         self.worker = Worker(CONFIG, self.engine, self.board, self.news, self.inbox)
         self.reports = Reports()
         self.session = Session("w:1-x", self.reports)  # type: ignore[arg-type]  # the two methods that are called
-        submission = encode(InferenceRequest(prompt="Hi"), request_id="r", nonce="n", reply="", config=CONFIG)
-        payload = b"1795533457829043" + submission.header + submission.body
-        self.payload = payload
-        self.session.waiting = [open_row(Begun("r", "RUN", payload, 1), "d", self.engine, lambda: 0.0, 4 << 20)]
+        self.payload = self.encoded("r", InferenceRequest(prompt="Hi"))
+        self.session.waiting = [self.opened("r", self.payload)]
+
+    @staticmethod
+    def encoded(name: str, request: InferenceRequest) -> bytes:
+        submission = encode(request, request_id=name, nonce="n", reply="", config=CONFIG)
+        return b"1795533457829043" + submission.header + submission.body
+
+    def opened(self, name: str, payload: bytes) -> Row:
+        return open_row(Begun(name, "RUN", payload, 1), "d", self.engine, time.monotonic, 4 << 20)
 
     def step(self) -> None:
         self.worker._admit(self.session)
@@ -118,6 +125,28 @@ def test_a_result_that_is_too_large_fails_its_request_and_says_both_sizes(loop: 
     (settled,) = loop.reports.settled
     assert (settled.outcome, settled.reason, loop.board.read()["faults"]) == ("failure", "result_too_large", 0)
     assert f"over result_bytes ({CONFIG.result_bytes})".encode() in settled.body
+
+
+@pytest.fixture
+def one_row() -> Iterator[Loop]:
+    """A loop whose engine has one row, and nothing in hand yet."""
+    loop = Loop(SimEngine(load_profile("zero"), max_num_seqs=1))
+    loop.session.waiting.clear()
+    yield loop
+    loop.board.close()
+
+
+def test_what_waits_behind_a_full_engine_goes_in_by_its_class_as_rows_end(one_row: Loop) -> None:
+    names, order = ["first", "low", "critical", "normal"], ["low", "low", "critical", "normal"]
+    requests = [InferenceRequest(prompt="Hi", max_tokens=1, priority=priority) for priority in order]
+    rows = [one_row.opened(name, one_row.encoded(name, request)) for name, request in zip(names, requests, strict=True)]
+    one_row.session.waiting = rows[:1]
+    one_row.worker._admit(one_row.session)
+    one_row.session.waiting = rows[1:]
+    for left in (3, 2, 1, 0):
+        one_row.step()
+        assert len(one_row.session.waiting) == left
+    assert [item.id for item in one_row.reports.settled] == ["first", "critical", "normal", "low"]
 
 
 def test_what_is_finished_is_reported_before_a_failed_engine_ends_the_process(

@@ -7,14 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from stoker._calls import TokenReader
+from stoker._records import unchecked
 from stoker.errors import UnsupportedParameter
 from stoker.request import Chunk, InferenceRequest, RequestPriority, Restarted
-from stoker.store.codec import DEFAULTS, STAMP, Payload, decode_payload, text_bytes
+from stoker.store.codec import DEFAULTS, STAMP, Payload, text_bytes
+from stoker.store.payloads import Payloads
 from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun
 from stoker_workers.engine import Engine, Sampling, Tokens, Work
 
 SEED_BITS = 63
+
+_sampled = unchecked(Sampling)
 
 
 @dataclass(slots=True)
@@ -83,16 +87,17 @@ def open_row(
     most_bytes: int,
     published: Sequence[TokenRecord] = (),
     cost: int | None = None,
+    payloads: Payloads | None = None,
 ) -> Row:
     """Return the attempt, ready for the engine; raises `InvalidRequest` for what can never run.
 
     Below it `UnsupportedParameter`: a parameter that the engine does not honour.
 
     `published` is what earlier attempts gave of a streamed answer: this one goes on behind it. `cost` are the tokens
-    that the scheduler reserved.
+    that the scheduler reserved. `payloads` knows what earlier ones were like.
     """
     given, text = _given(published) if published else ([], "")
-    payload = decode_payload(begun.id, begun.payload, begun.attempt, most_bytes)
+    payload = (payloads or Payloads()).decode(begun.id, begun.payload, begun.attempt, most_bytes)
     request = payload.request
     _check_parameters(request, engine)
     work = Work(
@@ -108,7 +113,7 @@ def open_row(
         ignore_eos=request.ignore_eos,
         request=request,
         generated=given,
-        expected=_expected(begun, cost, request.max_tokens),
+        expected=_expected(begun, request, cost),
     )
     return Row(
         payload,
@@ -125,14 +130,18 @@ def open_row(
 
 def _sampling(request_id: str, request: InferenceRequest) -> Sampling:
     seed = _seed(request_id) if request.seed is None else request.seed
-    return Sampling(temperature=request.temperature, top_p=request.top_p, top_k=request.top_k, seed=seed)
+    return _sampled(request.temperature, request.top_p, request.top_k, seed)
 
 
-def _expected(begun: Begun, cost: int | None, max_tokens: int) -> int | None:
+def _expected(begun: Begun, request: InferenceRequest, cost: int | None) -> int | None:
     """Return for how many tokens of answer the scheduler reserved room, None where it did for all."""
-    tail = begun.payload[STAMP : STAMP + 496].split(b"|")[7]
-    answer = (cost or 0) - int(tail.partition(b":")[0])
-    return answer if 0 < answer < max_tokens else None
+    if request.prompt_tokens is None:
+        tail = begun.payload[STAMP : STAMP + 496].split(b"|")[7]
+        prompt = int(tail.partition(b":")[0])
+    else:
+        prompt = len(request.prompt_tokens)
+    answer = (cost or 0) - prompt
+    return answer if 0 < answer < request.max_tokens else None
 
 
 def nonce_of(begun: Begun) -> str:
@@ -149,8 +158,7 @@ def prompt_bytes(row: Row) -> int:
 def _check_parameters(request: InferenceRequest, engine: Engine) -> None:
     """Refuse what the engine would ignore: an answer must not look as if a parameter had been honoured."""
     for name, default in DEFAULTS.items():
-        value = getattr(request, name)
-        if value != default and name not in engine.parameters:
+        if name not in engine.parameters and (value := getattr(request, name)) != default:
             raise UnsupportedParameter(name, "is not honoured by this queue's model; leave it out", value)
 
 
@@ -167,9 +175,9 @@ def _given(published: Sequence[TokenRecord]) -> tuple[list[int], str]:
     return [token for chunk in chunks for token in chunk.token_ids], "".join(chunk.text for chunk in chunks)
 
 
-def _prompt(request: InferenceRequest, engine: Engine) -> list[int]:
+def _prompt(request: InferenceRequest, engine: Engine) -> Sequence[int]:
     if request.prompt_tokens is not None:
-        return list(request.prompt_tokens)
+        return request.prompt_tokens
     if request.prompt is not None:
         return engine.encode(request.prompt)
     if request.messages is not None:

@@ -13,6 +13,7 @@ from stoker.every import Outage
 from stoker.store import reads, scripts
 from stoker.store.codec import encode_failure
 from stoker.store.connection import Store
+from stoker.store.payloads import Payloads
 from stoker.store.reads import TokenRecord
 from stoker.store.scripts import Begun, Settlement
 from stoker_workers.engine import Engine
@@ -39,6 +40,7 @@ class Reader:
         """Give opened attempts to `arrived`, those to give back to `leave`, and the time of Redis' calls to `timed`."""
         self._outage = outage
         self._config = config
+        self._payloads = Payloads()
         self._engine = engine
         self._timed = timed
         self._arrived = arrived
@@ -127,7 +129,7 @@ class Reader:
         """Check and tokenize; whatever is wrong with a request fails it alone, and the worker lives."""
         try:
             most_bytes = self._config.payload_bytes
-            return open_row(item, delivery, self._engine, time.monotonic, most_bytes, given, cost)
+            return open_row(item, delivery, self._engine, time.monotonic, most_bytes, given, cost, self._payloads)
         except InvalidRequest as error:
             wrong = error
         except Exception as error:  # a template or a tokenizer of any model may raise anything

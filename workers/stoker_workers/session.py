@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field
 
@@ -12,6 +13,9 @@ from stoker_workers.intake import Row
 from stoker_workers.reporter import Reporter
 
 log = structlog.get_logger()
+
+TOLD = ("failure", "retry")
+"""The outcomes of attempts that operators hear of."""
 
 Key = tuple[str, str]
 """A request's id and its delivery: one attempt."""
@@ -42,9 +46,10 @@ class Session:
 
     def settle(self, items: list[Settlement]) -> None:
         """Report how attempts ended: all of a step at once, so that the reporter wakes up once."""
-        for item in items:
+        told = items if log.is_enabled_for(logging.DEBUG) else [item for item in items if item.outcome in TOLD]
+        for item in told:
             # Its reason is a word; the message beside it may quote the request, and goes to the client alone.
-            note = log.info if item.outcome in ("failure", "retry") else log.debug
+            note = log.info if item.outcome in TOLD else log.debug
             facts = {"outcome": item.outcome, "reason": item.reason, "attempt": item.attempt}
             note("attempt ended", inc=self.inc, id=item.id, delivery=item.delivery, **facts)
         self.reporter.settle(items)

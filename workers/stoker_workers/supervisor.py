@@ -20,9 +20,10 @@ from stoker.store import scripts
 from stoker.store.codec import encode_failure
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.pack import pack, unpack
-from stoker.store.records import FULL_CAPACITY
+from stoker.store.records import AHEAD, FULL_CAPACITY
 from stoker.store.requirements import check_server
 from stoker.store.scripts import Beat, Beaten, Call, Registration, T
+from stoker_workers.ahead import Ahead
 from stoker_workers.backoff import Backoff
 from stoker_workers.child import Child
 from stoker_workers.engines import CALLABLE, kind_of
@@ -275,6 +276,9 @@ class Life:
         self._costs: dict[tuple[str, str], int] = {}
         self._rate = 0.0
         self._last = child.board.read()
+        # A padded worker's rows have room for the batch behind the running one already.
+        ahead_ms = 0 if loaded.card["mode"] == "padded" else supervisor.config.ahead_ms
+        self._ahead = Ahead(loaded.capacity["rows"], ahead_ms)
         self._progress = Progress(
             limit_s=supervisor.config.hung_s,
             interval_s=supervisor.config.heartbeat_ms / 1000,
@@ -303,6 +307,7 @@ class Life:
                 self._costs |= {(request_id, delivery): tokens for request_id, delivery, tokens in message.rows}
         counters = self._child.board.read()
         costs = dict(self._costs)
+        figures = {name: counters[name] for name in FIGURES}
         beat = Beat(
             inc=self._child.inc,
             generation=self._generation,
@@ -312,7 +317,7 @@ class Life:
             rate=self._measured_rate(counters),
             faults=counters["faults"],
             successes=counters["successes"],
-            figures={name: counters[name] for name in FIGURES} | {FULL_CAPACITY: self._capacity},
+            figures=figures | {FULL_CAPACITY: self._capacity, AHEAD: self._ahead.observe(counters)},
             costs=costs,
         )
         answer = await self._supervisor.store.run(scripts.beat(beat, self._supervisor.config))

@@ -18,6 +18,7 @@ from stoker.every import Outage
 from stoker.request import RequestPriority
 from stoker.store.connection import Store
 from stoker.store.scripts import Settlement
+from stoker_workers.ahead import aged, in_turn
 from stoker_workers.board import Board
 from stoker_workers.engine import (
     Admitted,
@@ -111,6 +112,7 @@ class Worker:
             self._outage,
         )
         capacity = engine.capacity()
+        self._rows = capacity.rows
         self._room = Room(capacity.tokens, capacity.cache)
         self._pacer = Pacer(config) if paced else None
         self._drain_at = float("inf")
@@ -247,20 +249,18 @@ class Worker:
     # --- the engine -----------------------------------------------------------------------------------------------
 
     def _admit(self, session: Session) -> None:
-        """Hand the engine what waits; what does not fit stays first in line until rows leave."""
-        pacer, now = self._pacer, time.monotonic()
-        waiting, session.waiting = session.waiting, []
-        if pacer:
-            waiting = pacer.ordered(waiting, session.rows.values(), now)
-        costs = []
+        """Hand the engine what waits; what does not fit stays until rows leave."""
+        if not session.waiting or len(session.rows) >= self._rows:
+            return
+        now, costs = time.monotonic(), []
+        waiting = self._take_waiting(session, now)
         for place, row in enumerate(waiting):
-            if pacer and not pacer.takes(row, idle=not session.rows, now_s=now):
-                session.waiting = waiting[place:]
-                break
-            fits = not self._room.reduced or self._room.takes([held.cost for held in session.rows.values()], row.cost)
-            answer = self._engine.admit(row.work) if fits else Full()
+            if not self._paced(session, row, now):
+                session.waiting.append(row)
+                continue
+            answer = self._offer(session, row)
             if isinstance(answer, Full) and session.rows:
-                session.waiting = waiting[place:]
+                session.waiting += waiting[place:]
                 break
             if isinstance(answer, Admitted):
                 if before := session.rows.get(row.payload.id):
@@ -275,6 +275,25 @@ class Worker:
                 self._refuse(session, row, answer)
         if costs:
             self._tell(Costs(costs))
+
+    def _take_waiting(self, session: Session, now: float) -> list[Row]:
+        """Take out what waits. Where all of it fits nobody has to wait for a turn: a padded batch keeps its order."""
+        waiting, session.waiting = session.waiting, []
+        if self._pacer or len(session.rows) + len(waiting) > self._rows:
+            waiting = in_turn(waiting, now)
+        if self._pacer:
+            self._pacer.observe(waiting, session.rows.values(), now)
+        return waiting
+
+    def _paced(self, session: Session, row: Row, now: float) -> bool:
+        """Return whether the pace of prompts of BATCH lets a row in."""
+        return not self._pacer or self._pacer.takes(row, idle=not session.rows, now_s=now, aged=aged(row, now))
+
+    def _offer(self, session: Session, row: Row) -> Admitted | Full | Invalid | Unavailable:
+        """Ask the engine to take a row, unless that would be more than it had memory for."""
+        if self._room.reduced and not self._room.takes([held.cost for held in session.rows.values()], row.cost):
+            return Full()
+        return self._engine.admit(row.work)
 
     def _refuse(self, session: Session, row: Row, answer: Invalid | Full) -> None:
         """Fail what the engine will never take; Full of an empty engine means the same."""

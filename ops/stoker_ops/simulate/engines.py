@@ -8,7 +8,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 from stoker_workers.engine import Capacity, Work
@@ -36,6 +38,9 @@ class Row:
     def to_prefill(self) -> int:
         """The tokens of its prompt."""
         return self.prompt
+
+
+_offline: Callable[[Row], bool] = attrgetter("offline")
 
 
 class Tally:
@@ -172,7 +177,8 @@ class ContinuousEngine:
         """Begin what waits, as far as a worker would."""
         waiting, self._waiting = self._waiting, []
         if self._pacer:
-            waiting = self._pacer.ordered(waiting, self._rows.values(), now_s)
+            self._pacer.observe(waiting, self._rows.values(), now_s)
+            waiting.sort(key=_offline)
         for number, row in enumerate(waiting):
             if self._pacer and not self._pacer.takes(row, idle=not self._rows, now_s=now_s):
                 self._waiting = waiting[number:]

@@ -262,7 +262,7 @@ class Run:
             workers = self._link.drive(_flows.workers(self._link.state), patiently=False)
         except RedisUnavailable:
             return
-        self._flight.resize(sum(worker.rows for worker in workers if worker.available), per_s)
+        self._flight.resize(sum(worker.rows + worker.ahead for worker in workers if worker.available), per_s)
 
     def _take_lines(self) -> None:
         room = self._flight.room

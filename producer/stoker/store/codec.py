@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+from stoker._records import unchecked
 from stoker.config import LARGEST_PAYLOAD, Config
 from stoker.errors import (
     InvalidRequest,
@@ -44,6 +45,7 @@ from stoker.store.pack import (
 
 VERSION = "1"
 STAMP = 16
+HEADER_FIELDS = 12
 FAILURE_BYTES = 16_384
 DISPLACED = "displaced"
 BYTES_PER_TOKEN = 4.0
@@ -77,6 +79,8 @@ ANSWER: dict[str, type] = {
 
 _WINDOWS = {"normal": "window_normal_s", "low": "window_low_s", "batch": "window_batch_s"}
 """The settings that say W; it is 0 for the classes above."""
+
+_response, _usage, _timings = unchecked(InferenceResponse), unchecked(Usage), unchecked(Timings)
 
 _NIL = b"\xc0"
 _NAMES = {name: pack(name) for name in PROMPTS}
@@ -299,7 +303,7 @@ def decode_payload(request_id: str, data: bytes, attempt: int, most_bytes: int =
     Below it `PayloadTooLarge` for a body of more than `most_bytes`, `UnsupportedParameter` for what no engine honours.
     """
     try:
-        header, body = _split(data[STAMP:], 12)
+        header, body = _split(data[STAMP:], HEADER_FIELDS)
         version, nonce, _, priority, tenant, timeout, _, tail, _, _, stream, _ = header
         accepted, lives = int(data[:STAMP]), int(timeout) / 1e6
     except (ValueError, OverflowError):
@@ -444,23 +448,24 @@ def response_of(outcome: Outcome) -> InferenceResponse:
     queue = None if outcome.begun_us is None else (outcome.begun_us - outcome.accepted_us) / 1000
     first = body.get("first_token_us")
     tokens, vector = body.get("token_ids"), body.get("vector")
-    return InferenceResponse(
-        request_id=outcome.id,
-        status=outcome.status,
-        text=body.get("text", ""),
-        token_ids=None if tokens is None else unpack_tokens(tokens, "token_ids"),
-        output=body.get("output") if vector is None else unpack_floats(vector),
-        finish_reason=body.get("finish_reason") or ("cancelled" if outcome.status == "cancelled" else None),
-        usage=Usage(body.get("prompt", 0), body.get("completion", 0)),
-        timings=Timings(
-            queue_ms=queue,
-            ttft_ms=None if queue is None or first is None else queue + first / 1000,
-            e2e_ms=(outcome.settled_us - outcome.accepted_us) / 1000,
+    # In the order of their fields.
+    return _response(
+        outcome.id,
+        outcome.status,
+        body.get("text", ""),
+        None if tokens is None else unpack_tokens(tokens, "token_ids"),
+        body.get("output") if vector is None else unpack_floats(vector),
+        body.get("finish_reason") or ("cancelled" if outcome.status == "cancelled" else None),
+        _usage(body.get("prompt", 0), body.get("completion", 0)),
+        _timings(
+            queue,
+            None if queue is None or first is None else queue + first / 1000,
+            (outcome.settled_us - outcome.accepted_us) / 1000,
         ),
-        attempts=outcome.attempts,
-        worker=outcome.worker,
-        metadata=body.get("metadata"),
-        error=_error(outcome, body),
+        outcome.attempts,
+        outcome.worker,
+        body.get("metadata"),
+        None if outcome.status == "succeeded" else _error(outcome, body),
     )
 
 

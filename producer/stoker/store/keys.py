@@ -23,6 +23,7 @@ class Keys:
         self.dead_letters = f"{self.prefix}dead"
         self.counts = f"{self.prefix}counts"
         self.histograms = f"{self.prefix}histograms"
+        self.answers = f"{self.prefix}answers"
         self.rates = f"{self.prefix}rates"
         self.sheddable = f"{self.prefix}sheddable"
         self.tenants = f"{self.prefix}tenants"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -262,9 +263,25 @@ def _parse_groups(ids: Sequence[str], reply: list[Any]) -> dict[str, str]:
     return {request_id: flight.split(b"|")[_GROUP].decode() for request_id, flight in flights if flight}
 
 
-def histograms(keys: Keys) -> Read[dict[str, int]]:
-    """Read the histograms, by `<metric>:<class>:<bucket>`."""
-    return Read([("HGETALL", keys.histograms)], _parse_numbers)
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How long answers were: histograms by `<metric>:<class>:<bucket>`, and tokens of tenants' last ones by lane."""
+
+    histograms: Mapping[str, int]
+    lengths: Mapping[str, Sequence[int]]
+
+
+def answers(keys: Keys) -> Read[Answers]:
+    """Read how long answers were lately, of the classes and of the tenants in them."""
+    return Read([("HGETALL", keys.histograms), ("LRANGE", keys.answers, 0, -1)], _parse_answers)
+
+
+def _parse_answers(reply: list[Any]) -> Answers:
+    lengths: defaultdict[str, list[int]] = defaultdict(list)
+    for entry in reply[1]:
+        lane, _, tokens = entry.decode().rpartition(":")
+        lengths[lane].append(int(tokens))
+    return Answers(_parse_numbers(reply), lengths)
 
 
 def _parse_numbers(reply: list[Any]) -> dict[str, int]:

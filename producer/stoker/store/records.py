@@ -41,6 +41,9 @@ def tenant_of(lane: str) -> str:
 FULL_CAPACITY = "full_capacity"
 """The figure of a worker that says what it can hold when it does not lack memory."""
 
+AHEAD = "ahead"
+"""The figure of a worker that says how many requests it takes while all its rows are in use."""
+
 
 @dataclass(slots=True)
 class Waiting:
@@ -104,10 +107,11 @@ class Held:
 class WorkerRecord:
     """One incarnation of a worker, with what it holds. Who wants to change one changes a `copy`.
 
-    `rows`, `capacity` (tokens) and `budget` (tokens of one batch or step) are its limits; `held_rows`, `held_tokens`
-    and `longest` (the largest cost held; only kept for `cache == "rect"`) what it holds now; `batch_rows` and
-    `batch_tokens` are the part of class batch, 0 where it was not asked for. `rate` is in tokens/s, 0 while unknown.
-    `faults` and `successes` count since its start. `beat_age_us` is its silence by the clock of Redis.
+    `rows`, `capacity` (tokens) and `budget` (tokens of one batch or step) are its limits; `ahead` is how many requests
+    it takes beside its `rows`, to begin them as soon as rows end. `held_rows`, `held_tokens` and `longest` (the largest
+    cost held; only kept for `cache == "rect"`) are what it holds now; `batch_rows` and `batch_tokens` are the part of
+    class batch, 0 where it was not asked for. `rate` is in tokens/s, 0 while unknown. `faults` and `successes` count
+    since its start. `beat_age_us` is its silence by the clock of Redis.
     """
 
     inc: str
@@ -130,6 +134,7 @@ class WorkerRecord:
     longest: int = 0
     batch_rows: int = 0
     batch_tokens: int = 0
+    ahead: int = 0
     figures: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> Self:
@@ -141,6 +146,11 @@ class WorkerRecord:
         """The tokens that it will hold again when it has less `capacity` for a while."""
         full = self.figures.get(FULL_CAPACITY)
         return self.capacity if full is None else max(self.capacity, full)
+
+    @property
+    def free_rows(self) -> int:
+        """How many more requests it takes, by their number."""
+        return self.rows + self.ahead - self.held_rows
 
     @property
     def available(self) -> bool:

@@ -30,6 +30,9 @@ BATCH_LEASE_US = 5_000_000
 MAX_BATCHES = 10_000
 MAX_TENANT_SETTINGS = 10_000
 MOST_TOLD = 1024
+MOST_ANSWERS = 4096
+"""Answers of tenants whose lengths are known, the latest ones."""
+
 IMPLICIT_PIECES = ("base", "clock")
 
 Arg = str | bytes | int | float
@@ -125,6 +128,7 @@ def _limits(config: Config) -> str:
         "BATCH_TTL": int(config.batch_ttl_s * 1e6),
         "MAX_BATCHES": MAX_BATCHES,
         "MAX_TENANT_SETTINGS": MAX_TENANT_SETTINGS,
+        "MOST_ANSWERS": MOST_ANSWERS,
     }
     lines = [f"local {', '.join(numbers)} = {', '.join(map(_constant, numbers.values()))}"]
     lines += [f"local EVENTS = {'true' if config.events else 'false'}"]

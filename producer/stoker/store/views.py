@@ -12,7 +12,7 @@ from typing import Any
 from stoker.store.connection import Command, Read
 from stoker.store.keys import Keys
 from stoker.store.reads import PADDED, pairs, scored
-from stoker.store.records import LANES, Held, Waiting, WorkerRecord, class_of, parse_tail, tenant_of
+from stoker.store.records import AHEAD, LANES, Held, Waiting, WorkerRecord, class_of, parse_tail, tenant_of
 
 MOST_ACTIVE = 1024
 """Lanes of tenants that a look at the queue knows of; where more are in use, some by chance."""
@@ -65,7 +65,7 @@ def queue_view(
 
     Of tenants' lanes those in `shared` are read, each with the number of entries that stands there.
 
-    `expected` are the tokens to expect of an answer, by class.
+    `expected` are the tokens to expect of an answer, by lane, or by class for all others of its lanes.
 
     `known` are the workers of the view before: only they can hold anything. Of a rect cache all members are read, for
     the longest matters; of others the number is enough, unless `members` asks which they are (of workers that run no
@@ -213,6 +213,7 @@ def _held(found: Any, named: bool) -> list[Held]:
 def worker_record(inc: str, text: str) -> WorkerRecord:
     """Return one field of the hash `inc`; what it holds and its beat stand elsewhere."""
     f = text.split("|")
+    figures = {name: int(number) for name, _, number in (pair.partition("=") for pair in f[14].split(",") if pair)}
     return WorkerRecord(
         inc=inc,
         worker=f[0],
@@ -228,7 +229,8 @@ def worker_record(inc: str, text: str) -> WorkerRecord:
         rate=float(f[11]),
         faults=int(f[12]),
         successes=int(f[13]),
-        figures={name: int(number) for name, _, number in (pair.partition("=") for pair in f[14].split(",") if pair)},
+        ahead=min(figures.get(AHEAD, 0), int(f[3])),
+        figures=figures,
     )
 
 
@@ -240,7 +242,7 @@ def all_padded(workers: Sequence[WorkerRecord]) -> bool:
 
 def _waiting(lane: str, entries: Any, padded: bool, expected: Mapping[str, int]) -> list[Waiting]:
     """Return a lane's entries; where workers run padded batches nothing is generated, so only the prompt counts."""
-    answer = None if padded else expected.get(class_of(lane))
+    answer = None if padded else expected.get(lane, expected.get(class_of(lane)))
     waiting = []
     for data, score in scored(entries):
         member = data.decode()

@@ -41,10 +41,9 @@ def check_work(work: Work, *, context: int, vocabulary: int, cache_tokens: int) 
     if size + work.max_tokens > cache_tokens:
         limit = f"a prompt of {size} tokens + max_tokens must fit the worker's cache of {cache_tokens} tokens"
         return Invalid("max_tokens", limit, work.max_tokens)
-    low, high = min(work.prompt), max(work.prompt)
-    if low < 0 or (vocabulary and high >= vocabulary):
-        limit = f"token ids must be from 0 to {vocabulary - 1}" if vocabulary else "token ids must be at least 0"
-        return Invalid("prompt_tokens", limit, low if low < 0 else high)
+    # What is packed is unsigned, and no tokenizer gives less than 0.
+    if vocabulary and (highest := max(work.prompt)) >= vocabulary:
+        return Invalid("prompt_tokens", f"token ids must be from 0 to {vocabulary - 1}", highest)
     return None
 
 

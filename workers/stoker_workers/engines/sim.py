@@ -15,6 +15,7 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
+from stoker._records import unchecked
 from stoker.errors import ConfigError
 from stoker_workers.engine import (
     GENERATION,
@@ -30,6 +31,8 @@ from stoker_workers.engine import (
 )
 from stoker_workers.engines.continuous import check_limits, check_work, prefill_chunks, take_up
 from stoker_workers.text import Detokenizer
+
+_finished = unchecked(Finished)
 
 VOCABULARY = 65_536
 CONTEXT = 131_072
@@ -106,6 +109,16 @@ class _Row:
         self.checksum = zlib.crc32(array("I", [*work.prompt, *work.generated]))
         self.salt = _salt(work)
         self.detokenizer = Detokenizer(_decode, work.stop) if work.stop else None
+
+    def go_on(self, n: int) -> list[int]:
+        """Return its next `n` tokens, as places in `_TOKENS`."""
+        checksum, salt, picks = self.checksum, self.salt, []
+        for _ in range(n):
+            pick = ((checksum ^ salt) * _MIX >> 16) & _PICK
+            checksum = zlib.crc32(_PACKED[pick], checksum)
+            picks.append(pick)
+        self.checksum = checksum
+        return picks
 
     @property
     def reserved(self) -> int:
@@ -299,29 +312,23 @@ class SimEngine:
         events: list[Event] = []
         ended = False
         for row in self._decoding:
-            token_ids, text, detokenizer = [], "", row.detokenizer
-            for _ in range(row.left if self._whole else 1):
-                pick = ((row.checksum ^ row.salt) * _MIX >> 16) & _PICK
-                row.checksum = zlib.crc32(_PACKED[pick], row.checksum)
-                row.tokens += 1
-                row.left -= 1
-                token_ids.append(_TOKENS[pick])
-                text += _LETTERS[pick] if detokenizer is None else self._text(detokenizer, _TOKENS[pick], row.left)
-                if detokenizer is not None and detokenizer.stopped:
-                    row.left = 0
-                    break
+            detokenizer = row.detokenizer
+            picks = row.go_on(row.left if self._whole else 1)
+            token_ids = [_TOKENS[pick] for pick in picks]
+            if detokenizer is None:
+                text = "".join([_LETTERS[pick] for pick in picks])
+            else:
+                token_ids, text = _until_stopped(detokenizer, token_ids, row.left)
+            row.tokens += len(token_ids)
+            row.left -= len(token_ids)
             events.append(Tokens(row.id, token_ids, text))
-            if not row.left:
-                ended = True
-                stopped = detokenizer is not None and detokenizer.stopped
-                events.append(Finished(row.id, "stop" if stopped else "length"))
+            stopped = detokenizer is not None and detokenizer.stopped
+            if stopped or not row.left:
+                row.left, ended = 0, True
+                events.append(_finished(row.id, "stop" if stopped else "length", None, None, None))
         if ended:
             self._drop_ended()
         return events
-
-    def _text(self, detokenizer: Detokenizer, token: int, left: int) -> str:
-        text = detokenizer.push([token])
-        return text if left else text + detokenizer.finish()
 
     def _drop_ended(self) -> None:
         for row in self._decoding:
@@ -329,6 +336,18 @@ class SimEngine:
                 del self._resident[row.id]
                 self._expected -= row.expected
         self._decoding = [row for row in self._decoding if row.left]
+
+
+def _until_stopped(detokenizer: Detokenizer, token_ids: list[int], left: int) -> tuple[list[int], str]:
+    """Return the tokens up to the one that ends the answer, and their text; `left` are the row's tokens to come."""
+    text = ""
+    for count, token in enumerate(token_ids, 1):
+        text += detokenizer.push([token])
+        if count == left:
+            text += detokenizer.finish()
+        if detokenizer.stopped:
+            return token_ids[:count], text
+    return token_ids, text
 
 
 def _decode(token_ids: list[int]) -> str:

@@ -58,7 +58,10 @@ end
 local refused = quarantined()
 if refused then return {refused, delivery} end
 
-local most_rows, capacity, rect = tonumber(c[ROWS]), tonumber(c[CAPACITY]), c[CACHE] == 'rect'
+local capacity, rect = tonumber(c[CAPACITY]), c[CACHE] == 'rect'
+-- What it takes ahead of its rows is never more than these.
+local rows_of_engine = tonumber(c[ROWS])
+local most_rows = rows_of_engine + math.min(rows_of_engine, tonumber(match(',' .. c[FIGURES], ',ahead=(%d+)') or '0'))
 local total, longest = tonumber(call('HGET', K .. 'credit', inc) or '0'), 0
 -- Rows that were asked to leave (make_room) cost nothing, and leave before what stands behind them in the stream is taken up.
 if rect or rows + #ids > most_rows then

@@ -43,7 +43,15 @@ local function kept()
   call('ZADD', K .. 'kept', int((slice + 1) * RESULT_SLICE + RESULT_TTL * 1000), int(slice))
 end
 
-local prompts, answers = 0, 0
+-- How long the last answers of tenants became: a list that is cut at its old end, so that however many tenants there are
+-- it stays as it is, and those whose answers are many have most of it.
+local prompts, answers, lengths = 0, 0, {}
+local function remembered()
+  if not lengths[1] then return end
+  local key = K .. 'answers'
+  if call('RPUSH', key, unpack(lengths)) > MOST_ANSWERS then call('LTRIM', key, -MOST_ANSWERS, -1) end
+end
+
 local function measure(f, figures)
   local first, prompt, generated, bytes = figures[2], figures[3], figures[4], figures[5]
   local accepted, begun, class = tonumber(f[ACCEPTED]), tonumber(f[BEGUN]), f[CLASS]
@@ -53,7 +61,10 @@ local function measure(f, figures)
     if first >= 0 then observe('ttft', class, waited + first) end
   end
   observe('e2e', class, now > accepted and now - accepted or 0)
-  if generated > 0 then observe('answer', class, 1000 * generated) end
+  if generated > 0 then
+    observe('answer', class, 1000 * generated)
+    if f[TENANT] ~= '' then lengths[#lengths + 1] = lane_of(class, f[TENANT]) .. ':' .. int(generated) end
+  end
   prompts, answers = prompts + prompt, answers + generated
   if bytes > 0 then text_bytes, text_tokens = text_bytes + bytes, text_tokens + prompt end
 end
@@ -116,6 +127,7 @@ count('generation_tokens', '', answers)
 kept()
 counted()
 observed()
+remembered()
 if settled > 0 then drain(settled) end
 if text_bytes > 0 then
   call('HINCRBY', K .. 'rates', 'text_bytes', text_bytes)
