@@ -26,6 +26,7 @@ from stoker.store.views import QueueView
 from stoker_scheduler.answers import AnswerLengths
 from stoker_scheduler.balancer import LoadBalancer
 from stoker_scheduler.batcher import Batch, DynamicBatcher, Room
+from stoker_scheduler.bell import IDLE_BLOCKS, Bell
 from stoker_scheduler.figures import SchedulerFigures
 from stoker_scheduler.health import HealthMonitor
 from stoker_scheduler.instruments import Instruments
@@ -44,9 +45,6 @@ log = structlog.get_logger()
 RETRY_S = 0.2
 HOUSEKEEPING_S = 5.0
 AGES_S = 30.0
-IDLE_BLOCKS = 2
-"""For how many of the longest blocks the bell is waited for while nothing is asked of the queue: whatever there is to
-do then rings, or is the end of a worker's lease."""
 
 
 class Fenced(Exception):
@@ -67,7 +65,7 @@ class Scheduler:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._store = AsyncStore(config)
-        self._bell = AsyncStore(config, block_s=IDLE_BLOCKS * config.block_ms / 1000)
+        self._bell = Bell(config)
         self._health = HealthMonitor(config)
         self._prices = StepPrices()
         self._times = ServiceTimes(self._prices)
@@ -150,7 +148,9 @@ class Scheduler:
     async def _schedule(self) -> None:
         """Tick whenever the bell rings or something is due; only a leader hears the bell."""
         while not self._stop.is_set():
-            await self._leadership.leads.wait()
+            if not self._leadership.leads.is_set():
+                await self._bell.leave()
+                await self._leadership.leads.wait()
             try:
                 # Before the first tick, so that a new leader knows what the last one did.
                 if self._learned_for != self._leadership.token:
@@ -158,7 +158,7 @@ class Scheduler:
                 with self._instruments.tick.time():
                     wait_s = await self.tick()
                 if wait_s > 0:
-                    await self._bell.read(reads.bell(self._store.keys, wait_s))
+                    await self._bell.wait(wait_s)
             except Fenced:
                 self._unanswered = None
                 self._leadership.lost("fenced")

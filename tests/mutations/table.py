@@ -253,8 +253,8 @@ MUTATIONS = [
     Mutation(
         "tokens of an attempt that moved on are published",
         "flush.lua",
-        "and f[DELIVERY] == delivery then",
-        "then",
+        "if delivery == ARGV[at + 1] and match(member, '^[^|]*') == delivery then",
+        "if member and match(member, '^[^|]*') == ARGV[at + 1] then",
         "protocol.test_flush:test_a_member_whose_flight_moved_on_stops",
     ),
     Mutation(

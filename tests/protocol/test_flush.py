@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from protocol.rig import DAY, A, Added, Queue, changes, ok
 from stoker.store import scripts as s
 
@@ -42,6 +44,33 @@ def test_a_repeated_flush_publishes_nothing_more(q: Queue) -> None:
     flush(q, A, tokens("a", delivery, 2))
     before = q.before()
     assert flush(q, A, tokens("a", delivery, 2)) == ["OK"]
+    assert changes(before, q.dump()) == {}
+
+
+def test_a_repeated_flush_publishes_what_had_not_arrived(q: Queue) -> None:
+    q.submit("a", "b", stream=True)
+    delivery = q.start(A, "a", "b")
+    flush(q, A, tokens("a", delivery))
+    assert flush(q, A, tokens("a", delivery), tokens("b", delivery), tokens("a", delivery, 2)) == ["OK"] * 3
+    dump = q.dump()
+    assert [[r["offset"] for r in dump[f"tokens:{name}:n-{name}"]] for name in "ab"] == [[0, 2], [0]]
+
+
+def test_a_stream_that_was_lost_lapses_all_the_same(q: Queue) -> None:
+    q.submit("a", stream=True)
+    delivery = q.start(A, "a")
+    flush(q, A, tokens("a", delivery))
+    q.redis.delete("stoker:{default}:tokens:a:n-a")
+    flush(q, A, tokens("a", delivery, 2))
+    assert q.dump()["ttl"]["tokens:a:n-a"] == DAY
+
+
+def test_an_attempt_of_more_digits_than_an_entrys_id_has_is_refused(q: Queue) -> None:
+    q.submit("a", stream=True)
+    delivery = q.start(A, "a")
+    before = q.before()
+    with pytest.raises(Exception, match="BADCALL: the tokens of a"):
+        flush(q, A, tokens("a", delivery, 10**15))
     assert changes(before, q.dump()) == {}
 
 
