@@ -25,6 +25,7 @@ MOST_KEYS = 65_536
 """Affinity keys whose homes are remembered; more are worked out again."""
 
 _PRIME = (1 << 61) - 1
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ class Places:
             drawn = self._drawn(name, cost, allowed)
             if drawn:
                 return min(drawn, key=lambda place: place.done_s(cost, answer))
-        best, best_s = None, float("inf")
+        best, best_s = None, _NEVER
         for place in self._open:
             done_s = place.done_s(cost, answer)
             if done_s < best_s and place.takes(cost) and (allowed is None or allowed(place)):

@@ -27,12 +27,13 @@ Long enough to smooth over batches, short enough that an unused share can't be s
 class Order:
     """What waits, in the order to consider it, and what no registered worker could hold.
 
-    `urgent`: the ids of CRITICAL that its share lets pass everybody.
+    `urgent`: the ids of CRITICAL that its share lets pass everybody. `largest`: what the workers can hold at most.
     """
 
     requests: tuple[Waiting, ...]
     unholdable: tuple[Waiting, ...]
     urgent: Set[str] = frozenset()
+    largest: int | None = None
 
 
 class RequestQueue:
@@ -80,11 +81,15 @@ class RequestQueue:
             # Best class first, so that the stable sort lets the better class go first where scores are equal.
             lanes.sort(key=lambda name: (class_rank(name), name))
         largest = largest_capacity(workers)
-        critical, passed_over = _by_score([heads[lane] for lane in lanes if not class_rank(lane)], largest)
-        others, also_passed_over = _by_score([heads[lane] for lane in lanes if class_rank(lane)], largest)
+        first: list[Sequence[Waiting]] = []
+        rest: list[Sequence[Waiting]] = []
+        for lane in lanes:
+            (rest if class_rank(lane) else first).append(heads[lane])
+        critical, passed_over = _by_score(first, largest)
+        others, also_passed_over = _by_score(rest, largest)
         self._passes = bool(others)
         merged, urgent = self._merge(critical, others)
-        return Order(tuple(merged), (*passed_over, *also_passed_over), urgent)
+        return Order(tuple(merged), (*passed_over, *also_passed_over), urgent, largest)
 
     def share(self, waiting: Mapping[str, int], depth: int) -> dict[str, int]:
         """Take in how many wait in each lane; returns the tenants' lanes to read, and how many entries of each.
@@ -127,7 +132,8 @@ class RequestQueue:
         self.shares.hand_out(requests)
         for request in requests:
             self._all_tokens += request.cost
-            self._critical_tokens += request.cost if self._passes and not class_rank(request.lane) else 0
+            if self._passes and not class_rank(request.lane):
+                self._critical_tokens += request.cost
 
     def _merge(self, critical: list[Waiting], others: list[Waiting]) -> tuple[list[Waiting], Set[str]]:
         if not critical:
@@ -160,7 +166,13 @@ def largest_capacity(workers: Iterable[WorkerRecord]) -> int | None:
 
     What a worker lacks only for a while, because it ran out of memory, rules nothing out.
     """
-    return max([worker.full_capacity for worker in workers if worker.state == "live"], default=None)
+    largest = None
+    for worker in workers:
+        if worker.state == "live":
+            capacity = worker.full_capacity
+            if largest is None or capacity > largest:
+                largest = capacity
+    return largest
 
 
 def could_hold(request: Waiting, largest: int | None) -> bool:

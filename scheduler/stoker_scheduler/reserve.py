@@ -93,11 +93,15 @@ class Reserve:
         # A clock that was set back must not keep the reserve for as long as it was.
         self._asked_us = min(self._asked_us, now_us)
         share = max(1, len([worker for worker in workers if worker.available]))
-        before, self._peaks = self._peaks, {}
+        before, peaks = self._peaks, {}
+        rows_each, tokens_each = rows / share, tokens / share
         for worker in workers:
-            peak = self._peaks[worker.inc] = before.get(worker.inc) or _Peak()
-            peak.rows = max(peak.rows * fade, worker.held_rows - worker.batch_rows + rows / share)
-            peak.tokens = max(peak.tokens * fade, worker.held_tokens - worker.batch_tokens + tokens / share)
+            peak = peaks[worker.inc] = before.get(worker.inc) or _Peak()
+            used, faded = worker.held_rows - worker.batch_rows + rows_each, peak.rows * fade
+            peak.rows = used if used > faded else faded
+            used, faded = worker.held_tokens - worker.batch_tokens + tokens_each, peak.tokens * fade
+            peak.tokens = used if used > faded else faded
+        self._peaks = peaks
 
     def rooms(
         self, workers: Sequence[WorkerRecord], prices: Callable[[str], Prices], now_us: int

@@ -50,10 +50,11 @@ class Round:
         now_us: int,
         speeds: Mapping[str, Speed] = NO_SPEEDS,
         rooms: Mapping[str, BatchRoom] = NOTHING_KEPT,
+        largest: int | None = None,
     ) -> None:
         """Hand out `waiting`, in its order, to `fleet` but for the incarnations in `shut`.
 
-        `speeds` are those of workers, by incarnation.
+        `speeds` are those of workers, by incarnation. `largest`: the largest capacity, None: not worked out yet.
         """
         self._waiting: Sequence[Waiting] = waiting
         self._fleet = fleet
@@ -63,9 +64,9 @@ class Round:
         self._given: dict[str, Place] = {}
         self._patience_us = linger_us
         self._now_us = now_us
-        self._largest = largest_capacity(fleet)
+        self._largest = largest_capacity(fleet) if largest is None else largest
         self._rooms = dict(rooms)
-        self._padded = any(worker.mode == "padded" for worker in fleet)
+        self._padded = any([worker.mode == "padded" for worker in fleet])
         self._unplaced: list[Waiting] = []
         self._planned = False
         self._plan: dict[str, list[Waiting]] = {}
@@ -92,8 +93,10 @@ class Round:
             taken = {request.id for request in batch.requests}
             self._waiting = [request for request in self._waiting if request.id not in taken]
         else:
-            self._plan[worker.inc] = self._plan[worker.inc][len(batch.requests) :]
-            if not self._plan[worker.inc]:
+            left = self._plan[worker.inc][len(batch.requests) :]
+            if left:
+                self._plan[worker.inc] = left
+            else:
                 del self._plan[worker.inc]
         if not more:
             self._places.close(worker.inc)
@@ -149,9 +152,10 @@ class Round:
     def _place_all(self) -> None:
         """Place one request after the other, until no row is free or too many in a row find no worker."""
         blocked = looked_at = 0
+        reserved = bool(self._rooms)
         for request in self._waiting:
             looked_at += 1
-            held = bool(self._rooms) and held_back(request, self._now_us)
+            held = reserved and held_back(request, self._now_us)
             if held and self._offline_shut:
                 continue
             cost = charged_cost(request, self._largest)

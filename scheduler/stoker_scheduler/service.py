@@ -281,6 +281,7 @@ class Scheduler:
             now_us=view.now_us,
             speeds=self._times.speeds,
             rooms=self._rooms,
+            largest=order.largest,
         )
         took = await self._hand_out(hand, view)
         if await self._make_room(hand, order.urgent, shut, view):

@@ -108,11 +108,11 @@ class ContinuousEngine:
         self._last_end = 0
         self._step = 0
         self._resident = 0
-        # What runs: chunks of prompts, and steps; how long the first takes, and how much longer each one after it.
+        # What runs: chunks of prompts, and steps; how long the first takes, how much longer each one after it, and all.
         self._chunks: list[int] = []
         self._began = 0.0
         self._steps = 0
-        self._first_ms = self._grows_ms = 0.0
+        self._first_ms = self._grows_ms = self._takes_ms = 0.0
 
     def give(self, row: Row) -> None:
         """Take a row in; it is prefilled from the next step on."""
@@ -140,25 +140,27 @@ class ContinuousEngine:
         decoding = len(self._ends)
         self._began, self._steps, self._chunks = now, 1, []
         if self._prefilling:
-            self._chunks = prefill_chunks((left for left, _ in self._prefilling), self.capacity.budget - decoding)
+            self._chunks = prefill_chunks([left for left, _ in self._prefilling], self.capacity.budget - decoding)
         elif not self._waiting:
             self._steps = (self._last_end if self._to_longest else self._ends[0][0]) - self._step
         rows = decoding + len(self._chunks)
         self._first_ms = self._profile.step_ms(sum(self._chunks), rows, self._resident)
         # Each step leaves a token of every decoding row resident.
         self._grows_ms = self._profile.resident_ms * decoding
-        return now + self._duration(self._steps)
+        self._takes_ms = self._duration(self._steps)
+        return now + self._takes_ms
 
     def cut(self, now: float) -> float:
         """Return the end of the step that runs at `now`, after which nothing else will."""
         if self._steps > 1:
             self._steps = min(self._steps, self._steps_within(now - self._began))
-        return self._began + self._duration(self._steps)
+            self._takes_ms = self._duration(self._steps)
+        return self._began + self._takes_ms
 
     def end(self, tally: Tally) -> tuple[list[Row], list[Row]]:
         """Count the steps, and take out the rows that ended with the last of them."""
         steps, decoding, chunks = self._steps, len(self._ends), self._chunks
-        tally.busy_ms += self._duration(steps)
+        tally.busy_ms += self._takes_ms
         tally.paid += steps * (decoding + len(chunks))
         tally.offered += steps * self.capacity.rows
         self._step += steps

@@ -54,9 +54,10 @@ class Replay:
         self._held_rows = [0] * setup.workers
         self._held_tokens = [0] * setup.workers
         self._held: list[dict[str, Held]] = [{} for _ in range(setup.workers)]  # rows that stay
+        self._all_held = 0  # rows of all workers
         self._offline_rows = 0
         self._requests: dict[str, Waiting] = {}  # all that are not done
-        self._begins: Counter[str] = Counter()
+        self._left: Counter[str] = Counter()  # how often what was preempted had been begun
         self._prices = {
             record.inc: Prices(*astuple(profile)) for record, profile in zip(self._fleet, profiles, strict=True)
         }
@@ -66,6 +67,7 @@ class Replay:
         self._largest = min(setup.max_model_len, self._fleet[0].capacity)
         self._classes: dict[tuple[str, str, float | None], tuple[str, int]] = {}
         self._backlog = Backlog()
+        self._tenants = any(arrival.tenant for arrival in arrivals)
         self._rows: dict[str, Row] = {}
         self._events: list[tuple[float, int, int]] = []  # when, the worker or -1 for a tick, the number of its run
         self._runs = [0] * setup.workers
@@ -103,23 +105,23 @@ class Replay:
         arrival, setup = self._arrivals[number], self._setup
         fate = self.run.fates[number]
         fate.queued_s = _seconds(now_us)
-        padded = setup.mode == "padded"
-        answer = 0 if padded else max(1, arrival.max_tokens)
+        answer = 0 if setup.mode == "padded" else max(1, arrival.max_tokens)
         cost = arrival.prompt_tokens + answer
         if cost > self._largest:
             self._settle(number, REFUSED, now_us)
             return
         lane, term_us = self._class_of(arrival)
-        if self._too_late(arrival, now_us + term_us, answer) or not self._has_room(now_us + term_us, now_us):
+        late = setup.check_deadlines and self._too_late(arrival, now_us + term_us, answer)
+        if late or (setup.max_waiting is not None and not self._has_room(setup.max_waiting, now_us + term_us, now_us)):
             self._settle(number, REFUSED, now_us)
             return
         name = str(number)
-        self._rows[name] = Row(number, arrival.prompt_tokens, max(1, arrival.output_tokens), cost, "")
         affinity = int(affinity_digits(arrival.affinity_key.encode()), 16) if arrival.affinity_key else None
         score = now_us + term_us
         request = Waiting(name, lane, name, score, arrival.prompt_tokens, answer, True, affinity=affinity)
         self._requests[name] = request
-        self._rows[name].offline = request.offline
+        output = max(1, arrival.output_tokens)
+        self._rows[name] = Row(number, arrival.prompt_tokens, output, cost, "", request.offline)
         self._wait(request, now_us)
 
     def _class_of(self, arrival: Arrival) -> tuple[str, int]:
@@ -141,10 +143,9 @@ class Replay:
         self._backlog.add(request, deadline_us)
         self._wake(now_us + self._overhead_us)
 
-    def _has_room(self, score: float, now_us: float) -> bool:
-        """Return whether a request of this score may wait, if need be in the place of a worse one."""
-        most = self._setup.max_waiting
-        if most is None or len(self._backlog) < most:
+    def _has_room(self, most: int, score: float, now_us: float) -> bool:
+        """Return whether a request of this score may wait among `most`, if need be in the place of a worse one."""
+        if len(self._backlog) < most:
             return True
         displaced = self._backlog.displace(score) if self._setup.displace else None
         if displaced:
@@ -154,7 +155,7 @@ class Replay:
     def _too_late(self, arrival: Arrival, score: float, answer: int) -> bool:
         """Return whether the forecast rules out that the request is done in its time."""
         ended, prompts, answers, asked = self._ended
-        if not self._setup.check_deadlines or arrival.timeout is None or not ended:
+        if arrival.timeout is None or not ended:
             return False
         sizes = Sizes(prompts / ended, answers / ended, prompts / ended, asked / ended)
         known = [(record, self._prices[record.inc]) for record in self._fleet[: len(self._setup.profiles)]]
@@ -202,11 +203,13 @@ class Replay:
             self._offline_rows -= member.offline
             self._held_tokens[worker] -= cost
             self._held_rows[worker] -= 1
+            self._all_held -= 1
 
     def _begin(self, worker: int, now_us: float) -> None:
         engine = self._engines[worker]
         ends_ms = engine.begin(now_us / 1000)
         for row in engine.gone():
+            self._left[str(row.place)] += 1
             self._wait(self._requests[str(row.place)], now_us)
         self._busy_until[worker] = None
         if ends_ms is not None:
@@ -229,7 +232,8 @@ class Replay:
         for name in self._backlog.expire(now_us):
             self._settle(int(name), EXPIRED, now_us)
         if not self._backlog:
-            self._policy.queue.share({}, 0)  # nobody waits: with the next ones the shares of tenants begin anew
+            if self._tenants:
+                self._policy.queue.share({}, 0)  # nobody waits: with the next ones their shares begin anew
             return
         more = True
         while more and (depth := self._depth()):
@@ -237,23 +241,26 @@ class Replay:
             heads = self._backlog.heads(pages)
             took = self._dispatch(heads, depth, now_us) if heads else 0
             # What was cut off at the most entries that are ever read may fit as well, and what tenants' pages left out.
-            deepest = depth == DEPTH[self._setup.mode]
-            cut = [lane for lane, head in heads.items() if len(head) == pages[lane]] if took else []
-            more = any(deepest or tenant_of(lane) for lane in cut)
+            more = False
+            if took and (self._tenants or depth == DEPTH[self._setup.mode]):
+                cut = [lane for lane, head in heads.items() if len(head) == pages[lane]]
+                more = any(depth == DEPTH[self._setup.mode] or tenant_of(lane) for lane in cut)
         if (due_us := self._backlog.next_deadline_us()) is not None:
             self._wake(due_us)
 
     def _pages(self, depth: int) -> dict[str, int]:
         """Return how many entries to read of each lane, as a scheduler does."""
         sizes, queue = self._backlog.sizes(), self._policy.queue
+        if not self._tenants:
+            return dict.fromkeys(sizes, depth)
         return {lane: depth for lane in sizes if not tenant_of(lane)} | queue.share(sizes, depth)
 
     def _depth(self) -> int:
         """Return how many entries of each lane to look at: no more than could matter, none without a free row."""
         most = DEPTH[self._setup.mode]
-        free = self._fleet[0].rows * self._setup.workers - sum(self._held_rows)
+        free = self._fleet[0].rows * self._setup.workers - self._all_held
         if self._policy.preemption:
-            free += sum(self._held_rows) if self._backlog.waits(CRITICAL) else self._offline_rows
+            free += self._all_held if self._backlog.waits(CRITICAL) else self._offline_rows
         return min(most, free + BLOCKED_HEADS) if free and self._setup.mode == "continuous" else most * (free > 0)
 
     def _dispatch(self, heads: dict[str, list[Waiting]], depth: int, now_us: float) -> int:
@@ -273,9 +280,11 @@ class Replay:
             now_us=int(now_us),
             speeds=self._speeds,
             rooms=self._rooms(order.requests, int(now_us)),
+            largest=order.largest,
         )
         handed = self._hand_out(hand, now_us)
-        blocked = hand.unplaced() if policy.preemption else []
+        preempts = policy.preemption and (self._offline_rows or order.urgent)
+        blocked = hand.unplaced() if preempts else []
         if policy.preemption and (self._offline_rows or any(request.id in order.urgent for request in blocked)):
             able = hand.fleet if self._offline_rows else givers(hand.fleet, int(now_us))
             held = {record.inc: list(self._held[self._places[record.inc]].values()) for record in able}
@@ -324,18 +333,21 @@ class Replay:
         for worker in self._changed:
             record = self._fleet[worker]
             record.held_rows, record.held_tokens = self._held_rows[worker], self._held_tokens[worker]
-            held = self._held[worker].values() if self._offline_rows else ()
-            offline = [member.cost for member in held if member.offline]
-            record.batch_rows, record.batch_tokens = len(offline), sum(offline)
+            record.batch_rows = record.batch_tokens = 0
+            if self._offline_rows:
+                offline = [member.cost for member in self._held[worker].values() if member.offline]
+                record.batch_rows, record.batch_tokens = len(offline), sum(offline)
         self._changed.clear()
 
     def _deliver(self, handed: list[tuple[WorkerRecord, Batch]], depth: int, now_us: float) -> None:
         """Give workers their rows; what runs goes on to the end of its step."""
         touched: dict[int, None] = {}
-        run, now_s = self.run, _seconds(now_us)
+        run, now_s, at_us = self.run, _seconds(now_us), int(now_us)
         for record, batch in handed:
             worker = self._places[record.inc]
             touched[worker] = None
+            held, give = self._held[worker], self._engines[worker].give
+            self._all_held += len(batch.costs)
             self._held_rows[worker] += len(batch.costs)
             self._held_tokens[worker] += sum(batch.costs)
             run.batches += 1
@@ -344,15 +356,14 @@ class Replay:
             for request in batch.requests:
                 row = self._rows[request.id]
                 row.batch = delivery
-                name, begins = class_of(request.lane), self._begins[request.id]
-                self._held[worker][request.id] = Held(request.id, delivery, row.cost, int(now_us), name, begins)
-                self._begins[request.id] += 1
+                before = self._left[request.id] if self._left else 0
+                held[request.id] = Held(request.id, delivery, row.cost, at_us, class_of(request.lane), before)
                 self._offline_rows += row.offline
                 fate = run.fates[row.place]
-                fate.worker = worker
-                if math.isnan(fate.begun_s):
+                if fate.worker < 0:
                     fate.begun_s = now_s
-                self._engines[worker].give(row)
+                fate.worker = worker
+                give(row)
             self._backlog.take(batch.requests, depth)
         self._changed.update(touched)
         for worker in touched:

@@ -67,6 +67,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self._lanes: dict[str, Lane] = {}
+        self._of_class: dict[str, list[Lane]] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._waiting: dict[str, Waiting] = {}
         self._tokens = 0
@@ -76,7 +77,11 @@ class Backlog:
         """Let a request wait."""
         self._tokens += request.cost
         self._size += 1
-        self._lanes.setdefault(request.lane, Lane()).add(request)
+        lane = self._lanes.get(request.lane)
+        if lane is None:
+            lane = self._lanes[request.lane] = Lane()
+            self._of_class.setdefault(class_of(request.lane), []).append(lane)
+        lane.add(request)
         if deadline_us is not None:
             self._waiting[request.id] = request
             heapq.heappush(self._deadlines, (deadline_us, request.id))
@@ -87,7 +92,7 @@ class Backlog:
 
     def waits(self, name: str) -> bool:
         """Return whether any request of a class waits."""
-        return any(class_of(lane) == name and len(entries) for lane, entries in self._lanes.items())
+        return any(map(len, self._of_class.get(name, ())))
 
     def heads(self, pages: Mapping[str, int]) -> dict[str, list[Waiting]]:
         """Return the first entries of lanes, of each as many as `pages` says."""
@@ -100,7 +105,8 @@ class Backlog:
         for request in requests:
             self._tokens -= request.cost
             by_lane.setdefault(request.lane, []).append(request)
-            self._waiting.pop(request.id, None)
+            if self._waiting:
+                self._waiting.pop(request.id, None)
         for name, taken in by_lane.items():
             self._lanes[name].take(taken, depth)
 
