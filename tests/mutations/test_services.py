@@ -175,7 +175,7 @@ def test_a_worker_whose_name_was_taken_ends(config: Config) -> None:
         options = EngineOptions(model="sim")
         supervisor = Supervisor(config, options, name="w")
         child = Child(config, options, INC, "error")
-        life = Life(supervisor, child, "g", Loaded({"name": "sim"}, {"tokens": 1}))
+        life = Life(supervisor, child, "g", Loaded({"name": "sim", "mode": "continuous"}, {"tokens": 1, "rows": 1}))
         await life._heed(scripts.Beaten("VOID", detail="superseded"))
         await supervisor.store.close()
         child.board.close()
