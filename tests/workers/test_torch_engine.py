@@ -245,7 +245,6 @@ def test_an_end_token_ends_the_answer_and_has_no_text(folder: Path, tmp_path: Pa
         (work("a", [5] * 200, CONTEXT - 199), "max_tokens", CONTEXT - 199),
         (work("a", [5], 0), "max_tokens", 0),
         (work("a", [5, VOCABULARY, 6]), "prompt_tokens", VOCABULARY),
-        (work("a", [5, -1]), "prompt_tokens", -1),
         (work("a", []), "prompt", 0),
         (work("a", [], inputs={"x": 1}), "inputs", {"x": 1}),
     ],

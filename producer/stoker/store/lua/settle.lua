@@ -1,4 +1,4 @@
--- use: events counts flight members drops finish histograms
+-- use: events counts flight drops finish histograms
 -- Report how attempts ended. Success from any attempt wins once (of a streamed request only while no later attempt began:
 -- readers saw its tokens); a failure counts from the current attempt only. Frees the member and its credit either way.
 -- KEYS[1] prefix
