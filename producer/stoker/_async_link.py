@@ -308,7 +308,9 @@ class Streams:
         self._wanted.set()
         self._link.start("streams", self._run)
         try:
-            return await asyncio.wait_for(future, max(block_ms, self._turn_ms) / 1000)
+            # Python 3.11's `wait_for` drops a cancel that comes together with what it waits for.
+            async with asyncio.timeout(max(block_ms, self._turn_ms) / 1000):
+                return await future
         except TimeoutError:
             return []
         finally:

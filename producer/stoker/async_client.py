@@ -246,7 +246,8 @@ class AsyncClient:
                     yield refused_error(error)
             while left:
                 try:
-                    i = await asyncio.wait_for(done.get(), seconds_left(deadline))
+                    async with asyncio.timeout(seconds_left(deadline)):
+                        i = await done.get()
                 except TimeoutError:
                     late = min(left)
                     raise ResultTimeout(pendings[late].id, timeout or 0.0) from links[late].contact.error

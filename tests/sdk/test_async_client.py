@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
+from types import SimpleNamespace
 
 import pytest
 import redis
 
 from helpers import wait_until
 from sdk.fleet import WORKER, Fleet, cut_readers
+from stoker._async_link import Streams
 from stoker.async_client import AsyncClient, AsyncJob
 from stoker.client import Client, Job
 from stoker.config import Config
@@ -301,3 +303,17 @@ async def test_operators_have_their_verbs(aclient: AsyncClient, fleet: Fleet) ->
     again = await aclient.retry_dead("dead")
     assert (await again.response(timeout=5)).status == "failed"
     assert await aclient.purge_dead([again.id]) == 1
+
+
+async def test_a_cancel_that_comes_together_with_tokens_still_cancels() -> None:
+    config = Config(redis_url="redis://127.0.0.1:1/0")
+    link = SimpleNamespace(
+        loop=asyncio.get_running_loop(), state=SimpleNamespace(config=config), start=lambda *_: None, closed=False
+    )
+    streams, place = Streams(link), ("r", "n", "0")  # type: ignore[arg-type]  # the parts that are asked
+    reading = asyncio.create_task(streams.read(place, 10_000))
+    await asyncio.sleep(0)
+    streams.wake_all()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
