@@ -155,8 +155,11 @@ def read_speeds(stack: Stack) -> Mapping[str, tuple[float, float]]:
         store.close()
 
 
-def test_no_worker_gets_more_rows_than_it_has(stack: Stack, client: Client) -> None:
+def test_no_worker_that_takes_nothing_ahead_gets_more_rows_than_it_has(
+    stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LoadBalancer and DynamicBatcher: credit is kept."""
+    monkeypatch.setenv("STOKER_AHEAD_MS", "0")
     stack.scheduler()
     stack.worker("worker", "--max-num-seqs", "3")
     jobs = client.submit_many([InferenceRequest(prompt_tokens=[i], max_tokens=10) for i in range(12)])
