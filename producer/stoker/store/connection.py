@@ -338,12 +338,25 @@ class AsyncStore(_Base):
     async def _guard(self, what: str, attempt: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
         try:
             reply = await attempt()
-        except (exceptions.RedisError, OSError) as error:
+        except (exceptions.RedisError, OSError, RuntimeError) as failure:
+            error = _of_redis(failure)
             if cut_off(error):
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
-            raise self._ours(error, what) from error
+            raise self._ours(error, what) from failure
         self._since = None
         return reply
+
+
+def _of_redis(failure: exceptions.RedisError | OSError | RuntimeError) -> exceptions.RedisError | OSError:
+    """Return what went wrong with Redis; raises what did not.
+
+    Where a connection was closed meanwhile, asyncio's own loop raises an `OSError`, and uvloop a `RuntimeError`.
+    """
+    if not isinstance(failure, RuntimeError):
+        return failure
+    if not str(failure).startswith("unable to perform operation on <"):
+        raise failure
+    return exceptions.ConnectionError(str(failure))
 
 
 def _together(command: Command, call: Call[Any]) -> Read[Any]:
