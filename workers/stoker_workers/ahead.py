@@ -10,8 +10,11 @@ from stoker.request import RequestPriority
 FADE = 0.7
 """What a heartbeat counts less with every later one that saw rows end."""
 
-AGED_S = 1.0
-"""What waited so long in a worker goes in before better classes."""
+AGED_S = 10.0
+"""What waited so long in a worker goes in before better classes.
+
+It is longer than prompts of BATCH wait for their pace, which else were begun beside other prompts as a rule.
+"""
 
 COUNTERS = ("steps", "row_steps", "busy_us", "finished")
 
