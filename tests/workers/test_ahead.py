@@ -52,10 +52,16 @@ def test_half_full_steps_say_as_well_how_long_a_row_lasts() -> None:
     assert half.observe(counters(steps=100, rows=4, ms=10, ended=40)) == 4
 
 
-def test_what_was_learned_stays_while_nothing_ends() -> None:
+def test_what_was_learned_stays_while_nothing_runs() -> None:
+    ahead, before = Ahead(8, 50), counters(steps=100, rows=8, ms=10, ended=80)
+    assert [ahead.observe(before) for _ in range(9)] == [4] * 9
+
+
+def test_rows_that_go_on_without_an_end_let_a_worker_take_nothing_ahead_soon() -> None:
     ahead = Ahead(8, 50)
-    ahead.observe(counters(steps=100, rows=8, ms=10, ended=80))
-    assert ahead.observe(counters(steps=150, rows=8, ms=10, ended=80)) == 4
+    seen = [ahead.observe(counters(steps=100 + 100 * beat, rows=8, ms=10, ended=80)) for beat in range(4)]
+    assert seen[0] == 4
+    assert seen[-1] == 0
 
 
 def test_longer_rows_are_noticed_within_some_heartbeats() -> None:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from stoker.request import RequestPriority
 
 FADE = 0.7
-"""What a heartbeat counts less with every later one that saw rows end."""
+"""What a heartbeat counts less with every later one that saw steps."""
 
 AGED_S = 10.0
 """What waited so long in a worker goes in before better classes.
@@ -40,7 +40,8 @@ class Ahead:
 
     def observe(self, counters: Mapping[str, int]) -> int:
         """Take in a board's running totals; returns how many requests to take ahead now."""
-        if counters["finished"] > self._last["finished"]:
+        # Also where no row ended: rows that go on and on make the mean stay longer.
+        if counters["steps"] > self._last["steps"]:
             for name in COUNTERS:
                 self._sums[name] = FADE * self._sums[name] + counters[name] - self._last[name]
                 self._last[name] = counters[name]
