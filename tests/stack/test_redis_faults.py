@@ -360,7 +360,11 @@ def is_loading(server: Server) -> bool:
         pytest.param(readonly, "is no master now .*READONLY|is no master now .*read only", id="readonly"),
         pytest.param(out_of_memory, "refuses for now .*(OOM|maxmemory)", id="oom"),
         pytest.param(misconfigured, "refuses for now .*MISCONF", id="misconf"),
-        pytest.param(too_many_clients, "max number of clients reached|closed by server|reset by peer", id="maxclients"),
+        pytest.param(
+            too_many_clients,
+            "max number of clients reached|closed by server|reset by peer|Broken pipe",
+            id="maxclients",
+        ),
         pytest.param(loading, "loading the dataset in memory", id="loading"),
     ],
 )

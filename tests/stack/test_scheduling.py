@@ -116,6 +116,27 @@ def test_a_worker_whose_rows_last_one_step_holds_more_than_it_has_rows(
         job.cancel()
 
 
+def test_what_a_worker_took_ahead_of_rows_that_go_on_runs_on_another(
+    stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    """It hands back what it would not take any more; else it would wait for the long answer though a row is free."""
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps({"base_ms": 20, "prefill_ms": 0, "row_ms": 0, "resident_ms": 0}))
+    stack.scheduler()
+    stack.worker("one", "--max-num-seqs", "1", "--profile", str(profile))
+    short = client.submit_many([InferenceRequest(prompt_tokens=[1], max_tokens=1) for _ in range(2000)])
+    wait_until(lambda: any(worker.ahead for worker in client.workers()))
+    long = client.submit_many([InferenceRequest(prompt_tokens=[1], max_tokens=2000, priority="high") for _ in range(2)])
+    wait_until(lambda: set(stack.held("one")) == {job.id for job in long}, poll=0.001)
+    for job in short:
+        job.cancel()
+    stack.worker("two", "--max-num-seqs", "1", "--profile", str(profile))
+    wait_until(lambda: set(stack.held("two")) == {long[1].id})
+    assert set(stack.held("one")) == {long[0].id}
+    for job in long:
+        job.cancel()
+
+
 def test_two_workers_share_the_work(stack: Stack, client: Client) -> None:
     """LoadBalancer."""
     stack.scheduler()

@@ -35,6 +35,8 @@ class Ahead:
         """Begin with none, for an engine of so many `rows`."""
         self._rows = rows
         self._ahead_us = ahead_ms * 1000
+        self.requests = 0
+        """How many it takes, as of the last heartbeat."""
         self._last = dict.fromkeys(COUNTERS, 0)
         self._sums = dict.fromkeys(COUNTERS, 0.0)
 
@@ -46,10 +48,10 @@ class Ahead:
                 self._sums[name] = FADE * self._sums[name] + counters[name] - self._last[name]
                 self._last[name] = counters[name]
         steps, row_steps, busy_us, finished = (self._sums[name] for name in COUNTERS)
-        if not finished or not steps:
-            return 0
-        stay_us = max(1.0, row_steps / finished * busy_us / steps)
-        return min(self._rows, int(self._rows * self._ahead_us / stay_us))
+        if finished and steps:
+            stay_us = max(1.0, row_steps / finished * busy_us / steps)
+            self.requests = min(self._rows, int(self._rows * self._ahead_us / stay_us))
+        return self.requests
 
 
 class Begun(Protocol):

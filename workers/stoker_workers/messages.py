@@ -55,7 +55,9 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Nudge:
-    """To the child: show that the loop turns, by raising `progress` on the board."""
+    """To the child: show that the loop turns, by raising `progress` on the board; hold no more than `ahead`."""
+
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

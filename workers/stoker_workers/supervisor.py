@@ -352,7 +352,7 @@ class Life:
             log.error("child hung, killing it", inc=self._child.inc, in_step=len(self._child.board.crash_set()))
             self._child.kill_hung()
         else:
-            self._child.tell(Nudge())
+            self._child.tell(Nudge(self._ahead.requests))
 
     async def _watch_child(self) -> None:
         await self._child.wait()

@@ -175,9 +175,11 @@ class Worker:
             case Drain(grace_s) if self._session:
                 self._session.draining = True
                 self._drain_at = min(self._drain_at, time.monotonic() + grace_s)
-            case Nudge():
+            case Nudge(ahead):
                 self._board.add("progress")
                 self._board.publish()
+                if self._session:
+                    self._let_go(self._session, ahead)
             case Away():
                 self._tell(item)
             case _:
@@ -215,6 +217,14 @@ class Worker:
         if kept:
             session.reporter.publish(kept)
         session.give_back(keys)
+
+    def _let_go(self, session: Session, ahead: int) -> None:
+        """Give back what it would not take ahead any more: rows stay longer now, and other workers may be free."""
+        most = max(0, self._rows + ahead - len(session.rows))
+        if len(session.waiting) > most:
+            waiting = in_turn(session.waiting, time.monotonic())
+            session.waiting = waiting[:most]
+            session.give_back([row.key for row in waiting[most:]])
 
     def _drop(self, session: Session, named: set[Key]) -> list[Row]:
         """Take attempts out of the engine and out of what waits for it; returns the rows that were in the engine."""

@@ -31,7 +31,6 @@ class Keys:
         self.batches = f"{self.prefix}batches"
         self.lapses = f"{self.prefix}lapses"
         self.active = f"{self.prefix}active"
-        self.tenants = f"{self.prefix}tenants"
 
     def lane(self, name: str) -> str:
         """The waiting requests of one class, of one tenant in it (`<class>:<tenant>`), or the suspects."""
