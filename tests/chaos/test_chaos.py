@@ -38,6 +38,16 @@ def chaos(*options: str, path: str = "") -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.chaos
+@pytest.mark.usefixtures("no_stray_processes")
+def test_a_run_of_some_seconds_outlives_closed_connections_and_killed_processes() -> None:
+    kinds = ("connections-reset", "leader-cut-off", "leader-killed", "child-killed")
+    done = chaos("--seed", "1", "--faults", "4", "--requests", "200", "--workers", "2", "--kinds", *kinds)
+    verdict = done.stdout.splitlines()[-1] if done.stdout else done.stderr
+    assert verdict == "chaos: seed=1 faults=4 requests=200 lost=0 doubled=0 convicted_wrongly=0 ok", done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.chaos
 @pytest.mark.long
 @pytest.mark.usefixtures("no_stray_processes")
 def test_a_short_run_loses_doubles_and_convicts_nothing_that_it_should_not() -> None:
