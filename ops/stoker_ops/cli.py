@@ -74,7 +74,7 @@ def up(
         workers=workers,
         home=state_dir(config),
         log_level=log_level,
-        batch=find_spec("rq") is not None and config.shards == 1,
+        batch=find_spec("rq") is not None,
     )
     _run(lambda: _up(config, settings, as_json=as_json))
 

@@ -269,7 +269,7 @@ class AsyncClient:
     @property
     def batches(self) -> AsyncBatches:
         """Files of requests, as `Client.batches` has them."""
-        self.config.refuse_batches()
+        self.config.check_batches()
         from stoker.batch.sdk import AsyncBatches
 
         return AsyncBatches(self)

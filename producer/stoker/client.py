@@ -260,9 +260,9 @@ class Client:
     def batches(self) -> Batches:
         """Files of requests: JSON lines in, JSON lines out, resumable; see `docs/batch.md`.
 
-        Raises `ConfigError` on a queue of several shards.
+        Raises `ConfigError` for a client of one of several shards.
         """
-        self.config.refuse_batches()
+        self.config.check_batches()
         from stoker.batch.sdk import Batches
 
         return Batches(self)

@@ -277,10 +277,15 @@ class Config(BaseSettings):
             raise InvalidRequest("request_id", f"must belong to shard {self.shard}, not to {theirs}", request_id)
         return request_id
 
-    def refuse_batches(self) -> None:
-        """Raise `ConfigError` where files of requests cannot run: on a queue of several shards."""
-        if self.shards > 1:
-            raise ConfigError(f"shards: batch files run on a queue of one shard, got {self.shards}; use another queue")
+    def check_batches(self) -> None:
+        """Raise `ConfigError` where files of requests cannot run: on one of several shards."""
+        if self.shards > 1 and self.shard is not None:
+            raise ConfigError(f"shard: batch files run on all shards of a queue; leave it out, got {self.shard}")
+
+    @property
+    def home(self) -> Config:
+        """The settings of the first shard, which keeps what a queue has one of."""
+        return self.of(0)
 
     def each(self) -> list[Config]:
         """Return the settings of each shard that these mean."""

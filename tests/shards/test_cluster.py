@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import pytest_asyncio
@@ -17,6 +22,7 @@ from ports import free_port
 from redis_cluster import Cluster, start_cluster
 from sdk.fleet import Fleet
 from stoker import AsyncClient, Client, Config, ConfigError, InferenceRequest, InvalidRequest, RedisUnavailable
+from stoker.batch.run import run_batch
 from stoker.shards import shard_of
 from stoker.store import scripts
 from stoker.store.connection import Store
@@ -208,9 +214,57 @@ def test_a_queue_in_use_as_one_shard_is_not_cut(config: Config) -> None:
             sharded.submit(prompt="x")
 
 
-def test_batch_files_are_refused(client: Client) -> None:
-    with pytest.raises(ConfigError, match="shards: batch files run on a queue of one shard, got 3"):
+def test_batch_files_are_not_those_of_one_shard(config: Config) -> None:
+    with (
+        Client(config=config.of(1)) as client,
+        pytest.raises(ConfigError, match="shard: batch files run on all shards of a queue; leave it out, got 1"),
+    ):
         _ = client.batches
+
+
+LINES = 60
+
+
+def write_lines(path: Path) -> Path:
+    """A batch file."""
+    path.write_text("".join(json.dumps({"custom_id": f"c{i}", "prompt_tokens": [i + 1]}) + "\n" for i in range(LINES)))
+    return path
+
+
+def succeeded(config: Config) -> list[int]:
+    """How many requests each shard answered."""
+    found = []
+    for each in config.each():
+        with Client(config=each) as client:
+            found.append(client.stats()["counts"].get("succeeded", 0))
+    return found
+
+
+@pytest.mark.usefixtures("fleets")
+@pytest.mark.parametrize("store", ["folder", "redis"])
+def test_a_batch_file_runs_on_all_shards(client: Client, tmp_path: Path, store: Literal["folder", "redis"]) -> None:
+    batch = client.batches.create(write_lines(tmp_path / "in.jsonl"), store=store)
+    assert run_batch(client.config, batch.id, threading.Event()) == "completed"
+    assert {line["custom_id"] for line in batch.results()} == {f"c{i}" for i in range(LINES)}
+    assert sum(succeeded(client.config)) == LINES
+    assert all(succeeded(client.config))
+
+
+def test_a_shard_that_is_full_holds_up_no_lines_of_others(config: Config, tmp_path: Path) -> None:
+    config = config.model_copy(update={"max_waiting": 5})
+    with contextlib.ExitStack() as running, Client(config=config) as client:
+        running.enter_context(contextlib.closing(Store(config.of(0)))).run(scripts.agree(SHARDS))
+        for shard in (0, 1):
+            running.enter_context(Fleet(config.of(shard)))
+        batch = client.batches.create(write_lines(tmp_path / "in.jsonl"))
+        pool = running.enter_context(ThreadPoolExecutor(1))
+        state = pool.submit(run_batch, config, batch.id, threading.Event())
+        lines = Counter(shard_of(f"{batch.id}-{number}-0", SHARDS) for number in range(1, LINES + 1))
+        wait_until(lambda: succeeded(config) == [lines[0], lines[1], 0], 20, what="the lines of two shards are done")
+        assert lines[2] > 5
+        with Fleet(config.of(2)):
+            assert state.result(30) == "completed"
+        assert len(list(batch.results())) == LINES
 
 
 # --- the cluster -----------------------------------------------------------------------------------------------------

@@ -100,7 +100,15 @@ def test_what_looks_at_one_shard_says_so(cli: Cli) -> None:
     for words in (("queue", "preview"), ("doctor", "--no-torch"), ("profile",)):
         assert "one of the 3 shards of queue 'default'; say at which, with --shard" in cli(*words, code=2).output
     assert cli("queue", "preview", "--shard", "1").output
-    assert "batch files run on a queue of one shard, got 3" in cli("batch", "list", code=2).output
+
+
+def test_batch_commands_are_about_all_shards(cli: Cli) -> None:
+    assert cli("batch", "list").output
+    for words in (("batch", "list"), ("batch-worker",)):
+        assert (
+            "batch files run on all shards of a queue; leave it out, got 1"
+            in cli(*words, "--shard", "1", code=2).output
+        )
 
 
 @pytest.mark.usefixtures("client")

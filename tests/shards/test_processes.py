@@ -12,6 +12,7 @@ import pytest
 
 from helpers import wait_until
 from redis_cluster import start_cluster
+from stack.batch_lines import read, write
 from stack_processes import Stack
 from stoker import AsyncClient, Client, Config, ConfigError, InferenceRequest
 from stoker.shards import shard_of
@@ -89,6 +90,18 @@ async def test_a_local_stack_has_a_worker_for_each_shard() -> None:
         assert sorted(worker["shard"] for worker in (await client.stats())["workers"]) == [0, 1]
         jobs = await client.submit_many([[1]] * 4)
         assert {(await job.response(30)).status for job in jobs} == {"succeeded"}  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("no_stray_processes")
+async def test_the_batch_worker_of_a_local_stack_runs_a_file_on_both_shards(tmp_path: Path) -> None:
+    config = Config(shards=2, heartbeat_ms=200)
+    settings = StackSettings(options=EngineOptions("sim"), batch=True, quiet=True)
+    source = write(tmp_path / "in.jsonl", [{"prompt": [i + 1], "max_tokens": 2} for i in range(20)])
+    async with LocalStack(config, settings) as stack, AsyncClient(config=stack.config) as client:
+        status = await (await client.batches.create(source)).wait(60)
+        assert (status.state, status.succeeded) == ("completed", 20)
+        assert {worker["worker"] for worker in (await client.stats())["workers"]} == set(status.workers)
+    assert set(read(tmp_path / "in.output.jsonl")) == {f"c{i}" for i in range(20)}
 
 
 async def test_a_local_stack_with_fewer_workers_than_shards_is_refused() -> None:

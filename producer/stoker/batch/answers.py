@@ -27,7 +27,7 @@ def error_pieces(spec: Spec, config: Config) -> Iterator[bytes]:
 def _pieces(spec: Spec, config: Config, whole: Path, *, errors: bool) -> Iterator[bytes]:
     with ExitStack() as opened:
         if spec.store == "redis":
-            store = opened.enter_context(closing(Store(config)))
+            store = opened.enter_context(closing(Store(config.home)))
             files: Files = RedisFiles(store, spec.id)
         else:
             files = Folder(spec.parts)

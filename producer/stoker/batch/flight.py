@@ -8,7 +8,7 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from stoker import _flows
@@ -17,6 +17,7 @@ from stoker._outstanding import Pending
 from stoker.batch.format import Entry
 from stoker.errors import QueueFull, RedisUnavailable, StokerError
 from stoker.request import InferenceResponse
+from stoker.shards import shard_of
 
 T = TypeVar("T")
 
@@ -39,25 +40,66 @@ def target(most: int, rows: int, per_s: float) -> int:
     return min(most, max(LEAST, ROWS * rows, math.ceil(AHEAD_S * per_s)))
 
 
-class Flight:
-    """What was taken and has not ended. Belongs to one thread; wake-ups come in on the link's own."""
+class Way:
+    """The way to one shard: what waits to be sent there, and until when it is not tried (monotonic seconds)."""
 
-    def __init__(self, link: Link, most: int) -> None:
-        """Send by `link`, at most `most` at a time."""
-        self._link = link
+    def __init__(self, link: Link) -> None:
+        """Send by `link`."""
+        self.link = link
+        self.unsent: deque[Entry] = deque()
+        self._paused_until = 0.0
+
+    @property
+    def opens(self) -> bool:
+        """Whether there is something to send, and it is to be tried now."""
+        return bool(self.unsent) and time.monotonic() >= self._paused_until
+
+    def drive(self, flow: _flows.Flow[T]) -> T:
+        """Carry out a flow. Not patiently: while Redis is away the run must still hear that it is to stop."""
+        return self.link.drive(flow, patiently=False)
+
+    def send(self) -> list[tuple[Entry, Pending | StokerError]]:
+        """Send a group; gives what came of each, and keeps those for which there was no room, or no Redis."""
+        group, began = self.link.state.config.group, time.monotonic()
+        entries = [self.unsent.popleft() for _ in range(min(len(self.unsent), group))]
+        outcomes: list[Pending | StokerError]
+        try:
+            # A file has its window: a line is tried as long as that lasts.
+            requests = [entry.request for entry in entries]
+            outcomes = self.drive(_flows.submit(self.link.state, requests, check_deadline=False))
+        except RedisUnavailable as error:
+            outcomes = [error] * len(entries)
+        sent, again = [], []
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, QueueFull | RedisUnavailable):
+                now = time.monotonic()
+                # A shard that takes long to fail costs the others half of the time at most.
+                pause = outcome.retry_after if isinstance(outcome, QueueFull) else max(AWAY_S, now - began)
+                self._paused_until = now + pause
+                again.append(entry)
+            else:
+                sent.append((entry, outcome))
+        self.unsent.extendleft(reversed(again))
+        return sent
+
+
+class Flight:
+    """What was taken and has not ended. Belongs to one thread; wake-ups come in on the links' own."""
+
+    def __init__(self, links: Sequence[Link], most: int) -> None:
+        """Send by `links`, those of the queue's shards, at most `most` at a time."""
+        self._ways = [Way(link) for link in links]
         self._most = most
         self._limit = min(most, LEAST)
-        self._unsent: deque[Entry] = deque()
         self._flying: dict[int, tuple[Entry, Pending]] = {}
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._losses: dict[int, int] = {}
-        self._paused_until = 0.0
         self._cancelled = False
         self._bytes = 0
 
     def __len__(self) -> int:
         """How many were taken and have not ended."""
-        return len(self._unsent) + len(self._flying)
+        return sum(len(way.unsent) for way in self._ways) + len(self._flying)
 
     @property
     def room_bytes(self) -> int:
@@ -70,7 +112,7 @@ class Flight:
         if not self.room_bytes:
             return 0
         room = self._limit - len(self)
-        group = min(self._link.state.config.group, max(1, self._limit // 4))
+        group = min(self._ways[0].link.state.config.group, max(1, self._limit // 4))
         return group if room >= group else 0
 
     def resize(self, rows: int, per_s: float) -> None:
@@ -80,8 +122,11 @@ class Flight:
     def take(self, entries: Iterable[Entry]) -> None:
         """Take lines, to be sent."""
         for entry in entries:
-            self._unsent.append(entry)
+            self._way(entry).unsent.append(entry)
             self._bytes += entry.size
+
+    def _way(self, entry: Entry) -> Way:
+        return self._ways[shard_of(entry.request.request_id or "", len(self._ways))]
 
     def _left(self, entry: Entry) -> Entry:
         self._bytes -= entry.size
@@ -89,34 +134,15 @@ class Flight:
 
     def send(self) -> Iterator[tuple[Entry, StokerError]]:
         """Send what waits, while there is room in the queue; gives what can never be sent."""
-        self._link.read_wakeups()
-        while self._unsent and time.monotonic() >= self._paused_until:
-            entries = [self._unsent.popleft() for _ in range(min(len(self._unsent), self._link.state.config.group))]
-            try:
-                requests = [entry.request for entry in entries]
-                # A file has its window: a line is tried as long as that lasts.
-                outcomes = self._drive(_flows.submit(self._link.state, requests, check_deadline=False))
-            except RedisUnavailable as error:
-                outcomes = [error] * len(entries)
-            again = []
-            for entry, outcome in zip(entries, outcomes, strict=True):
-                if isinstance(outcome, Pending):
-                    self._watch(entry, outcome)
-                elif isinstance(outcome, QueueFull | RedisUnavailable):
-                    pause = outcome.retry_after if isinstance(outcome, QueueFull) else AWAY_S
-                    self._paused_until = time.monotonic() + pause
-                    again.append(entry)
-                else:
-                    yield self._left(entry), outcome
-            self._unsent.extendleft(reversed(again))
-
-    def _watch(self, entry: Entry, pending: Pending) -> None:
-        self._flying[entry.number] = entry, pending
-        self._link.state.book.on_done(pending, functools.partial(self._ended.put, entry.number))
-
-    def _drive(self, flow: _flows.Flow[T]) -> T:
-        # Not patiently: while Redis is away the run must still hear that it is to stop.
-        return self._link.drive(flow, patiently=False)
+        for way in self._ways:
+            way.link.read_wakeups()
+            while way.opens:
+                for entry, outcome in way.send():
+                    if isinstance(outcome, Pending):
+                        self._flying[entry.number] = entry, outcome
+                        way.link.state.book.on_done(outcome, functools.partial(self._ended.put, entry.number))
+                    else:
+                        yield self._left(entry), outcome
 
     def ended(self, timeout_s: float) -> Iterator[tuple[Entry, InferenceResponse]]:
         """Give what ended; waits for the first at most `timeout_s` seconds."""
@@ -140,7 +166,7 @@ class Flight:
             self._losses.pop(entry.number, None)
             return False
         self._losses[entry.number] = self._losses.get(entry.number, 0) + 1
-        self._unsent.append(entry)
+        self._way(entry).unsent.append(entry)
         return True
 
     def cancel(self) -> Iterator[Entry]:
@@ -149,16 +175,19 @@ class Flight:
         What could not be asked about, because Redis is away, counts as cancelled.
         """
         self._cancelled = True
-        while self._unsent:
-            yield self._left(self._unsent.popleft())
-        away = False
+        for way in self._ways:
+            while way.unsent:
+                yield self._left(way.unsent.popleft())
+        away: set[Way] = set()
         for number, (entry, pending) in list(self._flying.items()):
             if pending.response is not None:
                 continue
+            way = self._way(entry)
             try:
-                gone = away or self._drive(_flows.cancel(self._link.state, pending))
+                gone = way in away or way.drive(_flows.cancel(way.link.state, pending))
             except RedisUnavailable:
-                gone = away = True
+                gone = True
+                away.add(way)
             if gone:
                 del self._flying[number]
                 yield self._left(entry)

@@ -33,7 +33,7 @@ def run(batch_id: str) -> str:
 def sweep() -> int:
     """Remove the folders of batches that are about to be forgotten; gives how many."""
     config = load_config()
-    store = Store(config)
+    store = Store(config.home)
     try:
         ids = store.read_patiently(batches.batch_ids(store.keys))
         removed = 0

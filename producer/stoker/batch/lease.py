@@ -33,7 +33,7 @@ class Lease:
     def __init__(self, config: Config, batch_id: str) -> None:
         """Prepare for one run of a batch."""
         self._batch_id = batch_id
-        self._store = Store(config)
+        self._store = Store(config.home)
         self._nonce = new_id()
         self._host = socket.gethostname().split(".")[0]
         self._over = threading.Event()

@@ -100,7 +100,7 @@ class RedisPlace:
 
     def __init__(self, spec: Spec, config: Config, left_s: Callable[[], float]) -> None:
         """Keep the files for `batch_ttl_s` behind the window, of which `left_s()` seconds are left."""
-        self._store = Store(config)
+        self._store = Store(config.home)
         self.files: Files
         self._redis = self.files = RedisFiles(self._store, spec.id, lambda: max(0.0, left_s()) + config.batch_ttl_s)
         self._scratch = state_dir(config) / "batches" / spec.id

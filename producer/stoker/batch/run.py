@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from threading import Event
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ from stoker.batch.spec import Spec
 from stoker.config import Config
 from stoker.errors import InvalidRequest, RedisUnavailable, RequestExpired, RequestFailed, StokerError
 from stoker.request import InferenceResponse, RequestPriority
+from stoker.store.reads import Card
 
 log = structlog.get_logger()
 
@@ -100,9 +101,10 @@ class Run:
         """Where the batch lies."""
         self._opened.callback(self.place.close)
         self._files = self.place.files
-        self._link = Link(config)
-        self._opened.callback(self._link.close)
-        self._flight = Flight(self._link, spec.max_in_flight or config.batch_in_flight)
+        self._links = [Link(shard) for shard in config.each()]
+        for link in self._links:
+            self._opened.callback(link.close)
+        self._flight = Flight(self._links, spec.max_in_flight or config.batch_in_flight)
         self._began = self._first_checkpoint(number)
         self._tally = Tally.from_dict(self._began.tally)
         self._ledger = Ledger(self._began.number, self._began.offset, numbers(self._began.done))
@@ -185,16 +187,21 @@ class Run:
         """
         if kept := self._files.get(parts.DEFAULTS):
             return Defaults(**json.loads(kept))
-        try:
-            card = self._link.drive(_flows.card(self._link.state), patiently=False)
-        except RedisUnavailable:
-            return None
+        card = self._card()
         if card is None:
             return None
         defaults = Defaults.of(self._spec.defaults, card)
         fields = {name: getattr(defaults, name) for name in Defaults.__slots__}
         self._files.put(parts.DEFAULTS, json.dumps(fields).encode())
         return defaults
+
+    def _card(self) -> Card | None:
+        """Return the card of the queue's model, which all shards have."""
+        for link in self._links:
+            with suppress(RedisUnavailable):
+                if card := link.drive(_flows.card(link.state), patiently=False):
+                    return card
+        return None
 
     # --- working ----------------------------------------------------------------------------------------------------
 
@@ -259,10 +266,11 @@ class Run:
         per_s, self._ended_before = (ended - self._ended_before) / (now - self._looked_at), ended
         self._looked_at = now
         try:
-            workers = self._link.drive(_flows.workers(self._link.state), patiently=False)
+            shards = [link.drive(_flows.workers(link.state), patiently=False) for link in self._links]
         except RedisUnavailable:
             return
-        self._flight.resize(sum(worker.rows + worker.ahead for worker in workers if worker.available), per_s)
+        rows = sum(worker.rows + worker.ahead for workers in shards for worker in workers if worker.available)
+        self._flight.resize(rows, per_s)
 
     def _take_lines(self) -> None:
         room = self._flight.room

@@ -97,7 +97,7 @@ class Supervisor:
     def __init__(self, config: Config, *, runs: int, log_level: str) -> None:
         """Prepare for `runs` batches at a time."""
         self._config = config
-        self._store = Store(config)
+        self._store = Store(config.home)
         self._workers = [Kept(config, log_level) for _ in range(runs)]
         self._rq: RunQueue | None = None
         self._stop = threading.Event()

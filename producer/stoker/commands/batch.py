@@ -327,7 +327,7 @@ def batch_worker(config: Config, runs: int, log_level: str) -> None:
     from stoker.batch.supervisor import Supervisor
 
     configure(log_level)
-    config.refuse_batches()
+    config.check_batches()
     Supervisor(config, runs=runs, log_level=log_level).run()
 
 
