@@ -73,7 +73,7 @@ def _place(name: str) -> tuple[int, str]:
 
 def _section(name: str, found: Mapping[str, Any], bars: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield f"## {name}\n"
-    yield f"`{command(name)}`, {found['date']}, {found['machine']}.\n"
+    yield f"`{found.get('command') or command(name)}`, {found['date']}, {found['machine']}.\n"
     yield "| Bar | What | Figure | Bar | |"
     yield "|---|---|---|---|---|"
     short = []

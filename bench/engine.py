@@ -14,16 +14,15 @@ that are done are dropped, and then the next batch.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from figures import Bar, save, verdicts
 from transformers import DynamicCache, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -32,7 +31,6 @@ from stoker_workers.engine import Admitted, Engine, Tokens, Work
 from stoker_workers.engines import make_engine
 
 BAR = 1.0
-RESULTS = Path(__file__).parent / "results" / "engine.json"
 BUDGET = 2048
 PAGE = 16
 LONGEST = 400 + 256
@@ -200,7 +198,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
@@ -235,20 +232,20 @@ def report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
         print(f"{name:24}{median:10,.0f}{low:10,.0f}{high:10,.0f}{ratios[name]:10.2f}")
     best = [max(rates[rival][number] for rival in RIVALS) for number in range(options.rounds)]
     ratio = statistics.median(ours / other for ours, other in zip(rates["torch"], best, strict=True))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    written = {
+    rounds = [
+        {name: round(measured[number], 1) for name, measured in rates.items()} for number in range(options.rounds)
+    ]
+    more = {
         "requests": options.requests,
         "rows": options.rows,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "tokens_per_s": {name: [round(rate, 1) for rate in measured] for name, measured in rates.items()},
         "of_bare_loop": {name: round(value, 3) for name, value in ratios.items()},
-        "ratio": round(ratio, 3),
-        "bar": BAR,
     }
-    options.out.write_text(json.dumps(written, indent=2) + "\n")
-    print(f"engine: {ratio:.2f} (bar {BAR:.2f}) {'ok' if ratio >= BAR else 'short'}")
+    bar = Bar("engine", ratio, BAR)
+    save("engine", rounds, [bar], "tokens_per_s", more)
+    verdicts([bar])
 
 
 if __name__ == "__main__":

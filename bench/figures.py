@@ -83,14 +83,23 @@ def save(
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
     """Write all rounds and ratios to `results/<name>.json`, with the date, the machine, and what more is to be said."""
-    found = {
-        **machine(),
-        **more,
-        unit: rounds,
-        "ratios": {
-            bar.name: {"ratio": round(bar.found, 3), "bar": bar.limit, "ok": bar.met, "at_most": bar.at_most}
-            for bar in bars
-        },
+    _write(name, {**machine(), **more, unit: rounds, "ratios": _ratios(bars)})
+
+
+def update(name: str, bars: Sequence[Bar], command: str) -> None:
+    """Write these ratios to `results/<name>.json`, beside those that other parts of `command` left there before."""
+    file = RESULTS / f"{name}.json"
+    before = json.loads(file.read_text())["ratios"] if file.exists() else {}
+    _write(name, {**machine(), "command": command, "ratios": before | _ratios(bars)})
+
+
+def _ratios(bars: Sequence[Bar]) -> dict[str, dict[str, object]]:
+    return {
+        bar.name: {"ratio": round(bar.found, 3), "bar": bar.limit, "ok": bar.met, "at_most": bar.at_most}
+        for bar in bars
     }
+
+
+def _write(name: str, found: Mapping[str, object]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -31,11 +31,13 @@ import random
 import statistics
 import time
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import compress, cycle
 from pathlib import Path
 from typing import Any
+
+from figures import Bar, update, verdicts
 
 from stoker.config import Config
 from stoker.request import RequestPriority
@@ -77,12 +79,6 @@ def saturated(arrivals: Sequence[Arrival], repeat: int = 1) -> list[Arrival]:
     return shaped(arrivals, repeat=repeat, rate=None, max_tokens=None, timeout=None)
 
 
-def verdict(name: str, ratio: float, bar: float, *, most: bool = False) -> None:
-    """Print a figure with its bar."""
-    fine = ratio <= bar if most else ratio >= bar
-    print(f"{name}: {ratio:.3f} (bar {bar:g}) {'ok' if fine else 'short'}", flush=True)
-
-
 def offline_fill(lengths: Sequence[int], budget: int, rows: int) -> float:
     """Return the fill of the fewest batches for windows of these lengths: each time, as many of the longest as fit."""
     batches = tokens = 0
@@ -99,22 +95,22 @@ def offline_fill(lengths: Sequence[int], budget: int, rows: int) -> float:
     return tokens / (batches * budget) if batches else float("nan")
 
 
-def padded(arrivals: Sequence[Arrival]) -> None:
-    """Print fill and efficiency of padded batches."""
+def padded(arrivals: Sequence[Arrival]) -> Iterator[Bar]:
+    """Print, and give, fill and efficiency of padded batches."""
     for budget in BUDGETS:
         setup = replace(PADDED, max_num_batched_tokens=budget)
         _, found = replay(saturated(arrivals), setup)
         if budget == BUDGETS[0]:
-            verdict(f"fill at {budget}", found["batch_fill"], 0.88)
-            verdict(f"padding efficiency at {budget}", found["padding_efficiency"], 0.97)
+            yield Bar(f"fill at {budget}", found["batch_fill"], 0.88)
+            yield Bar(f"padding efficiency at {budget}", found["padding_efficiency"], 0.97)
         else:
             best = offline_fill([one.prompt_tokens for one in arrivals], budget, setup.max_num_seqs // 2)
             print(f"fill at {budget}: {found['batch_fill']:.3f}, offline {best:.3f}")
-            verdict(f"fill at {budget} of offline", found["batch_fill"] / best, 0.95)
+            yield Bar(f"fill at {budget} of offline", found["batch_fill"] / best, 0.95)
 
 
-def reordering(arrivals: Sequence[Arrival]) -> None:
-    """Print what choosing by length gains, and what it delays."""
+def reordering(arrivals: Sequence[Arrival]) -> Iterator[Bar]:
+    """Print, and give, what choosing by length gains, and what it delays."""
     setup = replace(PADDED, max_num_batched_tokens=BUDGETS[0])
     fast, slow = (replay(saturated(arrivals), setup, name)[1] for name in ("stoker", "fifo"))
     print(f"padded tokens/s over FIFO: {fast['tokens_per_s'] / slow['tokens_per_s']:.2f}")
@@ -128,21 +124,21 @@ def reordering(arrivals: Sequence[Arrival]) -> None:
     print(f"a request begins later than with FIFO: p50 {p50:.1f} ms, p99 {p99:.1f}")
     waits = [found["queue_ms"]["p99"] for _, found in (ours, fifo)]
     print(f"p99 of the wait: {waits[0]:.1f} ms, with FIFO {waits[1]:.1f}")
-    verdict("p99 of the wait over FIFO's, ms", waits[0] - waits[1], CONFIG.max_queue_delay_ms, most=True)
+    yield Bar("p99 of the wait over FIFO's, ms", waits[0] - waits[1], CONFIG.max_queue_delay_ms, at_most=True)
 
 
-def continuous(arrivals: Sequence[Arrival]) -> None:
-    """Print what continuous batching gains."""
+def continuous(arrivals: Sequence[Arrival]) -> Iterator[Bar]:
+    """Print, and give, what continuous batching gains."""
     found = {
         name: replay(saturated(arrivals), CONTINUOUS, name)[1]["tokens_per_s"]
         for name in ("stoker", "static", "longest")
     }
     print(f"continuous over static batches to the longest: {found['stoker'] / found['longest']:.2f}")
-    verdict("continuous over static batches", found["stoker"] / found["static"], 1.3)
+    yield Bar("continuous over static batches", found["stoker"] / found["static"], 1.3)
 
 
-def scaling(arrivals: Sequence[Arrival]) -> None:
-    """Print tokens/s of fleets while requests wait, each with as much load for a worker."""
+def scaling(arrivals: Sequence[Arrival]) -> Iterator[Bar]:
+    """Print, and give, tokens/s of fleets while requests wait, each with as much load for a worker."""
     one = 0.0
     for workers in FLEETS:
         load = saturated(arrivals[:200], workers)
@@ -153,11 +149,11 @@ def scaling(arrivals: Sequence[Arrival]) -> None:
         print(
             f"{workers} workers: deciding {found['decision_us_per_request']:.0f} us a request, {share:.0%} of the time"
         )
-        verdict(f"scaling to {workers}", rate / one / workers, 0.97)
+        yield Bar(f"scaling to {workers}", rate / one / workers, 0.97)
 
 
-def overload(arrivals: Sequence[Arrival]) -> None:
-    """Print how long critical requests wait beside too many others, and how long those."""
+def overload(arrivals: Sequence[Arrival]) -> Iterator[Bar]:
+    """Print, and give, how long critical requests wait beside too many others, and how long those."""
     # A padded worker that holds anything longer than two budgets holds as many of what is shorter.
     padded = replace(PADDED, max_num_batched_tokens=BUDGETS[0], max_model_len=BUDGETS[0])
     for setup in (CONTINUOUS, padded):
@@ -167,12 +163,12 @@ def overload(arrivals: Sequence[Arrival]) -> None:
         run, found = replay(load, replace(setup, max_waiting=cap, displace=True))
         counts = (f"{found[name]:,} {name}" for name in ("completed", "refused", "displaced", "preempted"))
         print(f"{setup.mode}: {rate:.1f} requests/s can be done, {len(load):,} came; {', '.join(counts)}")
-        verdict(f"{setup.mode}: share with an outcome", sum(run.outcomes.values()) / len(load), 1)
+        yield Bar(f"{setup.mode}: share with an outcome", sum(run.outcomes.values()) / len(load), 1)
         critical = [one.priority == RequestPriority.CRITICAL for one in load]
         quiet, _ = replay(list(compress(load, critical)), setup)
-        critical_waits(setup, compress(run.fates, critical), quiet.fates)
+        yield critical_waits(setup, compress(run.fates, critical), quiet.fates)
         others = (fate for fate, first in zip(run.fates, critical, strict=True) if not first)
-        other_waits(setup, cap, [fate for fate in others if fate.begun_s >= 0])
+        yield from other_waits(setup, cap, [fate for fate in others if fate.begun_s >= 0])
 
 
 def flood(arrivals: Sequence[Arrival], rate: float) -> list[Arrival]:
@@ -189,8 +185,8 @@ def flood(arrivals: Sequence[Arrival], rate: float) -> list[Arrival]:
     return load
 
 
-def critical_waits(setup: Setup, loud: Iterable[Fate], quiet: Iterable[Fate]) -> None:
-    """Print the 99th percentiles of the critical requests beside the flood and alone, and hold the waits to the bar."""
+def critical_waits(setup: Setup, loud: Iterable[Fate], quiet: Iterable[Fate]) -> Bar:
+    """Print the 99th percentiles of the critical requests beside the flood and alone; returns how the waits stand."""
     loud, quiet = list(loud), list(quiet)
     full_ms = setup.profiles[0].step_ms(setup.max_num_batched_tokens, 0, 0)
     unit = "step" if setup.mode == "continuous" else "batch"
@@ -199,11 +195,11 @@ def critical_waits(setup: Setup, loud: Iterable[Fate], quiet: Iterable[Fate]) ->
     print(f"critical p99, beside the flood and alone: wait {wait[0]:.1f} and {wait[1]:.1f} ms, ", end="")
     print(f"first token {ttft[0]:.0f} and {ttft[1]:.0f} ms; a full {unit} takes {full_ms:.0f} ms")
     beyond = (wait[0] - wait[1]) / full_ms
-    verdict(f"{setup.mode}: critical p99 of the wait beyond alone, over a full {unit}", beyond, 1, most=True)
+    return Bar(f"{setup.mode}: critical p99 of the wait beyond alone, over a full {unit}", beyond, 1, at_most=True)
 
 
-def other_waits(setup: Setup, cap: int, fates: Sequence[Fate]) -> None:
-    """Print how long the others waited at most, and who passed them, of those that began.
+def other_waits(setup: Setup, cap: int, fates: Sequence[Fate]) -> Iterator[Bar]:
+    """Print, and give, how long the others waited at most, and who passed them, of those that began.
 
     A padded batch takes out of order: whoever comes may have to let all go first that wait together, and then all that
     wait with it.
@@ -215,11 +211,10 @@ def other_waits(setup: Setup, cap: int, fates: Sequence[Fate]) -> None:
     print(f"the cap of {cap} drains in {mean_s:.1f} s on average, in {slowest_s:.1f} at its slowest; ", end="")
     print(f"longest wait {worst_s:.1f} s")
     caps = 1 if setup.mode == "continuous" else 2
-    verdict(
-        f"{setup.mode}: longest wait over {caps} x the cap at its slowest", worst_s / slowest_s / caps, 1, most=True
-    )
+    held = worst_s / slowest_s / caps
+    yield Bar(f"{setup.mode}: longest wait over {caps} x the cap at its slowest", held, 1, at_most=True)
     if setup.mode == "continuous":
-        verdict("most that passed one of their class", most_passed(fates), 0, most=True)
+        yield Bar("most that passed one of their class", most_passed(fates), 0, at_most=True)
 
 
 def most_passed(fates: Sequence[Fate]) -> int:
@@ -271,8 +266,8 @@ def brief(found: Mapping[str, Any]) -> str:
     return f"goodput {found['goodput_rps']:.2f}/s, " + ", ".join(times)
 
 
-def speed(arrivals: Sequence[Arrival], rounds: int) -> None:
-    """Print how fast the simulator is, and what deciding costs, idle and with 1,000 waiting."""
+def speed(arrivals: Sequence[Arrival], rounds: int) -> Iterator[Bar]:
+    """Print, and give, how fast the simulator is, and what deciding costs, idle and with 1,000 waiting."""
     calm = shaped(arrivals[:5000], repeat=1, rate=1.0, max_tokens=None, timeout=None)
     loads = {"calm": calm, "1,000 waiting": saturated(arrivals[:1000])}
     rates: dict[str, list[float]] = {name: [] for name in loads}
@@ -285,9 +280,9 @@ def speed(arrivals: Sequence[Arrival], rounds: int) -> None:
             costs[name].append(run.decision_s * 1e6 / run.dispatched)
     print(f"a loop of a thousand additions: {additions_us():.0f} us")
     for name in loads:
-        verdict(f"us to decide a request, {name}", statistics.median(costs[name]), 20, most=True)
+        yield Bar(f"us to decide a request, {name}", statistics.median(costs[name]), 20, at_most=True)
     for name in loads:
-        verdict(f"simulated requests/s, {name}", statistics.median(rates[name]), 20_000)
+        yield Bar(f"simulated requests/s, {name}", statistics.median(rates[name]), 20_000)
 
 
 class _Enough(Exception):
@@ -305,8 +300,8 @@ class Part(Replay):
         return super()._dispatch(heads, depth, now_us)
 
 
-def deep(arrivals: Sequence[Arrival], rounds: int) -> None:
-    """Print what a million waiting make of the cost of a decision."""
+def deep(arrivals: Sequence[Arrival], rounds: int) -> Iterator[Bar]:
+    """Print, and give, what a million waiting make of the cost of a decision."""
     cost = {1000: [], 1_000_000: []}
     for waiting in (1000, 1_000_000, 1000):
         at_once = [replace(one, at_s=0.0) for one in arrivals[:1000]] * (waiting // 1000)
@@ -317,7 +312,7 @@ def deep(arrivals: Sequence[Arrival], rounds: int) -> None:
             cost[waiting].append(part.run.decision_s * 1e6 / part.run.dispatched)
     few, many = (statistics.median(found) for found in cost.values())
     print(f"us to decide a request: {few:.1f} with 1,000 waiting, {many:.1f} with a million")
-    verdict("a million waiting over 1,000", many / few, 1.3, most=True)
+    yield Bar("a million waiting over 1,000", many / few, 1.3, at_most=True)
 
 
 def additions_us() -> float:
@@ -328,32 +323,39 @@ def additions_us() -> float:
     return (time.process_time() - began) * 1000
 
 
-PARTS: dict[str, Callable[[Sequence[Arrival]], None]] = {
+PARTS: dict[str, Callable[[Sequence[Arrival]], Iterator[Bar]]] = {
     "padded": padded,
     "reordering": reordering,
     "continuous": continuous,
     "scaling": scaling,
-    "mixed": mixed,
-    "affinity": affinity,
     "overload": overload,
 }
+TABLES: dict[str, Callable[[Sequence[Arrival]], None]] = {"mixed": mixed, "affinity": affinity}
+
+
+def bars(part: str, arrivals: Sequence[Arrival], rounds: int) -> Iterator[Bar]:
+    """Give what a part holds to a bar."""
+    if part in TABLES:
+        TABLES[part](arrivals)
+    elif part in ("speed", "depth"):
+        yield from (speed if part == "speed" else deep)(arrivals, rounds)
+    else:
+        yield from PARTS[part](arrivals)
 
 
 def main() -> None:
     """Print the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--parts", default=",".join([*PARTS, "speed", "depth"]))
+    parser.add_argument("--parts", default=",".join([*PARTS, *TABLES, "speed", "depth"]))
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    arrivals = read_trace(options.trace)
+    arrivals, held = read_trace(options.trace), []
     for part in options.parts.split(","):
-        if part == "speed":
-            speed(arrivals, options.rounds)
-        elif part == "depth":
-            deep(arrivals, options.rounds)
-        else:
-            PARTS[part](arrivals)
+        for bar in bars(part, arrivals, options.rounds):
+            held.append(bar)
+            verdicts([bar])
+    update(f"simulated-{options.trace.stem}", held, f"python bench/simulated.py --trace {options.trace.name}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from figures import RESULTS, machine
+from figures import Bar, save, verdicts
 from processes import serving
 
 from stoker import AsyncClient, AsyncJob, Client, Config, InferenceRequest
@@ -116,18 +116,12 @@ def report(found: list[dict[str, Sample]], options: argparse.Namespace) -> None:
             middle = sorted(values)[len(values) // 2]
             print(f"{name:10} {len(values):5} answered, p50 {1000 * middle:6.0f} ms, p99 {1000 * p99(values):6.0f} ms")
     ratio = statistics.median(p99(one["flooded"]["calm"]) / p99(one["alone"]["calm"]) for one in found)
+    bar = Bar("tenants", ratio, BAR, at_most=True)
     if not options.unnamed:
-        kept = {
-            **machine(),
-            "seconds": options.seconds,
-            "p99_ms": [{name: round(1000 * p99(half["calm"]), 1) for name, half in one.items()} for one in found],
-            "all_p99_ms": {name: round(1000 * p99(values), 1) for name, values in calm.items()},
-            "ratio": round(ratio, 3),
-            "bar": BAR,
-        }
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "tenants.json").write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"tenants: {ratio:.2f} (bar {BAR:.2f}) {'ok' if ratio <= BAR else 'short'}")
+        p99_ms = [{name: round(1000 * p99(half["calm"]), 1) for name, half in one.items()} for one in found]
+        all_ms = {name: round(1000 * p99(values), 1) for name, values in calm.items()}
+        save("tenants", p99_ms, [bar], "p99_ms", {"seconds": options.seconds, "all_p99_ms": all_ms})
+    verdicts([bar])
 
 
 def main() -> None:
