@@ -113,7 +113,7 @@ def read_plainly(url: str, streams: int, read: Synchronized[int]) -> None:
 
         ask([request(spread.randint(2, LENGTH)) for _ in range(streams)])
         begun = 0.0
-        while True:
+        while places:
             time.sleep(max(0.0, begun + FLUSH_MS / 1000 / SHARES - time.monotonic()))
             begun = time.monotonic()
             wanted = [(*stream, after) for stream, after in places.items()]
