@@ -37,6 +37,7 @@ from fleet import PROMPT_TOKENS, Fleet, fleet
 from latency import percentile
 
 from stoker import AsyncClient, Client, Config, InferenceRequest
+from stoker._async_link import SHARES
 from stoker.store import lookups
 from stoker.store.connection import Store
 
@@ -96,7 +97,10 @@ async def read_on(client: AsyncClient, taken: Taken, length: int) -> None:
 
 
 def read_plainly(url: str, streams: int, read: Synchronized[int]) -> None:
-    """Read so many answers at a time until killed, and count their tokens: the client's calls, without its objects."""
+    """Read so many answers at a time until killed, and count their tokens: the client's calls, without its objects.
+
+    Its reads begin as far apart as those of an `AsyncClient`.
+    """
     spread = random.Random(2)
     with Client(url) as client:
         store = Store(client.config)
@@ -108,7 +112,10 @@ def read_plainly(url: str, streams: int, read: Synchronized[int]) -> None:
                 places[job.id, job._pending.nonce] = "0"
 
         ask([request(spread.randint(2, LENGTH)) for _ in range(streams)])
-        while True:
+        begun = 0.0
+        while places:
+            time.sleep(max(0.0, begun + FLUSH_MS / 1000 / SHARES - time.monotonic()))
+            begun = time.monotonic()
             wanted = [(*stream, after) for stream, after in places.items()]
             ended = 0
             for place, records in store.read(lookups.token_streams(keys, wanted, FLUSH_MS)).items():

@@ -193,7 +193,7 @@ WORKER = together(
         "rates": "hincrby hmget hset",
         "stream:*": "xack xadd xdel xgroup|create xreadgroup",
         "tickets": "incr",
-        "tokens:*": "xlen xrange",
+        "tokens:*": "xrange",
         "void:*": "get",
         "work:*": "hdel hget hgetall hmget hset",
     },

@@ -45,6 +45,12 @@ log = logging.getLogger("stoker")
 
 T = TypeVar("T")
 
+READS = 8
+"""How many reads of token streams are under way at a time; each has a connection."""
+
+SHARES = 5
+"""Reads of token streams begin at least this part of `flush_ms` apart."""
+
 
 class AsyncLink:
     """One event loop's connections, its outstanding requests, and the tasks that read for all of them."""
@@ -293,33 +299,45 @@ class Sender:
 
 
 class Streams:
-    """Reads the token streams of all who wait for tokens, on one connection: a read each would need one each."""
+    """Reads the token streams of all who wait for tokens, many at a time: a read each would need a connection each.
+
+    Who comes while a read is under way is read for in another one, of at most `READS`: a read lasts while no token
+    comes. It costs Redis a look at each stream that is in it, and what a worker publishes together wakes it with the
+    first of them alone. So reads begin `flush_ms / SHARES` apart at least, and take together what came meanwhile.
+    """
 
     def __init__(self, link: AsyncLink) -> None:
         """Read nothing yet."""
         self._link = link
         self._waiting: dict[Place, list[asyncio.Future[list[TokenRecord]]]] = {}
-        self._wanted = asyncio.Event()
+        self._reading: list[Sequence[Place]] = []
+        self._changed = asyncio.Event()
+        self._born_s = link.loop.time()
 
     async def read(self, place: Place, block_ms: int) -> list[TokenRecord]:
         """Return the records past a place, waiting for one at most about `block_ms`."""
         future: asyncio.Future[list[TokenRecord]] = self._link.loop.create_future()
         self._waiting.setdefault(place, []).append(future)
-        self._wanted.set()
+        self._changed.set()
         self._link.start("streams", self._run)
         try:
             # Python 3.11's `wait_for` drops a cancel that comes together with what it waits for.
-            async with asyncio.timeout(max(block_ms, self._turn_ms) / 1000):
+            async with asyncio.timeout(max(block_ms, self._flush_ms) / 1000):
                 return await future
         except TimeoutError:
             return []
         finally:
-            if future in (futures := self._waiting.get(place, [])):
-                futures.remove(future)
+            self._leave(place, future)
+
+    def _leave(self, place: Place, future: asyncio.Future[list[TokenRecord]]) -> None:
+        futures = self._waiting.get(place, [])
+        if future in futures:
+            futures.remove(future)
+            if not futures:
+                del self._waiting[place]
 
     @property
-    def _turn_ms(self) -> int:
-        # Who joins waits for the end of the read in progress: no longer than tokens take to be published.
+    def _flush_ms(self) -> int:
         return self._link.state.config.flush_ms
 
     def wake_all(self) -> None:
@@ -327,32 +345,41 @@ class Streams:
         self._give({place: [] for place in self._waiting})
 
     async def _run(self) -> None:
-        while not self._link.closed:
-            self._wanted.clear()
-            places = self._places()
-            if not places:
-                self._waiting.clear()
-                await self._wanted.wait()
-                continue
-            try:
-                self._give(await self._turn(places))
-            except Exception as error:
-                self._fail(error)
-            # Those who just got tokens ask for the next in this pause, and are in the next read.
-            await asyncio.sleep(0)
+        async with asyncio.TaskGroup() as group:
+            while not self._link.closed:
+                self._changed.clear()
+                places = self._unread() if len(self._reading) < READS else []
+                if not places:
+                    await self._changed.wait()
+                    continue
+                self._reading.append(places)
+                group.create_task(self._turn(places))
+                await asyncio.sleep(self._flush_ms / 1000 / SHARES)
 
-    def _places(self) -> list[Place]:
-        """Where to read on: of several places in one stream the one furthest behind, which lacks what others have."""
+    def _unread(self) -> list[Place]:
+        """Where no read reads yet: of several places in a stream the furthest behind, which lacks what others have."""
+        reading = set(itertools.chain.from_iterable(self._reading))
         found: dict[tuple[str, str], Place] = {}
-        for place, futures in self._waiting.items():
+        for place in self._waiting:
             stream = place[:2]
-            if futures and (stream not in found or _entry(place) < _entry(found[stream])):
+            if place not in reading and (stream not in found or _entry(place) < _entry(found[stream])):
                 found[stream] = place
         return list(found.values())
 
-    async def _turn(self, places: Sequence[Place]) -> dict[Place, list[TokenRecord]]:
-        read = lookups.token_streams(self._link.state.keys, places, self._turn_ms)
-        return await self._link.waiting.read_patiently(read)
+    async def _turn(self, places: Sequence[Place]) -> None:
+        read = lookups.token_streams(self._link.state.keys, places, self._block_ms())
+        try:
+            self._give(await self._link.waiting.read_patiently(read))
+        except Exception as error:
+            self._fail(places, error)
+        finally:
+            self._reading.remove(places)
+            self._changed.set()
+
+    def _block_ms(self) -> int:
+        """How long a read may last: all end at the same moments, so that those of newcomers join the others."""
+        left = self._flush_ms - int(1000 * (self._link.loop.time() - self._born_s)) % self._flush_ms
+        return left if left > self._flush_ms / SHARES else left + self._flush_ms
 
     def _give(self, found: dict[Place, list[TokenRecord]]) -> None:
         for place, records in found.items():
@@ -360,9 +387,8 @@ class Streams:
                 if not future.done():
                     future.set_result(records)
 
-    def _fail(self, error: Exception) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for future in itertools.chain.from_iterable(waiting.values()):
+    def _fail(self, places: Sequence[Place], error: Exception) -> None:
+        for future in itertools.chain.from_iterable(self._waiting.pop(place, []) for place in places):
             if not future.done():
                 future.set_exception(error)
 

@@ -177,6 +177,7 @@ class Model:
         self.replies: dict[str, list[bytes]] = {}
         self.fresh_replies: Counter[str] = Counter()
         self.tokens: dict[str, list[dict[bytes, bytes]]] = {}
+        self.last_tokens: dict[str, tuple[int, int]] = {}
         self.ended: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.histograms: dict[str, int] = {}
@@ -853,16 +854,11 @@ class Model:
         member = worker.work.get(item.id) if worker else None
         if not member or not life or not member.delivery == item.delivery == life.delivery:
             return False
-        record = {
-            b"attempt": str(item.attempt).encode(),
-            b"offset": str(item.offset).encode(),
-            b"ids": item.ids,
-            b"text": item.text.encode(),
-        }
-        records = self.tokens.setdefault(f"{life.id}:{life.nonce}", [])
-        last = records[-1] if records else {b"attempt": b"", b"offset": b"0"}
-        if last[b"attempt"] != record[b"attempt"] or int(last[b"offset"]) < item.offset:
-            records.append(record)
+        name = f"{life.id}:{life.nonce}"
+        attempt, offset = self.last_tokens.get(name, (0, 0))
+        if attempt != item.attempt or offset < item.offset:
+            self.tokens.setdefault(name, []).append({b"ids": item.ids, b"text": item.text.encode()})
+            self.last_tokens[name] = item.attempt, item.offset
         return True
 
     def incarnate(self) -> int:

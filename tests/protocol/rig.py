@@ -197,6 +197,9 @@ def _list(name: str, items: list[bytes]) -> Value:
 
 def _stream(name: str, found: list[tuple[bytes, dict[bytes, bytes]]]) -> Value:
     entries = [{k.decode(): plain(v) for k, v in pairs.items()} for _, pairs in found]
+    if name.startswith("tokens:"):
+        places = [place.decode() for place, _ in found]
+        return [{"entry": at, **e} if "ids" in e else e for at, e in zip(places, entries, strict=True)]
     if name == "events":
         return [(e["script"], e["time"], str(e["by"]), *str(e["lines"]).split("\n")) for e in entries]
     if name.startswith("stream:"):

@@ -18,7 +18,7 @@ LUA = Path(str(resources.files("stoker.store"))) / "lua"
 PIECES = {file.stem: file.read_text() for file in (LUA / "pieces").glob("*.lua")}
 BODIES = {name: (LUA / f"{name}.lua").read_text() for name in s.script_names()}
 FENCED = {"dispatch", "make_room", "reclaim", "expire", "refuse", "promote"}
-REDIS_WORDS = {"COUNT", "CREATE", "HEAD", "LIMIT", "MAXLEN", "MKSTREAM", "NX", "PX"}
+REDIS_WORDS = {"COUNT", "CREATE", "HEAD", "LIMIT", "MAXLEN", "MKSTREAM", "NOMKSTREAM", "NX", "PX"}
 """Arguments of Redis commands, not answers of scripts."""
 
 

@@ -211,3 +211,36 @@ def test_a_row_that_is_asked_for_leaves_its_tokens_and_the_next_attempt_answers_
 def test_a_row_that_waits_for_the_engine_is_given_back_as_it_came(loop: Loop) -> None:
     loop.worker._take(Leave(loop.session, [("r", "d")]))
     assert (loop.session.waiting, loop.reports.back, loop.reports.published) == ([], [("r", "d")], [])
+
+
+@pytest.fixture
+def streaming() -> Iterator[Loop]:
+    loop = Loop(SimEngine(load_profile("zero")))
+    loop.worker._flushed_at = float("inf")  # the next interval is not over
+    request = InferenceRequest(prompt="Hi", max_tokens=16, stream=True)
+    loop.session.waiting = [loop.opened("first", loop.encoded("first", request))]
+    step(loop)
+    step(loop)
+    loop.session.waiting = [loop.opened("second", loop.encoded("second", request))]
+    step(loop)
+    yield loop
+    loop.board.close()
+
+
+def step(loop: Loop) -> None:
+    loop.step()
+    loop.worker._publish(loop.session)
+
+
+def places(loop: Loop) -> list[tuple[str, int]]:
+    return [(item.id, item.offset) for item in loop.reports.published]
+
+
+def test_the_first_token_of_a_stream_is_published_at_once_and_that_of_no_other_with_it(streaming: Loop) -> None:
+    assert places(streaming) == [("first", 0), ("second", 0)]
+
+
+def test_what_came_since_is_published_together_when_the_interval_is_over(streaming: Loop) -> None:
+    streaming.worker._flushed_at = float("-inf")
+    step(streaming)
+    assert places(streaming)[2:] == [("first", 1), ("second", 1)]

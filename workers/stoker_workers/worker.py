@@ -117,7 +117,7 @@ class Worker:
         self._pacer = Pacer(config) if paced else None
         self._drain_at = float("inf")
         self._flushed_at = 0.0
-        self._first_tokens = False
+        self._begun: list[Row] = []
 
     def run(self) -> None:
         """Serve until a drain is done. When the engine fails, hand over first what it finished before."""
@@ -414,17 +414,18 @@ class Worker:
         row.first_token_us = int((now - row.begun_s) * 1e6)
         session.resident_tokens += row.resident_tokens
         self._board.add("prompt_tokens", len(row.work.prompt))
-        self._first_tokens |= row.stream
+        if row.stream:
+            self._begun.append(row)
 
     def _publish(self, session: Session) -> None:
-        """Publish new tokens of all streaming rows together: a first token at once, the others at intervals."""
-        now = time.monotonic()
-        if not self._first_tokens and now - self._flushed_at < self._config.flush_ms / 1000:
-            return
-        self._first_tokens, self._flushed_at = False, now
-        rows = [row for row in session.rows.values() if row.stream and row.published < row.tokens]
-        if rows:
-            session.reporter.publish([published(row) for row in rows])
+        """Publish new tokens of streaming rows: the first of each at once, those of all together at intervals."""
+        now, rows = time.monotonic(), self._begun
+        self._begun = []
+        if now - self._flushed_at >= self._config.flush_ms / 1000:
+            self._flushed_at, rows = now, list(session.rows.values())
+        new = [published(row) for row in rows if row.stream and row.published < row.tokens]
+        if new:
+            session.reporter.publish(new)
 
     def _tell(self, message: Message) -> None:
         self._news.write(to_line(message))

@@ -203,7 +203,10 @@ def _parse_running(reply: list[Any]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """One entry of a token stream. `end` is the request's outcome in its last entry, else empty."""
+    """One entry of a token stream, whose id is `<attempt>-<offset + 1>`.
+
+    `end` is the request's outcome in its last entry, else empty.
+    """
 
     entry: str
     attempt: int
@@ -243,8 +246,9 @@ def token_record(entry: str, fields: Mapping[bytes, bytes]) -> TokenRecord:
     """Return one entry of a token stream."""
     if b"end" in fields:
         return TokenRecord(entry, 0, 0, [], "", fields[b"end"].decode())
+    attempt, _, place = entry.partition("-")
     ids = unpack_tokens(fields[b"ids"], "token_ids")
-    return TokenRecord(entry, int(fields[b"attempt"]), int(fields[b"offset"]), ids, fields[b"text"].decode())
+    return TokenRecord(entry, int(attempt), int(place) - 1, ids, fields[b"text"].decode())
 
 
 def counts(keys: Keys) -> Read[dict[str, int]]:

@@ -1,6 +1,6 @@
 -- Publish new tokens of streaming requests, and of others what an attempt leaves for the next one when it is preempted; only where the member and the flight both carry the delivery: a reader
 -- never sees tokens of an attempt that was taken back. What is there already is not published again: an entry's id is
--- <attempt>-<offset + 1>, and Redis takes none that is not above the last one.
+-- <attempt>-<offset + 1>, which says both, and Redis takes none that is not above the last one.
 -- KEYS[1] prefix
 -- ARGV    inc, then per request: id, delivery, attempt, offset (tokens of the answer before these), token ids (packed),
 --         text
@@ -16,29 +16,37 @@ end
 touch()
 if #ids == 0 then return out end
 -- Of a flight record what is asked for here: taking all of it apart takes three times as long.
-local PARTS = '^([^|]*)|' .. string.rep('[^|]*|', 9) .. '([^|]*)|[^|]*|[^|]*|[^|]*|%d+:(%d+)[^|]*|[^|]*|[^|]*|([^|]*)|'
+local PARTS = '^' .. string.rep('[^|]*|', 10) .. '([^|]*)|[^|]*|[^|]*|[^|]*|%d+:(%d+)[^|]*|[^|]*|[^|]*|([^|]*)|'
 
--- The stream lives at most as long as its request may; what an attempt left for the next one not that long.
-local function publish(key, attempt, offset, most, streamed, at)
-  local added = redis.pcall('XADD', key, 'MAXLEN', '~', 4 * tonumber(most) + 16, attempt .. '-' .. int(tonumber(offset) + 1),
-    'attempt', attempt, 'offset', offset, 'ids', ARGV[at + 4], 'text', ARGV[at + 5])
+-- The stream lives at most as long as its request may; what an attempt left for the next one not that long. It is cut where
+-- an answer begins (anew): one that goes on has an entry for each token at most, and to add one then costs half as much.
+local function publish(id, flight, attempt, offset, at)
+  local nonce, most, streamed = match(flight, PARTS)
+  local key, entry = K .. 'tokens:' .. id .. ':' .. nonce, attempt .. '-' .. int(offset + 1)
+  local ids, text = ARGV[at + 4], ARGV[at + 5]
+  local goes_on = streamed == '1' and offset ~= '0'
+  local added = goes_on and redis.pcall('XADD', key, 'NOMKSTREAM', entry, 'ids', ids, 'text', text)
+  if not added then
+    goes_on = false
+    added = redis.pcall('XADD', key, 'MAXLEN', '~', int(3 * most + 16), entry, 'ids', ids, 'text', text)
+  end
   if type(added) == 'table' and added.err then
     local why = tostring(added.err)
     if not string.find(why, 'equal or smaller', 1, true) then error(why) end
-  elseif streamed ~= '1' then
-    call('PEXPIRE', key, TOKENS_TTL)
-  elseif call('XLEN', key) == 1 then
-    call('PEXPIRE', key, MAX_AGE / 1000)
+  elseif not goes_on then
+    call('PEXPIRE', key, streamed == '1' and MAX_AGE / 1000 or TOKENS_TTL)
   end
 end
+
+-- Both records begin with their delivery.
+local function begins(record, mark) return string.find(record, mark, 1, true) == 1 end
 
 local members, flights = call('HMGET', K .. 'work:' .. inc, unpack(ids)), call('MGET', unpack(flight_keys))
 for i, id in ipairs(ids) do
   local at, member, flight = 6 * i - 4, members[i], flights[i]
-  local delivery, nonce, most, streamed
-  if member and flight then delivery, nonce, most, streamed = match(flight, PARTS) end
-  if delivery == ARGV[at + 1] and match(member, '^[^|]*') == delivery then
-    publish(K .. 'tokens:' .. id .. ':' .. nonce, ARGV[at + 2], ARGV[at + 3], most, streamed, at)
+  local mark = ARGV[at + 1] .. '|'
+  if member and flight and begins(flight, mark) and begins(member, mark) then
+    publish(id, flight, ARGV[at + 2], ARGV[at + 3], at)
     out[i] = 'OK'
   else
     out[i] = 'STOP'
