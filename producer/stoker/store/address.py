@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from stoker.config import Config
 from stoker.errors import ConfigError
-from stoker.store import cluster
+from stoker.store import cluster, pools
 from stoker.store.keys import Keys
 
 POOL = 64
@@ -202,16 +202,18 @@ def async_client(config: Config) -> redis.asyncio.Redis:
     if url.startswith(SENTINEL_SCHEMES):
         address = SentinelAddress.parse(url)
         sentinel = redis.asyncio.sentinel.Sentinel(**address.options(config, 0.0, socket_timeout=None))  # type: ignore[no-untyped-call]
-        client = cast("redis.asyncio.Redis", sentinel.master_for(address.service))
+        client = cast(
+            "redis.asyncio.Redis", sentinel.master_for(address.service, connection_pool_class=pools.SentinelPool)
+        )
         _pack_in_c(client.connection_pool)
         return client
     options = redis_options(config) | {"socket_timeout": None}
     if url.startswith(CLUSTER_SCHEMES):
         kind = cluster.AsyncTlsConnection if url.startswith("rediss") else cluster.AsyncPlainConnection
         options = _cluster_options(url, Keys(config.tag).generation, options)
-        pool = redis.asyncio.BlockingConnectionPool(connection_class=kind, **options)
+        pool: Any = pools.Pool(connection_class=kind, **options)
     else:
-        pool = _pool(redis.asyncio.BlockingConnectionPool, url, options)
+        pool = _pool(pools.Pool, url, options)
     _pack_in_c(pool)
     return redis.asyncio.Redis.from_pool(pool)
 
