@@ -12,7 +12,6 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 
 from stoker.config import Config
@@ -205,7 +204,6 @@ def async_client(config: Config) -> redis.asyncio.Redis:
         client = cast(
             "redis.asyncio.Redis", sentinel.master_for(address.service, connection_pool_class=pools.SentinelPool)
         )
-        _pack_in_c(client.connection_pool)
         return client
     options = redis_options(config) | {"socket_timeout": None}
     if url.startswith(CLUSTER_SCHEMES):
@@ -214,26 +212,7 @@ def async_client(config: Config) -> redis.asyncio.Redis:
         pool: Any = pools.Pool(connection_class=kind, **options)
     else:
         pool = _pool(pools.Pool, url, options)
-    _pack_in_c(pool)
     return redis.asyncio.Redis.from_pool(pool)
-
-
-class _PacksInC:
-    """A connection to await whose commands are packed by hiredis, as redis-py does for those that block alone.
-
-    What redis-py does here takes as long as all else of a call with the arguments of hundreds of requests.
-    """
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        """Return a command as it goes over the wire."""
-        return cast("list[bytes]", _SERIALIZER.pack(*args))
-
-
-_SERIALIZER = HiredisRespSerializer()
-
-
-def _pack_in_c(pool: Any) -> None:
-    pool.connection_class = type(pool.connection_class.__name__, (_PacksInC, pool.connection_class), {})
 
 
 def _pool(kind: Any, url: str, options: dict[str, Any]) -> Any:
