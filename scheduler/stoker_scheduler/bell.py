@@ -29,17 +29,17 @@ class Bell:
 
     async def wait(self, seconds: float) -> None:
         """Wait until the bell rings, at most about `seconds`; raises `RedisUnavailable`."""
-        patience_s: float | None = seconds
-        if self._ring is None:
-            self._ring = asyncio.create_task(
-                self._store.read(reads.bell(self._store.keys, max(seconds, self._least_s)))
-            )
-            patience_s = None if seconds >= self._least_s else seconds
-        ring = self._ring
-        await asyncio.wait({ring}, timeout=patience_s)
+        if self._ring is None and seconds >= self._least_s:
+            await self._listen(seconds)  # nobody need hear it later: no task
+            return
+        ring = self._ring = self._ring or asyncio.create_task(self._listen(self._least_s))
+        await asyncio.wait({ring}, timeout=seconds)
         if ring.done():
             self._ring = None
             ring.result()
+
+    async def _listen(self, seconds: float) -> bool:
+        return await self._store.read(reads.bell(self._store.keys, seconds))
 
     async def leave(self) -> None:
         """Stop listening: the bell is for who leads."""

@@ -26,6 +26,9 @@ def scheduler(config: Config, log_level: str, metrics_port: int | None) -> None:
     Examples:  stoker scheduler --redis redis://10.0.0.5:6379/0
                stoker scheduler --queue wide --shards 3 --shard 0
     """
+    from stoker.light import leave_rich_out
+
+    leave_rich_out()
     import uvloop
 
     from stoker.garbage import spare_what_stays

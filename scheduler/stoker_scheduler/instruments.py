@@ -55,11 +55,14 @@ class Instruments:
             buckets=SHARES,
             registry=None,
         )
+        self._scripts: dict[str, Histogram] = {}
         self._claimed_s: float | None = None
 
     def timed(self, script: str, seconds: float) -> None:
         """Count a script that was answered."""
-        self.script.labels(script).observe(seconds)
+        if script not in self._scripts:  # to look one up takes longer than to count
+            self._scripts[script] = self.script.labels(script)
+        self._scripts[script].observe(seconds)
         if script == LEAD:
             self._claimed_s = time.monotonic()
 

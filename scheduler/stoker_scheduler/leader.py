@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import structlog
 
@@ -14,7 +14,7 @@ from stoker.errors import ConfigError
 from stoker.store import scripts
 from stoker.store.connection import AsyncStore, new_id
 from stoker.store.records import Waiting
-from stoker.store.scripts import Call, Dispatched
+from stoker.store.scripts import NOTHING_TOLD, Call, Dispatched, Told
 
 log = structlog.get_logger()
 
@@ -31,27 +31,9 @@ class Leadership:
     3. After it was fenced, or found another Redis history, claims under a new nonce: no delivery id is ever made twice.
     """
 
-    def __init__(
-        self,
-        store: AsyncStore,
-        config: Config,
-        circuits: Callable[[], Mapping[str, str]] = dict,
-        served: Callable[[], Mapping[str, float]] = dict,
-        forecast: Callable[[], str] = str,
-        speeds: Callable[[], Mapping[str, tuple[float, ...]]] = dict,
-        rooms: Callable[[], Mapping[str, tuple[float, ...]]] = dict,
-    ) -> None:
-        """Lead the queue of `config`.
-
-        For who looks at the queue, `circuits` gives those that are not closed, `served` what tenants were served,
-        `speeds` how quick workers are, `rooms` what BATCH may take of them. `forecast`: what submit holds deadlines
-        against.
-        """
-        self._circuits = circuits
-        self._served = served
-        self._forecast = forecast
-        self._speeds = speeds
-        self._rooms = rooms
+    def __init__(self, store: AsyncStore, config: Config, told: Callable[[], Told] = lambda: NOTHING_TOLD) -> None:
+        """Lead the queue of `config`; `told` is what to leave in Redis with each claim."""
+        self._told = told
         self._store = store
         self._config = config
         self._node = f"{socket.gethostname().split('.')[0]}-{os.getpid()}"
@@ -64,8 +46,7 @@ class Leadership:
     async def tick(self) -> None:
         """Take or renew the lease; raises `ConfigError` when the queue runs with another H."""
         me = f"{self._node}:{self._nonce}"
-        told = (self._circuits(), self._served(), self._forecast(), self._speeds(), self._rooms())
-        answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config, *told))
+        answer = await self._store.run(scripts.lead(me, self._generation, new_id(), self._config, self._told()))
         match answer.word:
             case "LEADER":
                 self._generation = answer.generation

@@ -21,7 +21,7 @@ from stoker.store.codec import class_windows_us
 from stoker.store.connection import AsyncStore
 from stoker.store.records import CLASSES, SUSPECT, Waiting, WorkerRecord, class_of
 from stoker.store.requirements import check_server
-from stoker.store.scripts import FENCED, Call, Dispatched
+from stoker.store.scripts import FENCED, Call, Dispatched, Told
 from stoker.store.views import QueueView
 from stoker_scheduler.answers import AnswerLengths
 from stoker_scheduler.balancer import LoadBalancer
@@ -70,15 +70,8 @@ class Scheduler:
         self._prices = StepPrices()
         self._times = ServiceTimes(self._prices)
         self._queue = RequestQueue(config)
-        self._leadership = Leadership(
-            self._store,
-            config,
-            self._health.not_closed,
-            self._queue.shares.served,
-            self._foretold,
-            lambda: {inc: astuple(speed) for inc, speed in self._times.speeds.items()},
-            lambda: {inc: astuple(room) for inc, room in self._rooms.items()},
-        )
+        self._leadership = Leadership(self._store, config, self._told)
+        self._told_before: Told | None = None  # of the last tick, once it was asked for
         self._batcher = DynamicBatcher(config)
         self._balancer = LoadBalancer(config)
         self._reserve = Reserve(config)
@@ -157,6 +150,7 @@ class Scheduler:
                     await self._learn_lengths()
                 with self._instruments.tick.time():
                     wait_s = await self.tick()
+                self._told_before = None
                 if wait_s > 0:
                     await self._bell.wait(wait_s)
             except Fenced:
@@ -374,10 +368,19 @@ class Scheduler:
                 await self._store.run(scripts.refuse(self._leadership.token, request))
                 log.warning("unschedulable", id=request.id, cost=request.cost)
 
-    def _foretold(self) -> str:
-        """Return what the fleet does when it is full, as submit reads it; empty while that is not known."""
-        forecast = self._times.forecast(self._known)
-        return forecast.text() if forecast else ""
+    def _told(self) -> Told:
+        """Return what to leave in Redis; made once a tick, for between two of them it stays as it is."""
+        if self._told_before is None:
+            # What the fleet does when it is full, as submit reads it.
+            forecast = self._times.forecast(self._known)
+            self._told_before = scripts.told(
+                self._health.not_closed(),
+                self._queue.shares.served(),
+                forecast.text() if forecast else "",
+                {inc: astuple(speed) for inc, speed in self._times.speeds.items()},
+                {inc: astuple(room) for inc, room in self._rooms.items()},
+            )
+        return self._told_before
 
     async def _learn_lengths(self) -> None:
         """Take in how long answers became, where less than max_tokens is kept free for them."""

@@ -128,6 +128,7 @@ def clients(q: Roles) -> None:
     q.submit("big", max_bytes=1)
     q.lead(forecast="1|1|1|1")
     q.submit("dated", timeout=1, tenant="t")
+    q.lead()
     q.submit("shed", sheddable=True)
     q.cancel("shed")
     q.cancel("b")

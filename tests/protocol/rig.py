@@ -392,7 +392,7 @@ class Queue:
 
     def lead(self, me: str = "s:1", generation: str = "", random: str = "g", forecast: str = "") -> s.Lead:
         """Take or renew the lease; the default scheduler's token is remembered."""
-        answer = self.store.run(s.lead(me, generation, random, self.config, forecast=forecast))
+        answer = self.store.run(s.lead(me, generation, random, self.config, s.told({}, {}, forecast, {}, {})))
         if answer.word == "LEADER" and me == "s:1":
             self.n = self.n if answer.token == self.token else 0
             self.token = answer.token

@@ -85,6 +85,29 @@ def test_a_takeover_raises_the_epoch_and_begins_its_dispatches_at_zero(q: Queue)
     assert old == q.token
 
 
+def test_what_a_leader_tells_takes_the_place_of_what_stood_there(q: Queue) -> None:
+    def leads(me: str, told: s.Told) -> dict[str, object]:
+        assert q.store.run(s.lead(me, "", "g", q.config, told)).word == "LEADER"
+        return {name: q.dump()["leader"].get(name) for name in ("circuits", "served", "forecast", "speeds", "rooms")}
+
+    first = s.told({"w": "open, slow"}, {"normal:t": 5.0}, "1|1|1|1", {"i": (2.0, 0.5)}, {"i": (3, 4)})
+    stands = leads("s:1", first)
+    assert stands == {"circuits": "w=open, slow", "served": "normal:t=5", "forecast": "1|1|1|1"} | {
+        "speeds": "i=2,0.5",
+        "rooms": "i=3,4",
+    }
+    assert leads("s:1", first) == stands
+    assert leads("s:1", s.told({}, {"normal:t": 6.0}, "", {"i": (2.0, 0.5)}, {})) == {
+        "circuits": None,
+        "served": "normal:t=6",
+        "forecast": None,
+        "speeds": "i=2,0.5",
+        "rooms": None,
+    }
+    q.now += L
+    assert set(leads("other:1", s.NOTHING_TOLD).values()) == {None}
+
+
 def test_the_same_node_under_a_new_nonce_is_another_leader(q: Queue) -> None:
     assert q.lead("s:2").word == "STANDBY"
 

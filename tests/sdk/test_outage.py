@@ -46,3 +46,18 @@ def test_a_loop_goes_on_through_an_outage_and_says_so_once() -> None:
     with capture_logs() as logs:
         assert asyncio.run(run()) == 6
     assert [line["event"] for line in logs] == ["redis unavailable", "redis is back"]
+
+
+def test_a_loop_ends_at_once_when_it_is_stopped_while_it_rests() -> None:
+    async def run() -> None:
+        stop, ticked = asyncio.Event(), asyncio.Event()
+
+        async def tick() -> None:
+            ticked.set()
+
+        loop = asyncio.create_task(every(3600, tick, stop))
+        await ticked.wait()
+        stop.set()
+        await asyncio.wait_for(loop, 30)
+
+    asyncio.run(run())

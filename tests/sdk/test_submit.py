@@ -319,7 +319,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_unless_it_may_be_tried(redis_u
     config = Config(redis_url=redis_url, heartbeat_ms=100)
     with Client(config=config) as client, contextlib.closing(Store(config)) as store:
         forecast = Forecast(tokens_per_s=100, base_us=1e6, prompt_us=0, answer_us=0)
-        store.run(scripts.lead("s:1", "", "g", config, forecast=forecast.text()))
+        store.run(scripts.lead("s:1", "", "g", config, scripts.told({}, {}, forecast.text(), {}, {})))
         with pytest.raises(DeadlineInfeasible, match=r"would take about 1\.0 s, got 0\.5") as caught:
             client.submit(prompt="a", timeout=0.5)
         assert (caught.value.timeout, caught.value.estimate) == (0.5, 1.0)

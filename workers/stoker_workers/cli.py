@@ -99,6 +99,9 @@ def worker(config: Config, name: str | None, log_level: str, metrics_port: int |
     """
     import asyncio
 
+    from stoker.light import leave_rich_out
+
+    leave_rich_out()
     from stoker.log import configure
     from stoker.shard_choice import with_shard
     from stoker_workers.messages import EngineOptions

@@ -112,7 +112,8 @@ _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Mes
 
 def to_line(message: Message) -> bytes:
     """Return the message as one line."""
-    return json.dumps({"kind": type(message).__name__, **asdict(message)}).encode() + b"\n"
+    fields = {name: getattr(message, name) for name in message.__slots__}  # `asdict` would copy them
+    return json.dumps({"kind": type(message).__name__, **fields}).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Message:

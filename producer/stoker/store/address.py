@@ -12,12 +12,11 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 
 from stoker.config import Config
 from stoker.errors import ConfigError
-from stoker.store import cluster
+from stoker.store import cluster, pools
 from stoker.store.keys import Keys
 
 POOL = 64
@@ -202,36 +201,18 @@ def async_client(config: Config) -> redis.asyncio.Redis:
     if url.startswith(SENTINEL_SCHEMES):
         address = SentinelAddress.parse(url)
         sentinel = redis.asyncio.sentinel.Sentinel(**address.options(config, 0.0, socket_timeout=None))  # type: ignore[no-untyped-call]
-        client = cast("redis.asyncio.Redis", sentinel.master_for(address.service))
-        _pack_in_c(client.connection_pool)
+        client = cast(
+            "redis.asyncio.Redis", sentinel.master_for(address.service, connection_pool_class=pools.SentinelPool)
+        )
         return client
     options = redis_options(config) | {"socket_timeout": None}
     if url.startswith(CLUSTER_SCHEMES):
         kind = cluster.AsyncTlsConnection if url.startswith("rediss") else cluster.AsyncPlainConnection
         options = _cluster_options(url, Keys(config.tag).generation, options)
-        pool = redis.asyncio.BlockingConnectionPool(connection_class=kind, **options)
+        pool: Any = pools.Pool(connection_class=kind, **options)
     else:
-        pool = _pool(redis.asyncio.BlockingConnectionPool, url, options)
-    _pack_in_c(pool)
+        pool = _pool(pools.Pool, url, options)
     return redis.asyncio.Redis.from_pool(pool)
-
-
-class _PacksInC:
-    """A connection to await whose commands are packed by hiredis, as redis-py does for those that block alone.
-
-    What redis-py does here takes as long as all else of a call with the arguments of hundreds of requests.
-    """
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        """Return a command as it goes over the wire."""
-        return cast("list[bytes]", _SERIALIZER.pack(*args))
-
-
-_SERIALIZER = HiredisRespSerializer()
-
-
-def _pack_in_c(pool: Any) -> None:
-    pool.connection_class = type(pool.connection_class.__name__, (_PacksInC, pool.connection_class), {})
 
 
 def _pool(kind: Any, url: str, options: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+from hiredis import pack_command
 from redis import exceptions
 
 from stoker.config import Config
@@ -263,6 +264,7 @@ class AsyncStore(_Base):
         """Connect lazily; `block_s` is how long reads may block; `client` replaces the redis-py client in tests."""
         super().__init__(config, clock=clock)
         self._redis = client or async_client(config)
+        self._shapes: dict[Any, Callable[..., Any]] = dict(self._redis.response_callbacks)
         self._timeout_s = reply_timeout_s(config, block_s)
 
     async def run(self, call: Call[T]) -> T:
@@ -317,17 +319,24 @@ class AsyncStore(_Base):
         return _replies(read, await self._exchange(read.commands))
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands together, as `Store` does; one deadline for all of it."""
+        """Send commands together, as `Store` does; one deadline for all of it.
+
+        Packed and read without what redis-py does around each of them: for a look at the queue that took as long again.
+        """
         pool, replies = self._redis.connection_pool, []
         async with asyncio.timeout(self._timeout_s):
             connection = await pool.get_connection()
             try:
-                await connection.send_packed_command(connection.pack_commands(commands))
+                await connection.send_packed_command(list(map(_pack, commands)))
                 for name, *_ in commands:
                     try:
-                        replies.append(await self._redis.parse_response(connection, str(name)))
+                        reply = await connection.read_response()
                     except exceptions.ResponseError as error:
-                        replies.append(error)
+                        reply = error
+                    else:
+                        shape = self._shapes.get(str(name))
+                        reply = shape(reply) if shape else reply
+                    replies.append(reply)
             except BaseException:
                 await connection.disconnect(nowait=True)
                 raise
@@ -345,6 +354,9 @@ class AsyncStore(_Base):
             raise self._ours(error, what) from failure
         self._since = None
         return reply
+
+
+_pack = cast("Callable[[Command], bytes]", pack_command)  # whose stub knows tuples of one
 
 
 def _of_redis(failure: exceptions.RedisError | OSError | RuntimeError) -> exceptions.RedisError | OSError:

@@ -36,6 +36,8 @@ MOST_ANSWERS = 4096
 IMPLICIT_PIECES = ("base", "clock")
 
 Arg = str | bytes | int | float
+Told = tuple[str, str, str, str, str]
+NOTHING_TOLD: Told = ("", "", "", "", "")
 T = TypeVar("T")
 
 
@@ -257,34 +259,34 @@ class Lead:
     detail: str = ""
 
 
-def lead(
-    me: str,
-    generation: str,
-    random: str,
-    config: Config,
-    circuits: Mapping[str, str] | None = None,
-    served: Mapping[str, float] | None = None,
-    forecast: str = "",
-    speeds: Mapping[str, tuple[float, ...]] | None = None,
-    rooms: Mapping[str, tuple[float, ...]] | None = None,
-) -> Call[Lead]:
-    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`.
+def told(
+    circuits: Mapping[str, str],
+    served: Mapping[str, float],
+    forecast: str,
+    speeds: Mapping[str, Sequence[float]],
+    rooms: Mapping[str, Sequence[float]],
+) -> Told:
+    """Return what a leader leaves in Redis, as `lead` takes it.
 
     For who looks: `circuits` are those that are not closed, `served` the tokens over weight of tenants' lanes.
     `forecast`: what submit holds deadlines against (`Forecast.text`), empty for nothing. `speeds`: by incarnation, the
     tokens a second of a full worker, and the seconds of a token of max_tokens on an empty one; for who looks, as
     `rooms`: by incarnation, what BATCH may take (the fields of `BatchRoom`).
     """
-    told = "|".join(f"{worker}={state}" for worker, state in (circuits or {}).items())
-    tenants = "|".join(f"{lane}={number:.0f}" for lane, number in islice((served or {}).items(), MOST_TOLD))
-    arguments = (me, generation, random, config.heartbeat_ms * 1000, told, tenants, forecast)
-    return Call("lead", (*arguments, _numbers(speeds or {}), _numbers(rooms or {})), _parse_lead)
+    states = "|".join(f"{worker}={state}" for worker, state in circuits.items())
+    tenants = "|".join(f"{lane}={number:.0f}" for lane, number in islice(served.items(), MOST_TOLD))
+    return states, tenants, forecast, _numbers(speeds), _numbers(rooms)
 
 
-def _numbers(told: Mapping[str, tuple[float, ...]]) -> str:
+def lead(me: str, generation: str, random: str, config: Config, left: Told = NOTHING_TOLD) -> Call[Lead]:
+    """Call that takes or renews the leader's lease; `me` is `<node>:<nonce>`, `left` what `told` made."""
+    return Call("lead", (me, generation, random, config.heartbeat_ms * 1000, *left), _parse_lead)
+
+
+def _numbers(known: Mapping[str, Sequence[float]]) -> str:
     """Return what is known of incarnations as they are told: inc=numbers pairs."""
-    known = islice(told.items(), MOST_TOLD)
-    return "|".join(f"{inc}={','.join(f'{number:.9g}' for number in numbers)}" for inc, numbers in known)
+    first = islice(known.items(), MOST_TOLD)
+    return "|".join(f"{inc}={','.join(f'{number:.9g}' for number in numbers)}" for inc, numbers in first)
 
 
 def _parse_lead(reply: list[Any]) -> Lead:

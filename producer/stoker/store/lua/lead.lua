@@ -10,18 +10,18 @@
 -- Returns LEADER token generation | STANDBY the leader's token, generation | VOID generation (another Redis history)
 --         | OTHER_H h
 local me = ARGV[1]
-touch()
-local h = call('GET', K .. 'h')
+local known = call('MGET', K .. 'h', K .. 'generation')
+local h, generation = known[1], known[2]
 if h and h ~= ARGV[4] then return {'OTHER_H', h} end
-if not h then call('SET', K .. 'h', ARGV[4]) end
 gap()
-local generation = call('GET', K .. 'generation')
+if not h then call('SET', K .. 'h', ARGV[4]) end
 if not generation then
   generation = ARGV[3]
   call('SET', K .. 'generation', generation)
 end
 local out
-local leader = call('HMGET', K .. 'leader', 'token', 'until')
+local told = {'circuits', 'served', 'forecast', 'speeds', 'rooms'}
+local leader = call('HMGET', K .. 'leader', 'token', 'until', unpack(told))
 local lapse = tonumber(leader[2] or '0')
 if ARGV[2] ~= '' and ARGV[2] ~= generation then
   out = {'VOID', generation}
@@ -37,8 +37,10 @@ else
   out = {'LEADER', token, generation}
 end
 if out[1] == 'LEADER' then
-  for i, name in ipairs({'circuits', 'served', 'forecast', 'speeds', 'rooms'}) do
-    if ARGV[4 + i] == '' then call('HDEL', K .. 'leader', name) else call('HSET', K .. 'leader', name, ARGV[4 + i]) end
+  for i, name in ipairs(told) do
+    if ARGV[4 + i] == (leader[2 + i] or '') then -- as a rule: it stands there already
+    elseif ARGV[4 + i] == '' then call('HDEL', K .. 'leader', name)
+    else call('HSET', K .. 'leader', name, ARGV[4 + i]) end
   end
 end
 emit('lead', me)

@@ -2,13 +2,14 @@
 -- lapse by time for T, because the workers' beats of that time are not there. Returns whether such a grace runs.
 local function gap()
   touch()
-  local tick = tonumber(call('GET', K .. 'tick') or nil)
+  local stamps = call('MGET', K .. 'tick', K .. 'grace')
+  local tick, grace = tonumber(stamps[1] or nil), tonumber(stamps[2] or '0')
   if not tick or now < tick or now - tick > H then
-    call('SET', K .. 'grace', int(now + T))
+    grace = now + T
+    call('SET', K .. 'grace', int(grace))
     ev('-', 'grace', tick and int(now - tick) or 'none')
     if tick and now < tick then call('INCRBY', K .. 'skew', int(tick - now)) end
   end
   call('SET', K .. 'tick', int(now))
-  local grace = tonumber(call('GET', K .. 'grace') or '0')
   return now < grace and grace <= now + T
 end
