@@ -89,6 +89,8 @@ class AsyncLink:
 
     async def _do(self, step: Step, patiently: bool) -> object:
         match step:
+            case Send():
+                return await self.sender.send(step.item)
             case Pause():
                 await asyncio.sleep(step.seconds)
                 self.check_open()
@@ -96,8 +98,6 @@ class AsyncLink:
             case Claim():
                 await agree_async(self.store, patiently=patiently, claim=True)
                 return None
-            case Send():
-                return await self.sender.send(step.item)
             case Post():
                 return Unsent(step.call)
             case Collect():
@@ -143,30 +143,25 @@ class AsyncLink:
         if comes:
             self.read_wakeups()
         for pause in itertools.repeat(None) if comes else poll_pauses():
+            if not comes:
+                await self._poll(pending)
+            left = seconds_left(deadline)
+            if pending.response is not None or left == 0:
+                return pending.response is not None
+            self.check(timeout)
+            seconds = pause if left is None else left if pause is None else min(pause, left)
             woken = self.loop.create_future()
             wake = functools.partial(_wake, woken)
+            # A timer costs less than a task.
+            timer = None if seconds is None else self.loop.call_later(seconds, wake)
             book.on_done(pending, wake)
             try:
-                if not comes:
-                    await self._poll(pending)
-                left = seconds_left(deadline)
-                if pending.response is not None or left == 0:
-                    return pending.response is not None
-                self.check(timeout)
-                await self._until(woken, wake, pause if left is None else left if pause is None else min(pause, left))
+                await woken
             finally:
                 book.off_done(pending, wake)
+                if timer:
+                    timer.cancel()
         raise AssertionError("the pauses never end")
-
-    async def _until(self, woken: asyncio.Future[None], wake: Callable[[], None], seconds: float | None) -> None:
-        """Wait until `woken`, or until `wake` is called after so many seconds: a timer costs less than a task."""
-        if seconds is None:
-            return await woken
-        timer = self.loop.call_later(seconds, wake)
-        try:
-            await woken
-        finally:
-            timer.cancel()
 
     async def watch(self, pendings: Sequence[Pending], callbacks: Sequence[Callable[[], object]]) -> None:
         """Have each callback called when its outcome is there; those that no wake-up comes for are asked for now."""

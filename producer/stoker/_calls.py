@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import os
 import secrets
@@ -38,6 +37,7 @@ from stoker.request import (
 from stoker.shards import shard_of
 from stoker.store.codec import Form, Outcome, Submission, bare_prompt, encode, response_of
 from stoker.store.durability import MEMORY, Durability
+from stoker.store.pack import surely_under
 from stoker.store.reads import Card, TokenRecord
 from stoker.store.scripts import Accepted
 
@@ -51,7 +51,7 @@ ONLY_LIFE = "0"
 _LETTERS = string.ascii_letters + string.digits
 
 _BARE = (list, str, array, tuple)
-_PLAIN = (int, float, str, bool, type(None), RequestPriority)
+_PLAIN = frozenset((int, float, str, bool, type(None), RequestPriority))
 """What cannot change behind the back of who remembers it."""
 
 MOST_FORMS = 64
@@ -162,7 +162,7 @@ class Forms:
         self, fields: Mapping[str, Any], *, displace: bool, check_deadline: bool
     ) -> tuple[InferenceRequest, Form] | None:
         """Return a request of these fields and its form; None where they do not go with a bare prompt."""
-        if not all(type(value) in _PLAIN for value in fields.values()) or "request_id" in fields:
+        if not _PLAIN.issuperset(map(type, fields.values())) or "request_id" in fields:
             return self._new(fields, displace, check_deadline)
         # Their types too: True is no number here, but equal to 1.
         key = (displace, check_deadline, *((name, type(value), value) for name, value in fields.items()))
@@ -200,28 +200,31 @@ class Encoder:
         check_deadline: bool,
     ) -> None:
         self.over_card = False
+        self._shared: tuple[InferenceRequest, Form] | None = None
+        self._looked = False
         self._fields = fields
         self._forms = forms
         self._card = card
         self._bytes_per_token = bytes_per_token
         self._wishes = {"displace": displace, "check_deadline": check_deadline}
 
-    @functools.cached_property
-    def _shared(self) -> tuple[InferenceRequest, Form] | None:
-        """What all items share that are a bare prompt; None where the fields do not go with one."""
-        return self._forms.of(self._fields, **self._wishes)
-
     def __call__(self, item: Item | None) -> Submission | InvalidRequest:
         """Return an item as `submit` takes it; ids and nonces are fixed here: a repeated call is the same call."""
         try:
-            if not isinstance(item, _BARE) or self._shared is None:
+            if not isinstance(item, _BARE) or (shared := self._form()) is None:
                 return self._whole(as_request(item, self._fields))
-            shared, form = self._shared
+            request, form = shared
             prompt = bare_prompt(item, self._bytes_per_token)
-            self._check(None if isinstance(item, str) else item, shared.max_tokens, prompt.most)
-            return form.fill(*_names(self._forms.config, shared.request_id), prompt)
+            self._check(None if isinstance(item, str) else item, request.max_tokens, prompt.token_ids)
+            return form.fill(*_names(self._forms.config, request.request_id), prompt)
         except InvalidRequest as error:
             return error
+
+    def _form(self) -> tuple[InferenceRequest, Form] | None:
+        """What all items share that are a bare prompt; None where the fields do not go with one."""
+        if not self._looked:
+            self._shared, self._looked = self._forms.of(self._fields, **self._wishes), True
+        return self._shared
 
     def _whole(self, request: InferenceRequest) -> Submission:
         if request.inputs is None:
@@ -238,8 +241,8 @@ class Encoder:
             **self._wishes,
         )
 
-    def _check(self, tokens: Sequence[int] | None, max_tokens: int, most: int = MAX_TOKEN_ID) -> None:
-        if self._card is not None and (error := over_card(tokens, max_tokens, self._card, most)):
+    def _check(self, tokens: Sequence[int] | None, max_tokens: int, packed: bytes = b"") -> None:
+        if self._card is not None and (error := over_card(tokens, max_tokens, self._card, packed)):
             self.over_card = True
             raise error
 
@@ -249,15 +252,14 @@ def _names(config: Config, request_id: str | None) -> tuple[str, str]:
     return (config.check_shard(request_id), unique()) if request_id else (fresh_id(config), ONLY_LIFE)
 
 
-def over_card(
-    tokens: Sequence[int] | None, max_tokens: int, card: Card, most: int = MAX_TOKEN_ID
-) -> InvalidRequest | None:
+def over_card(tokens: Sequence[int] | None, max_tokens: int, card: Card, packed: bytes = b"") -> InvalidRequest | None:
     """Return why the model cannot serve token ids or a text (None), where that is certain: no estimate refuses.
 
-    `most`: what no token id is over, so that those of a large vocabulary need not be looked at.
+    `packed`: the token ids as `pack_tokens` has them, which most often tells that each is in the vocabulary.
     """
     context, vocabulary = card.context, card.vocabulary
-    if tokens is not None and 0 < vocabulary <= most and (largest := max(tokens)) >= vocabulary:
+    unsure = 0 < vocabulary <= MAX_TOKEN_ID and not surely_under(packed, vocabulary)
+    if tokens is not None and unsure and (largest := max(tokens)) >= vocabulary:
         limit = f"token ids must be under the model's vocabulary of {vocabulary}"
         return InvalidRequest("prompt_tokens", limit, largest)
     # A text has at least one token, whatever the tokenizer.
@@ -303,7 +305,7 @@ def refusal(answer: Accepted, request_id: str, queue: str) -> StokerError | None
 
 def unreached(job: Any, wanted: Durability) -> DurabilityNotReached | None:
     """Return the error for an accepted request that is not as durable as asked, None where it is."""
-    if wanted.level in (MEMORY, job.durability):
+    if wanted.level == MEMORY or job.durability == wanted.level:
         return None
     return DurabilityNotReached(job, wanted.level, job.durability or MEMORY)
 

@@ -34,7 +34,7 @@ from stoker.stats import Stats, assemble
 from stoker.store import lookups, reads, scripts
 from stoker.store.codec import BYTES_PER_TOKEN, Submission
 from stoker.store.connection import Posted, Read, new_id
-from stoker.store.durability import MEMORY, Durability
+from stoker.store.durability import IN_MEMORY, MEMORY, Durability
 from stoker.store.keys import Keys
 from stoker.store.lookups import DeadLetter, Overview
 from stoker.store.pack import pack
@@ -43,7 +43,6 @@ from stoker.store.records import WorkerRecord
 from stoker.store.scripts import MAX_TENANT_SETTINGS, Call
 from stoker.tenants import SETTINGS, check_setting, number_text
 
-IN_MEMORY = Durability()
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 FACTS_AGE_S = 30.0
 CARD_AGE_S = 1.0
@@ -356,7 +355,7 @@ def submit_one(
         raise item
     while True:
         outcome: Pending | StokerError
-        if durability == IN_MEMORY:
+        if durability.level == MEMORY:
             outcome = yield Send(item)
         else:  # what others ask of Redis beside it would wait along
             [outcome] = yield from send(state, [item], durability)

@@ -126,7 +126,8 @@ class Book:
             pending.durability = MEMORY
             if pending.response is None:
                 pending.submission, pending.since = submission, time.monotonic()
-                if self._find(pending.id) is not pending:
+                ref = self._waiting.get(pending.id)
+                if ref is None or ref() is not pending:
                     self._waiting[pending.id] = weakref.ref(pending)
         return pending
 
@@ -152,6 +153,8 @@ class Book:
 
     def watch(self, pending: Pending) -> bool:
         """Take in a pending of before a fork; gives whether its outcome comes by itself."""
+        if pending.book is self and self._find(pending.id) is not None:  # as nearly always
+            return pending.phase is not Phase.FOREIGN
         with self._lock:
             if pending.book is not self:
                 # The callbacks belong to threads of the parent.
@@ -235,7 +238,8 @@ class Book:
                 return
             pending.response, pending.nonce, pending.submission = response, nonce, None
             callbacks, pending.callbacks = pending.callbacks, ()
-            if self._find(pending.id) is pending:
+            ref = self._waiting.get(pending.id)
+            if ref is not None and ref() is pending:
                 del self._waiting[pending.id]
         for callback in callbacks:
             callback()

@@ -125,19 +125,18 @@ class Client:
         `DurabilityNotReached`, whose `job` goes on.
         """
         wanted = Durability.parse(durability)
-        job = Job(
-            self,
-            self._drive(
-                _flows.submit_one,
-                request,
-                fields,
-                wanted,
-                block,
-                block_timeout,
-                displace=displace,
-                check_deadline=check_deadline,
-            ),
+        link = self._here()
+        flow = _flows.submit_one(
+            link.state,
+            request,
+            fields,
+            wanted,
+            block,
+            block_timeout,
+            displace=displace,
+            check_deadline=check_deadline,
         )
+        job = Job(self, link.drive(flow))
         if error := unreached(job, wanted):
             raise error
         return job

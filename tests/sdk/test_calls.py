@@ -163,6 +163,21 @@ def test_token_ids_are_held_against_the_vocabulary_however_they_are_packed(large
         assert isinstance(encoding(InferenceRequest(prompt_tokens=[1, largest, 2])), InvalidRequest) == refused
 
 
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 257, 1000, 32_000, 65_535])
+def test_a_token_id_is_refused_from_the_vocabulary_on_whatever_its_upper_byte(vocabulary: int) -> None:
+    encoding = Encoder(
+        {},
+        forms=Forms("c", Config()),
+        card=Card("i", {"vocabulary": vocabulary}),
+        bytes_per_token=4.0,
+        displace=False,
+        check_deadline=True,
+    )
+    near = range(max(0, vocabulary - 300), min(vocabulary + 300, 65_536))
+    refused = [token for token in near if isinstance(encoding([token, 0]), InvalidRequest)]
+    assert refused == [token for token in near if token >= vocabulary]
+
+
 def test_who_gave_no_id_gets_one_a_request_and_who_gave_one_a_nonce() -> None:
     first, second = map(encoder(), ["a", "a"])
     assert (first.id != second.id, first.nonce, second.nonce) == (True, ONLY_LIFE, ONLY_LIFE)

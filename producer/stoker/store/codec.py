@@ -33,7 +33,6 @@ from stoker.request import (
     unknown_field,
 )
 from stoker.store.pack import (
-    MOST_OF,
     check_readable,
     pack,
     pack_floats,
@@ -143,14 +142,14 @@ def _window_us(priority: str, config: Config) -> int:
 class Prompt(NamedTuple):
     """What a request asks: which of `PROMPTS`, its value in msgpack, and how many tokens it has, exactly or about.
 
-    `most`: no token id is over it.
+    `token_ids`: as `pack_tokens` has them, where they were just packed.
     """
 
     name: str
     packed: bytes
     tokens: int
     exact: bool
-    most: int = 0
+    token_ids: bytes = b""
 
 
 class Form:
@@ -252,7 +251,7 @@ def bare_prompt(value: str | Sequence[int], bytes_per_token: float) -> Prompt:
         return Prompt("prompt", pack(value), estimated_tokens(len(value.encode()), bytes_per_token), False)
     tokens = value.tolist() if isinstance(value, array) else value
     packed = packed_prompt(tokens)
-    return Prompt("prompt_tokens", pack(packed), len(tokens), True, MOST_OF[packed[:1]])
+    return Prompt("prompt_tokens", pack(packed), len(tokens), True, packed)
 
 
 def _affinity_key(request: InferenceRequest, config: Config) -> bytes:

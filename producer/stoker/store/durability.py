@@ -27,8 +27,10 @@ class Durability:
     @classmethod
     def parse(cls, level: object) -> Durability:
         """Return the level that a caller names; raises `InvalidRequest`."""
+        if level == MEMORY:
+            return IN_MEMORY
         copies = _REPLICATED.fullmatch(level) if isinstance(level, str) else None
-        if copies is None and level not in (MEMORY, FSYNC):
+        if copies is None and level != FSYNC:
             raise InvalidRequest("durability", "must be 'memory', 'fsync' or 'replicated:n' with n from 1 to 99", level)
         return cls(str(level), int(copies[1]) if copies else 0)
 
@@ -52,3 +54,6 @@ class Durability:
             return FSYNC if synced[0] >= 1 else MEMORY
         said = {name.decode(): value.decode() for name, value in (settings or {}).items()}
         return FSYNC if said.items() >= _APPENDS.items() else MEMORY
+
+
+IN_MEMORY = Durability()

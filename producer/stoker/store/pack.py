@@ -25,8 +25,7 @@ MAX_CONTAINERS = 1 << 16
 """Arrays and maps of one value: an empty map is one byte here and 64 in memory, so that 4 MB would cost 291 MB."""
 
 
-MOST_OF = {b"H": 0xFFFF, b"I": 0xFFFF_FFFF}
-"""The largest token id that can be packed under a type letter."""
+_BYTES = bytes(range(256))
 
 
 def pack(value: object, field: str = "inputs") -> bytes:
@@ -117,6 +116,14 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
         return struct.pack(f"<c{len(tokens)}H", b"H", *tokens)
     except struct.error:
         return b"I" + _little(array("I", tokens)).tobytes()
+
+
+def surely_under(packed: bytes, bound: int) -> bool:
+    """Return whether the upper bytes of what `pack_tokens` made tell that all token ids are under a bound.
+
+    They do for nearly all ids of 16 bits, in a third of the time that it takes to find the largest.
+    """
+    return packed[:1] == b"H" and not packed[2::2].translate(None, _BYTES[: bound >> 8])
 
 
 def unpack_tokens(data: object, field: str = "prompt_tokens") -> list[int]:
