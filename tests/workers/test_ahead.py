@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from stoker.request import RequestPriority
-from stoker_workers.ahead import AGED_S, Ahead, in_turn
+from stoker_workers.ahead import AGED_S, LET_GO_S, Ahead, in_turn, overdue
 
 
 def counters(*, steps: int, rows: int, ms: float, ended: int) -> dict[str, int]:
@@ -87,3 +87,13 @@ def test_the_better_class_goes_in_first_and_its_own_in_order() -> None:
 def test_what_waited_for_long_goes_in_before_better_classes() -> None:
     waiting = [Waiting("late", RequestPriority.CRITICAL, 5.0), Waiting("old", RequestPriority.BATCH, 5.0 - AGED_S)]
     assert [one.name for one in in_turn(waiting, 5.0)] == ["old", "late"]
+
+
+def test_what_is_too_much_goes_back_the_last_in_turn_first_once_it_has_waited() -> None:
+    late = LET_GO_S + 5
+    came = [("b", "batch", 5.0), ("n", "normal", 5.0), ("l", "low", late - 0.1), ("c", "critical", 5.0)]
+    waiting = [Waiting(name, RequestPriority(priority), begun_s) for name, priority, begun_s in came]
+    assert [one.name for one in overdue(waiting, 1, late)] == ["n", "b"]
+    assert [one.name for one in overdue(waiting, 3, late)] == ["b"]
+    assert overdue(waiting, 4, late) == []
+    assert len(overdue(waiting, -1, late + 1)) == 4

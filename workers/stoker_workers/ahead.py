@@ -16,6 +16,9 @@ AGED_S = 10.0
 It is longer than prompts of BATCH wait for their pace, which else were begun beside other prompts as a rule.
 """
 
+LET_GO_S = 1.0
+"""What waited so long in a worker that would not take it ahead any more goes back: it came to wait for some ms."""
+
 COUNTERS = ("steps", "row_steps", "busy_us", "finished")
 
 _RANKS = {priority: rank for rank, priority in enumerate(RequestPriority)}
@@ -67,6 +70,11 @@ B = TypeVar("B", bound=Begun)
 def in_turn(waiting: Iterable[B], now_s: float) -> list[B]:
     """Return what waits, the better class first; before all others what is aged, so that nothing starves."""
     return sorted(waiting, key=lambda one: -1 if aged(one, now_s) else _RANKS[one.priority])
+
+
+def overdue(waiting: Iterable[B], most: int, now_s: float) -> list[B]:
+    """Return what is more than `most` that wait, those whose turn comes last, and has waited `LET_GO_S`."""
+    return [one for one in in_turn(waiting, now_s)[max(0, most) :] if now_s - one.begun_s >= LET_GO_S]
 
 
 def aged(one: Begun, now_s: float) -> bool:

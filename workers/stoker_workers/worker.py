@@ -18,7 +18,7 @@ from stoker.every import Outage
 from stoker.request import RequestPriority
 from stoker.store.connection import Store
 from stoker.store.scripts import Settlement
-from stoker_workers.ahead import aged, in_turn
+from stoker_workers.ahead import aged, in_turn, overdue
 from stoker_workers.board import Board
 from stoker_workers.engine import (
     Admitted,
@@ -220,11 +220,10 @@ class Worker:
 
     def _let_go(self, session: Session, ahead: int) -> None:
         """Give back what it would not take ahead any more: rows stay longer now, and other workers may be free."""
-        most = max(0, self._rows + ahead - len(session.rows))
-        if len(session.waiting) > most:
-            waiting = in_turn(session.waiting, time.monotonic())
-            session.waiting = waiting[:most]
-            session.give_back([row.key for row in waiting[most:]])
+        back = overdue(session.waiting, self._rows + ahead - len(session.rows), time.monotonic())
+        if back:
+            self._drop(session, {row.key for row in back})
+            session.give_back([row.key for row in back])
 
     def _drop(self, session: Session, named: set[Key]) -> list[Row]:
         """Take attempts out of the engine and out of what waits for it; returns the rows that were in the engine."""
