@@ -33,7 +33,7 @@ def a_busy_queue(queue: Queue) -> dict[str, Arguments]:
     queue.settle(A, settlement("fails", runs, "failure"))
     [bell, *_] = queue.read(A)
     new = queue.encode("new", timeout=5, tenant="t", stream=True)
-    tokens = s.Published("streaming", runs, 1, 0, b"H\x01\x00", "x")
+    tokens = s.Published("streaming", runs, "n-streaming", 1, 0, b"H\x01\x00", "x")
     ends = [settlement("runs", runs, "retry"), settlement("streaming", runs, "ok")]
     beat = s.Beat(inc=A, generation="g", accepting=True, capacity=100, figures={"steps": 1}, costs={("runs", runs): 5})
     calls: list[s.Call[Any]] = [

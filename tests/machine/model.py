@@ -852,7 +852,7 @@ class Model:
     def _publish(self, inc: str, item: scripts.Published) -> bool:
         worker, life = self.incs.get(inc), self.lives.get(item.id)
         member = worker.work.get(item.id) if worker else None
-        if not member or not life or not member.delivery == item.delivery == life.delivery:
+        if not member or not life or not member.delivery == item.delivery == life.delivery or life.nonce != item.nonce:
             return False
         name = f"{life.id}:{life.nonce}"
         attempt, offset = self.last_tokens.get(name, (0, 0))

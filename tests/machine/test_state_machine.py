@@ -550,7 +550,9 @@ class Machine(Compared):
             self._publish(attempts)
 
     def _publish(self, attempts: list[Attempt]) -> None:
-        items = [scripts.Published(a.id, a.delivery, a.number, self.dice.below(4), b"H\1\0", "x") for a in attempts]
+        items = [
+            scripts.Published(a.id, a.delivery, a.nonce, a.number, self.dice.below(4), b"H\1\0", "x") for a in attempts
+        ]
         self.do("flush", attempts[0].inc, items)
 
     # --- long ways --------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_a_worker_dies_and_another_one_finishes(q: Queue) -> None:
     q.lose(A, "crash", "a")
     q.register("b:1-x")
     delivery = q.start("b:1-x", "a")
-    tokens = s.Published("a", delivery, 2, 0, b"H\x01\x00", "x")
+    tokens = s.Published("a", delivery, "n-a", 2, 0, b"H\x01\x00", "x")
     assert q.store.run(s.flush("b:1-x", [tokens])) == ["OK"]
     assert q.store.run(s.flush("b:1-x", [tokens])) == ["OK"]
     assert q.settle("b:1-x", ok("a", delivery, attempt=2)) == ["OK"]

@@ -15,7 +15,7 @@ def flush(q: Queue, inc: str, *items: s.Published) -> list[str]:
 
 def tokens(request_id: str, delivery: str, offset: int = 0, attempt: int = 1, text: str = "hi") -> s.Published:
     """Return two tokens of an attempt."""
-    return s.Published(request_id, delivery, attempt, offset, b"H\x01\x00\x02\x00", text)
+    return s.Published(request_id, delivery, f"n-{request_id}", attempt, offset, b"H\x01\x00\x02\x00", text)
 
 
 def test_tokens_go_into_the_stream_of_the_requests_life(q: Queue) -> None:
@@ -82,6 +82,15 @@ def test_the_next_attempt_begins_its_offsets_anew(q: Queue) -> None:
     second = q.start(A, "a")
     assert flush(q, A, tokens("a", second, attempt=2)) == ["OK"]
     assert [r["entry"] for r in q.dump()["tokens:a:n-a"]] == ["1-1", "2-1"]
+
+
+def test_tokens_of_another_life_stop(q: Queue) -> None:
+    q.submit("a", stream=True)
+    delivery = q.start(A, "a")
+    before = q.before()
+    for offset in (0, 2):
+        assert flush(q, A, s.Published("a", delivery, "n2", 1, offset, b"H", "x")) == ["STOP"]
+    assert changes(before, q.dump()) == {}
 
 
 def test_what_was_cancelled_stops(q: Queue) -> None:

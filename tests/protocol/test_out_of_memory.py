@@ -117,7 +117,7 @@ SCENARIOS: dict[str, tuple[Callable[[Queue], object], Callable[[Queue], object],
     "expire": (_late, lambda q: q.expire(), ["a"]),
     "flush": (
         lambda q: _running(q, stream=True),
-        _run(s.flush(A, [s.Published("a", "1-1-1", 1, 0, b"H", "x")])),
+        _run(s.flush(A, [s.Published("a", "1-1-1", "n-a", 1, 0, b"H", "x")])),
         ["OK"],
     ),
     "hand_back": (_running, lambda q: q.hand_back(A, ("a", "1-1-1")), "OK"),

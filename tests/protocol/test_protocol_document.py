@@ -236,7 +236,7 @@ class Story:
         q = self.q
         q.submit("s", stream=True)
         delivery = q.start(A, "s")
-        q.store.run(s.flush(A, [s.Published("s", delivery, 1, 0, b"H", "x")]))
+        q.store.run(s.flush(A, [s.Published("s", delivery, "n-s", 1, 0, b"H", "x")]))
         self.look()
         q.settle(A, ok("s", delivery))
 

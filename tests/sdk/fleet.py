@@ -61,7 +61,7 @@ class Running:
 
     def published(self, offset: int, tokens: list[Piece]) -> Published:
         ids, text = pack_tokens([token for token, _ in tokens]), "".join(piece for _, piece in tokens)
-        return Published(self.payload.id, self.delivery, self.payload.attempt, offset, ids, text)
+        return Published(self.payload.id, self.delivery, self.payload.nonce, self.payload.attempt, offset, ids, text)
 
     def settlement(self) -> Settlement:
         outcome, reason, body = self.outcome()

@@ -24,7 +24,7 @@ def published(row: Row) -> Published:
     new = row.token_ids[row.published :]
     # The first text is what earlier attempts gave.
     text = "".join(row.unpublished_text if row.stream else row.texts[1:])
-    item = Published(*row.key, row.payload.attempt, row.published, pack_tokens(new), text)
+    item = Published(*row.key, row.payload.nonce, row.payload.attempt, row.published, pack_tokens(new), text)
     row.published = row.tokens
     row.unpublished_text.clear()
     return item

@@ -421,6 +421,7 @@ class Published:
 
     id: str
     delivery: str
+    nonce: str
     attempt: int
     offset: int
     ids: bytes
@@ -431,7 +432,7 @@ def flush(inc: str, items: Iterable[Published]) -> Call[list[str]]:
     """Call that publishes tokens; gives OK or STOP for each."""
     args: list[Arg] = [inc]
     for item in items:
-        args += (item.id, item.delivery, item.attempt, item.offset, item.ids, item.text)
+        args += (item.id, item.delivery, item.nonce, item.attempt, item.offset, item.ids, item.text)
     return Call("flush", args, _words)
 
 
