@@ -255,7 +255,7 @@ MUTATIONS = [
         "flush.lua",
         "if member and flight and begins(flight, mark) and begins(member, mark) then",
         "if member and flight and begins(member, mark) then",
-        "protocol.test_flush:test_a_member_whose_flight_moved_on_stops",
+        "protocol.test_flush:test_a_member_of_an_attempt_that_was_followed_by_another_stops",
     ),
     Mutation(
         "reclaim requeues what moved on",

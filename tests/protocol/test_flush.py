@@ -136,6 +136,19 @@ def test_a_member_whose_flight_moved_on_stops(q: Queue) -> None:
     assert changes(before, q.dump()) == {}
 
 
+def test_a_member_of_an_attempt_that_was_followed_by_another_stops(q: Queue) -> None:
+    q.register("b:1-x")
+    q.submit("a", stream=True)
+    first = q.start(A, "a")
+    member = q.redis.hget(q.keys.work(A), "a")
+    q.hand_back(A, ("a", first))
+    q.start("b:1-x", "a")
+    q.redis.hset(q.keys.work(A), "a", member)
+    before = q.before()
+    assert flush(q, A, tokens("a", first)) == ["STOP"]
+    assert changes(before, q.dump()) == {}
+
+
 def test_a_flight_without_the_member_stops(q: Queue) -> None:
     q.submit("a", stream=True)
     delivery = q.start(A, "a")
