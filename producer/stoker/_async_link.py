@@ -38,7 +38,7 @@ from stoker.store import lookups, reads
 from stoker.store.agreement import agree_async
 from stoker.store.codec import Submission
 from stoker.store.connection import AsyncStore, Read
-from stoker.store.lookups import Place
+from stoker.store.lookups import BEGINNING, Place
 from stoker.store.reads import TokenRecord
 
 log = logging.getLogger("stoker")
@@ -46,10 +46,13 @@ log = logging.getLogger("stoker")
 T = TypeVar("T")
 
 READS = 8
-"""How many reads of token streams are under way at a time; each has a connection."""
+"""How many reads of token streams are under way at a time, of first tokens and of others; each has a connection."""
 
 SHARES = 5
 """Reads of token streams begin at least this part of `flush_ms` apart."""
+
+FIRST_SHARES = 25
+"""The same of those that wait for first tokens."""
 
 
 class AsyncLink:
@@ -293,28 +296,72 @@ class Sender:
         self._waiting.clear()
 
 
+class Lane:
+    """Who waits for tokens of one kind, and the reads for them that are under way; these begin so far apart."""
+
+    def __init__(self, name: str, apart_s: float) -> None:
+        """Wait for nothing yet."""
+        self.name = name
+        self.apart_s = apart_s
+        self.waiting: dict[Place, list[asyncio.Future[list[TokenRecord]]]] = {}
+        self.reading: list[Sequence[Place]] = []
+        self.changed = asyncio.Event()
+
+    def leave(self, place: Place, future: asyncio.Future[list[TokenRecord]]) -> None:
+        """Do not wait any more."""
+        futures = self.waiting.get(place, [])
+        if future in futures:
+            futures.remove(future)
+            if not futures:
+                del self.waiting[place]
+
+    def unread(self) -> list[Place]:
+        """Where no read reads yet: of several places in a stream the furthest behind, which lacks what others have."""
+        reading = set(itertools.chain.from_iterable(self.reading))
+        found: dict[tuple[str, str], Place] = {}
+        for place in self.waiting:
+            stream = place[:2]
+            if place not in reading and (stream not in found or _entry(place) < _entry(found[stream])):
+                found[stream] = place
+        return list(found.values())
+
+    def give(self, found: dict[Place, list[TokenRecord]]) -> None:
+        """Give who waits at these places what was read there."""
+        for place, records in found.items():
+            for future in self.waiting.pop(place, []):
+                if not future.done():
+                    future.set_result(records)
+
+    def fail(self, places: Sequence[Place], error: Exception) -> None:
+        """Raise in everybody who waits at these places."""
+        for future in itertools.chain.from_iterable(self.waiting.pop(place, []) for place in places):
+            if not future.done():
+                future.set_exception(error)
+
+
 class Streams:
     """Reads the token streams of all who wait for tokens, many at a time: a read each would need a connection each.
 
     Who comes while a read is under way is read for in another one, of at most `READS`: a read lasts while no token
     comes. It costs Redis a look at each stream that is in it, and what a worker publishes together wakes it with the
-    first of them alone. So reads begin `flush_ms / SHARES` apart at least, and take together what came meanwhile.
+    first of them alone. So reads begin `flush_ms / SHARES` apart at least, and take together what came meanwhile. Who
+    waits for a first token is in reads of their own, which the many tokens of answers that go on do not end.
     """
 
     def __init__(self, link: AsyncLink) -> None:
         """Read nothing yet."""
         self._link = link
-        self._waiting: dict[Place, list[asyncio.Future[list[TokenRecord]]]] = {}
-        self._reading: list[Sequence[Place]] = []
-        self._changed = asyncio.Event()
+        self._firsts = Lane("first-tokens", self._flush_ms / 1000 / FIRST_SHARES)
+        self._others = Lane("tokens", self._flush_ms / 1000 / SHARES)
         self._born_s = link.loop.time()
 
     async def read(self, place: Place, block_ms: int) -> list[TokenRecord]:
         """Return the records past a place, waiting for one at most about `block_ms`."""
+        lane = self._firsts if place[2] == BEGINNING else self._others
         future: asyncio.Future[list[TokenRecord]] = self._link.loop.create_future()
-        self._waiting.setdefault(place, []).append(future)
-        self._changed.set()
-        self._link.start("streams", self._run)
+        lane.waiting.setdefault(place, []).append(future)
+        lane.changed.set()
+        self._link.start(lane.name, lambda: self._run(lane))
         try:
             # Python 3.11's `wait_for` drops a cancel that comes together with what it waits for.
             async with asyncio.timeout(max(block_ms, self._flush_ms) / 1000):
@@ -322,14 +369,7 @@ class Streams:
         except TimeoutError:
             return []
         finally:
-            self._leave(place, future)
-
-    def _leave(self, place: Place, future: asyncio.Future[list[TokenRecord]]) -> None:
-        futures = self._waiting.get(place, [])
-        if future in futures:
-            futures.remove(future)
-            if not futures:
-                del self._waiting[place]
+            lane.leave(place, future)
 
     @property
     def _flush_ms(self) -> int:
@@ -337,55 +377,35 @@ class Streams:
 
     def wake_all(self) -> None:
         """Let everybody who waits look up: the client was closed."""
-        self._give({place: [] for place in self._waiting})
+        for lane in (self._firsts, self._others):
+            lane.give({place: [] for place in lane.waiting})
 
-    async def _run(self) -> None:
+    async def _run(self, lane: Lane) -> None:
         async with asyncio.TaskGroup() as group:
             while not self._link.closed:
-                self._changed.clear()
-                places = self._unread() if len(self._reading) < READS else []
+                lane.changed.clear()
+                places = lane.unread() if len(lane.reading) < READS else []
                 if not places:
-                    await self._changed.wait()
+                    await lane.changed.wait()
                     continue
-                self._reading.append(places)
-                group.create_task(self._turn(places))
-                await asyncio.sleep(self._flush_ms / 1000 / SHARES)
+                lane.reading.append(places)
+                group.create_task(self._turn(lane, places))
+                await asyncio.sleep(lane.apart_s)
 
-    def _unread(self) -> list[Place]:
-        """Where no read reads yet: of several places in a stream the furthest behind, which lacks what others have."""
-        reading = set(itertools.chain.from_iterable(self._reading))
-        found: dict[tuple[str, str], Place] = {}
-        for place in self._waiting:
-            stream = place[:2]
-            if place not in reading and (stream not in found or _entry(place) < _entry(found[stream])):
-                found[stream] = place
-        return list(found.values())
-
-    async def _turn(self, places: Sequence[Place]) -> None:
+    async def _turn(self, lane: Lane, places: Sequence[Place]) -> None:
         read = lookups.token_streams(self._link.state.keys, places, self._block_ms())
         try:
-            self._give(await self._link.waiting.read_patiently(read))
+            lane.give(await self._link.waiting.read_patiently(read))
         except Exception as error:
-            self._fail(places, error)
+            lane.fail(places, error)
         finally:
-            self._reading.remove(places)
-            self._changed.set()
+            lane.reading.remove(places)
+            lane.changed.set()
 
     def _block_ms(self) -> int:
         """How long a read may last: all end at the same moments, so that those of newcomers join the others."""
         left = self._flush_ms - int(1000 * (self._link.loop.time() - self._born_s)) % self._flush_ms
         return left if left > self._flush_ms / SHARES else left + self._flush_ms
-
-    def _give(self, found: dict[Place, list[TokenRecord]]) -> None:
-        for place, records in found.items():
-            for future in self._waiting.pop(place, []):
-                if not future.done():
-                    future.set_result(records)
-
-    def _fail(self, places: Sequence[Place], error: Exception) -> None:
-        for future in itertools.chain.from_iterable(self._waiting.pop(place, []) for place in places):
-            if not future.done():
-                future.set_exception(error)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

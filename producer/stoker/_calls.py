@@ -37,6 +37,7 @@ from stoker.request import (
 from stoker.shards import shard_of
 from stoker.store.codec import Form, Outcome, Submission, bare_prompt, encode, response_of
 from stoker.store.durability import MEMORY, Durability
+from stoker.store.lookups import BEGINNING
 from stoker.store.pack import surely_under
 from stoker.store.reads import Card, TokenRecord
 from stoker.store.scripts import Accepted
@@ -376,7 +377,7 @@ class TokenReader:
 
     def __init__(self) -> None:
         """Start before the first token."""
-        self.after = "0"
+        self.after = BEGINNING
         self.ended = False
         self._attempt = 0
         self._position = 0

@@ -261,7 +261,7 @@ async def test_closing_ends_who_waits_and_leaves_no_task(config: Config) -> None
     job = await client.submit(prompt="hi", stream=True)
     waiting = [asyncio.create_task(job.result()), asyncio.create_task(anext(job.stream()))]
     loop = asyncio.get_running_loop()
-    await until(lambda: {"stoker-wakeups", "stoker-streams"} <= {t.get_name() for t in asyncio.all_tasks(loop)})
+    await until(lambda: {"stoker-wakeups", "stoker-first-tokens"} <= {t.get_name() for t in asyncio.all_tasks(loop)})
     await client.close()
     for task in waiting:
         with pytest.raises(StokerError, match="closed"):

@@ -79,7 +79,7 @@ def reading(streams: Streams, *places: Place) -> list[asyncio.Task[list[TokenRec
 
 async def at_rest(streams: Streams) -> None:
     """Wait until all that was asked for is seen, and is read or has to wait."""
-    changed: Any = streams._changed
+    changed: Any = streams._firsts.changed
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
         while changed.is_set() or not changed._waiters:  # noqa: ASYNC110  # what an event shows nobody tells
@@ -102,12 +102,24 @@ async def test_who_comes_together_shares_a_read(redis: Redis, streams: Streams) 
 
 
 async def test_all_that_a_read_was_for_is_in_the_next_one(redis: Redis, streams: Streams) -> None:
-    first, _ = reading(streams, place("a"), place("b"))
+    first, _ = reading(streams, place("a", "0-1"), place("b", "0-1"))
     await redis.asked(1)
     redis.answer(0, "a")
     await first
     reading(streams, place("a", "1-1"))
     assert await redis.asked(2) == [["a", "b"], ["a", "b"]]
+
+
+async def test_tokens_of_answers_that_go_on_do_not_end_the_read_of_who_waits_for_a_first_one(
+    redis: Redis, streams: Streams
+) -> None:
+    more, first = reading(streams, place("goes on", "1-1"), place("new"))
+    assert sorted(await redis.asked(2)) == [["goes on"], ["new"]]
+    redis.answer((await redis.asked(2)).index(["goes on"]), "goes on")
+    assert len(await more) == 1
+    reading(streams, place("goes on", "2-1"))
+    assert (await redis.asked(3))[2] == ["goes on"]
+    assert not first.done()
 
 
 async def test_no_more_reads_than_allowed_are_under_way_and_the_next_takes_all_who_wait(
@@ -126,7 +138,7 @@ async def test_no_more_reads_than_allowed_are_under_way_and_the_next_takes_all_w
 
 
 async def test_two_places_of_a_stream_are_read_for_apart(redis: Redis, streams: Streams) -> None:
-    ahead, behind = reading(streams, place("a", "1-1"), place("a"))
+    ahead, behind = reading(streams, place("a", "1-1"), place("a", "0-1"))
     assert await redis.asked(2) == [["a"], ["a"]]
     redis.answer(0, "a")
     assert [record.entry for record in await behind] == ["1-1"]

@@ -104,7 +104,9 @@ def _parse_nonce(reply: list[Any]) -> str:
 
 
 Place = tuple[str, str, str]
-"""Where a reader of a token stream is: the request's id, its nonce, and the last entry read ("0" at first)."""
+"""Where a reader of a token stream is: the request's id, its nonce, and the last entry read (`BEGINNING` at first)."""
+
+BEGINNING = "0"
 
 
 def token_streams(keys: Keys, places: Sequence[Place], block_ms: int) -> Read[dict[Place, list[TokenRecord]]]:
